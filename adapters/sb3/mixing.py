@@ -1,0 +1,249 @@
+"""What the Stable-Baselines3 buffers share: counting writes, refreshing, and gathering mixed batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+from torch import Tensor
+
+from ..config import UpsamplerConfig
+from ..holdout import RowOrder
+from ..replay import SyntheticReplay
+from ..transitions import Transitions, TransitionSpec
+from ..upsampler import UpsamplerFactory
+
+Samples = ReplayBufferSamples | DictReplayBufferSamples
+
+
+class SynthERMixin(ReplayBuffer):
+    """Adds synthetic transitions to a Stable-Baselines3 buffer class that stands to its right.
+
+    The arguments left of the star and every other keyword are the buffer's own.
+
+    Args:
+        upsampler, upsampler_device, retrain_every, start_after, num_synthetic, synthetic_fraction, progress_bar,
+        refresh_log: see `synther_buffers.SyntheticReplay`.
+        seed: of everything random in the synthetic part; None for the seed that the algorithm has just set.
+
+    Attributes:
+        synthetic: the `SyntheticReplay`, with the schedule, the synthetic rows and the reports of the refreshes.
+
+    Raises:
+        ValueError: an argument out of range, `optimize_memory_usage`, or a ring smaller than `retrain_every`.
+        TypeError: an argument of the wrong type, or an observation space of another class's.
+    """
+
+    synthetic: SyntheticReplay
+
+    def __init__(
+        self,
+        *args: Any,
+        upsampler: str | UpsamplerConfig | UpsamplerFactory = "auto",
+        upsampler_device: str | torch.device = "auto",
+        retrain_every: int = 10_000,
+        start_after: int | None = None,
+        num_synthetic: int | None = None,
+        synthetic_fraction: float = 0.5,
+        seed: int | None = None,
+        progress_bar: bool = True,
+        refresh_log: str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(self, HerReplayBuffer) or {"n_sampled_goal", "goal_selection_strategy"} & set(kwargs):
+            raise TypeError(
+                f"{type(self).__name__} does not support hindsight experience replay: synthetic rows would have to be "
+                "relabelled before they are learned. Use HerReplayBuffer alone, or SynthERDictBuffer without HER."
+            )
+        if kwargs.get("optimize_memory_usage"):
+            raise ValueError(
+                "optimize_memory_usage=True is not supported: it does not store next observations, so the rows at "
+                "episode ends are wrong. Leave it False."
+            )
+        super().__init__(*args, **kwargs)
+        self.synthetic = SyntheticReplay(
+            self._make_spec(),
+            upsampler,
+            upsampler_device=upsampler_device,
+            retrain_every=retrain_every,
+            start_after=start_after,
+            num_synthetic=num_synthetic,
+            synthetic_fraction=synthetic_fraction,
+            # The algorithm seeds torch right before it builds its buffer; reading the seed draws nothing.
+            seed=torch.initial_seed() if seed is None else seed,
+            progress_bar=progress_bar,
+            refresh_log=refresh_log,
+            device=self.device,
+        )
+        if self.synthetic.synthetic_fraction > 0 and self.synthetic.retrain_every > self.buffer_size * self.n_envs:
+            raise ValueError(
+                f"retrain_every={self.synthetic.retrain_every} is more than buffer_size={self.buffer_size * self.n_envs}: "
+                "rows would be overwritten before a refresh could learn them. Lower retrain_every or raise buffer_size."
+            )
+        self._num_adds = 0
+        self._batch_rows: dict[str, Tensor] = {}
+        self._batch_rows_of: Transitions | None = None
+
+    def _make_spec(self) -> TransitionSpec:
+        """The fields of this buffer's transitions. Box actions are stored scaled to [-1, 1]."""
+        bounds = (-1.0, 1.0) if isinstance(self.action_space, spaces.Box) else None
+        return TransitionSpec.from_spaces(
+            self.observation_space, self.action_space, action_bounds=bounds, discounts=self._discounts()
+        )
+
+    def _discounts(self) -> tuple[float, ...]:
+        """gamma ** k for each k of an n-step row; none for one-step rows."""
+        return ()
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def add(self, *args: Any, **kwargs: Any) -> None:
+        """Store one transition of each environment; see the buffer's own `add`."""
+        super().add(*args, **kwargs)
+        self._num_adds += 1
+        self.synthetic.observe_total(self._num_adds * self.n_envs)
+
+    def reset(self) -> None:
+        """Empty the buffer and forget the synthetic set, the model and the counters."""
+        super().reset()
+        self._num_adds = 0
+        self.synthetic.reset()
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> Samples:
+        """A batch of the buffer's own kind, partly synthetic once there has been a refresh.
+
+        Args:
+            batch_size: rows in all.
+            env: normalises observations and rewards, of real and synthetic rows alike.
+        """
+        synthetic = self.synthetic
+        if synthetic.refresh_due:
+            synthetic.refresh(self._real_transitions(), self._row_order())
+        num_real, num_synthetic = synthetic.split(batch_size)
+        if num_synthetic == 0:
+            return super().sample(batch_size, env)
+        return self._mixed(num_real, num_synthetic, env)
+
+    def _mixed(self, num_real: int, num_synthetic: int, env: VecNormalize | None) -> Samples:
+        """Real rows first. They are drawn as the buffer's own `sample` draws them, from NumPy's global stream."""
+        upper = self.buffer_size if self.full else self.pos
+        steps = np.random.randint(0, upper, size=num_real)
+        envs = np.random.randint(0, high=self.n_envs, size=num_real)
+        synthetic_rows = self._synthetic_batch_rows()
+        real_index = torch.from_numpy(steps * self.n_envs + envs)
+        synthetic_index = self.synthetic.draw_indices(num_synthetic)
+        batch = {
+            name: _gather(array, real_index, synthetic_rows[name], synthetic_index)
+            for name, array in self._real_arrays().items()
+        }
+        # The buffer's own rule: a time limit does not stop bootstrapping.
+        ended, timed_out = self._flat(self.dones), self._flat(self.timeouts)
+        rows = real_index.numpy()
+        effective = torch.from_numpy(ended[rows] * (1 - timed_out[rows])).unsqueeze(1)
+        dones = torch.cat((effective.to(self.device), synthetic_rows["terminated"].index_select(0, synthetic_index)))
+        return self._pack(batch, dones, env)
+
+    def _pack(self, batch: dict[str, Tensor], dones: Tensor, env: VecNormalize | None) -> Samples:
+        """The framework's tuple from gathered fields, normalised by `env` if there is one."""
+        observation, next_observation, reward = batch["observation"], batch["next_observation"], batch["reward"]
+        if env is not None:
+            observation = self._normalized(observation, env)
+            next_observation = self._normalized(next_observation, env)
+            reward = self._to_device(self._normalize_reward(reward.cpu().numpy(), env))
+        return ReplayBufferSamples(observation, batch["action"], next_observation, dones, reward)
+
+    def _normalized(self, observation: Tensor, env: VecNormalize) -> Tensor:
+        normalized = self._normalize_obs(observation.cpu().numpy(), env)
+        return self._to_device(normalized)
+
+    def _to_device(self, array: Any) -> Tensor:
+        return torch.as_tensor(array, device=self.device)
+
+    def _synthetic_batch_rows(self) -> dict[str, Tensor]:
+        """The synthetic set in the shapes and dtypes of this buffer's batches; made once per refresh."""
+        synthetic = self.synthetic
+        device = torch.device(self.device)
+        if synthetic.device != device:
+            synthetic.to(device)
+        if self._batch_rows_of is not synthetic.rows:
+            assert synthetic.rows is not None
+            self._batch_rows = self._batch_layout(synthetic.rows)
+            self._batch_rows_of = synthetic.rows
+        return self._batch_rows
+
+    def _batch_layout(self, rows: Transitions) -> dict[str, Tensor]:
+        """Fields as the buffer's batches have them: scalars as columns, flags as float32."""
+        layout = {name: tensor.unsqueeze(1) if tensor.ndim == 1 else tensor for name, tensor in rows.flat().items()}
+        layout["terminated"] = layout["terminated"].to(torch.float32)
+        return layout
+
+    # -- the real rows -----------------------------------------------------------------------------------------------
+
+    def _flat(self, array: NDArray[Any]) -> NDArray[Any]:
+        """``[steps, n_envs, ...]`` as ``[steps * n_envs, ...]``, a view."""
+        return array.reshape(-1, *array.shape[2:])
+
+    def _real_arrays(self) -> dict[str, NDArray[Any]]:
+        """The stored fields of a batch but the flags, ``[steps * n_envs, ...]`` views of the whole storage."""
+        return {
+            "observation": self._flat(self.observations),
+            "action": self._flat(self.actions),
+            "reward": self.rewards.reshape(-1, 1),
+            "next_observation": self._flat(self.next_observations),
+        }
+
+    def _real_transitions(self) -> Transitions:
+        """Every row that was written, raw and with effective terminals; views where the buffer stores it so."""
+        num_rows = self.size() * self.n_envs
+        columns = {name: torch.from_numpy(array[:num_rows]) for name, array in self._real_arrays().items()}
+        ended, timed_out = self._flat(self.dones)[:num_rows], self._flat(self.timeouts)[:num_rows]
+        columns["terminated"] = torch.from_numpy((ended * (1 - timed_out)) > 0)
+        return Transitions.from_flat(
+            {field.name: columns[field.name].reshape(num_rows, *field.shape) for field in self.synthetic.spec.fields}
+        )
+
+    def _row_order(self) -> RowOrder:
+        """When each row was written, in the order of `_real_transitions`."""
+        slots = np.arange(self.size())
+        if self.full:
+            # The oldest row lies at the write position.
+            slots = (slots - self.pos) % self.buffer_size
+        written = slots + self._num_adds - self.size()
+        return RowOrder(
+            np.repeat(written, self.n_envs),
+            np.tile(np.arange(self.n_envs), self.size()),
+            self._flat(self.dones)[: self.size() * self.n_envs] > 0,
+        )
+
+    # -- persistence -------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is derived from the synthetic set."""
+        return {**self.__dict__, "_batch_rows": {}, "_batch_rows_of": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+def _gather(real: NDArray[Any], real_index: Tensor, synthetic: Tensor, synthetic_index: Tensor) -> Tensor:
+    """Rows of both in one new tensor on the synthetic set's device, real ones first."""
+    count = len(real_index)
+    out = torch.empty((count + len(synthetic_index), *synthetic.shape[1:]), dtype=synthetic.dtype, device=synthetic.device)
+    stored = torch.from_numpy(real)
+    if out.device.type == "cpu":
+        torch.index_select(stored, 0, real_index, out=out[:count])
+        torch.index_select(synthetic, 0, synthetic_index, out=out[count:])
+    else:
+        out[:count].copy_(stored.index_select(0, real_index))
+        out[count:].copy_(synthetic.index_select(0, synthetic_index))
+    return out

@@ -1,0 +1,193 @@
+"""Configuration of the upsampler: one frozen dataclass, and the presets. Every default says where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+
+from .diffusion.training import TrainingConfig
+
+Solver = Literal["stochastic-heun", "sde-dpm-solver-2m"]
+SOLVERS: tuple[str, ...] = ("stochastic-heun", "sde-dpm-solver-2m")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of the residual MLP; see `synther_buffers.diffusion.network.ResidualMLP`."""
+
+    width: int
+    depth: int
+    embedding_dim: int
+    fourier_dim: int = 16
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How noise becomes rows.
+
+    Attributes:
+        solver: ``stochastic-heun`` (EDM's Algorithm 2, 2 N - 1 evaluations) or ``sde-dpm-solver-2m`` (N evaluations).
+        num_steps: noise levels N.
+        sigma_min, sigma_max, rho: the schedule (EDM, equation 5). sigma_max is raised where the data reach beyond it.
+        s_churn, s_tmin, s_tmax, s_noise: EDM's Algorithm 2; the other solver ignores them.
+        bfloat16: evaluate the network in bfloat16; everything outside it stays float32.
+    """
+
+    solver: Solver
+    num_steps: int
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    s_churn: float = 80.0
+    s_tmin: float = 0.05
+    s_tmax: float = 50.0
+    s_noise: float = 1.003
+    bfloat16: bool = False
+
+
+@dataclass(frozen=True)
+class UpsamplerConfig:
+    """Everything `DiffusionUpsampler` needs besides the spec; start from a preset and `dataclasses.replace` parts.
+
+    Attributes:
+        network, training, sampler: see there.
+        train_steps: gradient steps of a training from scratch.
+        warm_steps: gradient steps when training goes on from the last model.
+        warm_start: go on from the last model at all (the paper starts afresh at each refresh).
+        num_synthetic: rows a refresh generates where the buffer is not told otherwise.
+        sigma_data: standard deviation of the normalised rows.
+        next_observation_change, normalize_reward, model_terminals: see `synther_buffers.codec.Codec`.
+    """
+
+    network: NetworkConfig
+    training: TrainingConfig
+    sampler: SamplerConfig
+    train_steps: int
+    warm_steps: int
+    warm_start: bool
+    num_synthetic: int
+    sigma_data: float = 1.0
+    next_observation_change: bool = True
+    normalize_reward: bool = True
+    model_terminals: bool = True
+
+    def __post_init__(self) -> None:
+        """Reject values out of range with an error that names them."""
+        for name in ("train_steps", "warm_steps", "num_synthetic"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("width", "depth", "embedding_dim"):
+            _at_least(f"network.{name}", getattr(self.network, name), 1)
+        _at_least("network.fourier_dim", self.network.fourier_dim, 2)
+        _at_least("training.batch_size", self.training.batch_size, 1)
+        _at_least("sampler.num_steps", self.sampler.num_steps, 1)
+        if not self.training.learning_rate > 0:
+            raise ValueError(f"training.learning_rate is {self.training.learning_rate}; it must be positive.")
+        if not self.sigma_data > 0:
+            raise ValueError(f"sigma_data is {self.sigma_data}; it must be positive.")
+        if not 0 < self.sampler.sigma_min < self.sampler.sigma_max:
+            raise ValueError(
+                f"sampler.sigma_min={self.sampler.sigma_min} and sampler.sigma_max={self.sampler.sigma_max}; "
+                "wanted 0 < sigma_min < sigma_max."
+            )
+        if self.sampler.solver not in SOLVERS:
+            raise ValueError(f"sampler.solver is {self.sampler.solver!r}; known solvers: {', '.join(SOLVERS)}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `from_dict` reads it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> UpsamplerConfig:
+        """The configuration that `to_dict` wrote."""
+        training = {**data["training"], "betas": tuple(data["training"]["betas"])}
+        return cls(
+            **{
+                **data,
+                "network": NetworkConfig(**data["network"]),
+                "training": TrainingConfig(**training),
+                "sampler": SamplerConfig(**data["sampler"]),
+            }
+        )
+
+
+def _at_least(name: str, value: Any, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); wanted a whole number, at least {minimum}.")
+    if value < minimum:
+        raise ValueError(f"{name} is {value}; it must be at least {minimum}.")
+
+
+# SynthER (Lu et al., NeurIPS 2023), sections 4.2 and B, and the configuration files of its published code. Terminals are
+# modelled and rewards z-scored on Gym; on DMC there are no terminals and rewards are left as they are.
+_PAPER_ONLINE = UpsamplerConfig(
+    network=NetworkConfig(width=1024, depth=6, embedding_dim=256),
+    training=TrainingConfig(batch_size=256, learning_rate=3e-4),
+    sampler=SamplerConfig(solver="stochastic-heun", num_steps=128),
+    train_steps=100_000,
+    warm_steps=100_000,
+    warm_start=False,
+    num_synthetic=1_000_000,
+    next_observation_change=False,
+)
+_PAPER_OFFLINE = replace(
+    _PAPER_ONLINE,
+    network=NetworkConfig(width=2048, depth=6, embedding_dim=128),
+    training=TrainingConfig(batch_size=1024, learning_rate=3e-4),
+    num_synthetic=5_000_000,
+)
+_CPU = UpsamplerConfig(
+    network=NetworkConfig(width=256, depth=4, embedding_dim=128),
+    training=TrainingConfig(batch_size=512, learning_rate=1e-3, bfloat16=True),
+    sampler=SamplerConfig(solver="sde-dpm-solver-2m", num_steps=20, sigma_max=20.0, bfloat16=True),
+    train_steps=3_000,
+    warm_steps=1_000,
+    warm_start=True,
+    num_synthetic=100_000,
+)
+
+#: The presets by name. ``auto`` stands for ``cpu`` or ``gpu`` and is resolved by `resolve_config`.
+PRESETS: dict[str, UpsamplerConfig] = {
+    "cpu": _CPU,
+    "gpu": replace(_PAPER_ONLINE, num_synthetic=1_000_000),
+    "paper-online": _PAPER_ONLINE,
+    "paper-online-dmc": replace(_PAPER_ONLINE, normalize_reward=False, model_terminals=False),
+    "paper-offline": _PAPER_OFFLINE,
+}
+
+
+def resolve_config(config: str | UpsamplerConfig, device: torch.device) -> UpsamplerConfig:
+    """The configuration that a preset's name stands for on a device.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: neither a name nor an `UpsamplerConfig`.
+    """
+    if isinstance(config, UpsamplerConfig):
+        return config
+    if not isinstance(config, str):
+        raise TypeError(f"upsampler is {config!r}; wanted the name of a preset, an UpsamplerConfig or a factory.")
+    name = config
+    if name == "auto":
+        name = "gpu" if device.type == "cuda" else "cpu"
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {config!r}; known presets: auto, {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device a name stands for; ``auto`` is CUDA where there is one.
+
+    Raises:
+        ValueError: the name of no device, or of one this machine does not have.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except Exception as error:  # torch raises RuntimeError, AssertionError or ImportError, by back end
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the device {device!r} cannot be used here ({reason}); try 'auto' or 'cpu'.") from error
+    return resolved

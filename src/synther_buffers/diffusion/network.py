@@ -1,0 +1,66 @@
+"""The denoiser's raw network F: a residual MLP (SynthER, appendix B; Tolstikhin et al. 2021 for the MLP-mixer idea)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+
+class ResidualMLP(nn.Module):
+    """Rows and noise level are embedded and added, then ``depth`` residual layers ``h + W relu(h)`` follow.
+
+    Args:
+        dim: columns D of a row.
+        width: hidden width.
+        depth: number of residual layers.
+        embedding_dim: width in which the row and the noise level are added.
+        fourier_dim: number of random Fourier features of the noise level.
+        generator: source of the initial weights (a CPU generator; the global one is never touched).
+        device: where the weights live.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        width: int,
+        depth: int,
+        embedding_dim: int,
+        fourier_dim: int,
+        generator: torch.Generator,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+
+        frequencies = torch.randn(fourier_dim // 2, generator=generator, dtype=torch.float32, device="cpu")
+        self.register_buffer("frequencies", (2.0 * math.pi * frequencies).to(device))
+        self.noise_in = linear(fourier_dim // 2 * 2 + 1, embedding_dim, generator, device)
+        self.noise_out = linear(embedding_dim, embedding_dim, generator, device)
+        self.row_in = linear(dim, embedding_dim, generator, device)
+        self.widen = linear(embedding_dim, width, generator, device)
+        self.layers = nn.ModuleList(linear(width, width, generator, device) for _ in range(depth))
+        self.out = linear(width, dim, generator, device)
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        """``x`` is ``[n, D]``; ``noise`` is ``[n]`` or ``[1]``, one level for every row."""
+        phase = noise[:, None] * self.frequencies
+        features = torch.cat((noise[:, None], phase.sin(), phase.cos()), dim=1).to(self.noise_in.weight.dtype)
+        embedded = self.noise_out(F.silu(self.noise_in(features)))
+        h = self.widen(self.row_in(x.to(self.row_in.weight.dtype)) + embedded)
+        for layer in self.layers:
+            h = h + layer(F.relu(h))
+        return self.out(F.relu(h))
+
+
+def linear(inputs: int, outputs: int, generator: torch.Generator, device: torch.device | str) -> nn.Linear:
+    """``nn.Linear`` with its usual initialisation, drawn from `generator` instead of the global one."""
+    layer = skip_init(nn.Linear, inputs, outputs, device="cpu", dtype=torch.float32)
+    bound = 1.0 / math.sqrt(inputs)
+    with torch.no_grad():
+        layer.weight.uniform_(-bound, bound, generator=generator)
+        layer.bias.uniform_(-bound, bound, generator=generator)
+    return layer.to(device)

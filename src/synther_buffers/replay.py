@@ -1,0 +1,473 @@
+"""SyntheticReplay: when to refresh, the synthetic set, and the mixing. What every framework's adapter is built on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+import time
+import weakref
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import UpsamplerConfig, resolve_device
+from .fidelity import Fidelity, measure_fidelity
+from .holdout import HoldOut, RowOrder
+from .transitions import Transitions, TransitionSpec
+from .upsampler import FitReport, Upsampler, UpsamplerFactory, make_upsampler
+from .version import __version__
+
+logger = logging.getLogger(__name__)
+
+#: Fewer real rows than this are not worth a model: the refresh is skipped.
+MIN_ROWS = 100
+#: A larger share of rows that are not finite skips the refresh.
+MAX_NON_FINITE = 0.01
+#: A marginal or correlation similarity this far below that of real rows against real rows is warned about.
+FIDELITY_GAP = 0.1
+
+
+@dataclass(frozen=True)
+class RefreshReport:
+    """What a refresh did; also the line it appends to the refresh log.
+
+    Attributes:
+        refresh: number of this refresh, from 1.
+        num_observed: real transitions written so far.
+        num_real, num_held_out, num_dropped: rows trained on, held out, and left out because they are not finite.
+        num_synthetic: rows of the new synthetic set.
+        fit: of the upsampler.
+        fit_seconds, sample_seconds, seconds: wall time of the fit, of the generation, and in all.
+        fidelity: new synthetic rows against held-out real rows.
+        fidelity_real: as many real training rows against held-out real rows, the best to be expected.
+    """
+
+    refresh: int
+    num_observed: int
+    num_real: int
+    num_held_out: int
+    num_dropped: int
+    num_synthetic: int
+    fit: FitReport
+    fit_seconds: float
+    sample_seconds: float
+    seconds: float
+    fidelity: Fidelity
+    fidelity_real: Fidelity
+
+    def metrics(self) -> dict[str, float]:
+        """The figures worth a curve, by the name a logger shows."""
+        return {
+            "refresh": self.refresh,
+            "loss": self.fit.loss,
+            "held_out_loss": self.fit.held_out_loss,
+            "warm_start": float(self.fit.warm),
+            "fit_seconds": self.fit_seconds,
+            "sample_seconds": self.sample_seconds,
+            "seconds": self.seconds,
+            "real_rows": self.num_real,
+            "synthetic_rows": self.num_synthetic,
+            "marginal_similarity": self.fidelity.marginal,
+            "marginal_similarity_of_real": self.fidelity_real.marginal,
+            "correlation_similarity": self.fidelity.correlation,
+            "correlation_similarity_of_real": self.fidelity_real.correlation,
+        }
+
+
+@dataclass
+class _Usage:
+    """What the last words of a replay are about; apart from it, so that they can be said after it is gone."""
+
+    num_batches: int = 0
+    num_refreshes: int = 0
+    num_observed: int = 0
+    start_after: int = 0
+
+
+class SyntheticReplay:
+    """Decides when the upsampler is retrained, keeps the synthetic set, and says how a batch is mixed.
+
+    A buffer counts its writes with `observe_total`, asks `refresh_due` when it is sampled, gives its real rows to
+    `refresh` if so, splits the batch with `split` and takes the synthetic part from `sample` (or gathers it itself
+    from `rows` with `draw_indices`).
+
+    Args:
+        spec: the fields of a transition.
+        upsampler: a preset's name, an `UpsamplerConfig`, or a picklable factory
+            ``(spec, *, device, seed, progress_bar) -> Upsampler``.
+        upsampler_device: where it trains; ``auto`` is CUDA where there is one.
+        retrain_every: real transitions between refreshes (the paper: 10,000).
+        start_after: real transitions before the first refresh; None for `retrain_every`.
+        num_synthetic: rows of the synthetic set; None for what the upsampler's preset says.
+        synthetic_fraction: share of each batch that is synthetic, from 0 to 1 (the paper: 0.5). At 0 nothing is
+            trained at all.
+        seed: of everything random here; the global random streams are neither read nor moved.
+        progress_bar: show one on terminals during refreshes.
+        refresh_log: file to append a JSON line to at each refresh, or None.
+        device: where the synthetic set lives.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range or of the wrong type.
+    """
+
+    def __init__(
+        self,
+        spec: TransitionSpec,
+        upsampler: str | UpsamplerConfig | UpsamplerFactory = "auto",
+        *,
+        upsampler_device: str | torch.device = "auto",
+        retrain_every: int = 10_000,
+        start_after: int | None = None,
+        num_synthetic: int | None = None,
+        synthetic_fraction: float = 0.5,
+        seed: int = 0,
+        progress_bar: bool = True,
+        refresh_log: str | Path | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.spec = spec
+        self.retrain_every = _whole("retrain_every", retrain_every, 1)
+        self.start_after = _whole("start_after", retrain_every if start_after is None else start_after, 1)
+        self.num_synthetic = None if num_synthetic is None else _whole("num_synthetic", num_synthetic, 1)
+        self.synthetic_fraction = _fraction("synthetic_fraction", synthetic_fraction)
+        self.seed = _whole("seed", seed, 0)
+        self.refresh_log = None if refresh_log is None else Path(refresh_log)
+        self.device = resolve_device(device)
+        resolve_device(upsampler_device)
+        self._upsampler_args = {"upsampler": upsampler, "device": upsampler_device, "progress_bar": progress_bar}
+        self.upsampler: Upsampler = self._make_upsampler()
+        self.rows: Transitions | None = None
+        self.reports: list[RefreshReport] = []
+        self._generator = torch.Generator(self.device).manual_seed(self.seed)
+        self._hold_out = HoldOut()
+        self._warned: set[str] = set()
+        self._next_refresh = self.start_after
+        self._usage = _Usage(start_after=self.start_after)
+        self._say_farewell()
+
+    # -- schedule ----------------------------------------------------------------------------------------------------
+
+    @property
+    def num_observed(self) -> int:
+        """Real transitions written so far."""
+        return self._usage.num_observed
+
+    def observe_total(self, total: int) -> None:
+        """Say how many real transitions have been written in all. Only counts; nothing is trained in a write."""
+        self._usage.num_observed = total
+
+    @property
+    def refresh_due(self) -> bool:
+        """Whether enough real transitions came in; one refresh makes up for any number of missed ones."""
+        return self._usage.num_observed >= self._next_refresh and self.synthetic_fraction > 0.0
+
+    @property
+    def num_refreshes(self) -> int:
+        """Refreshes that succeeded."""
+        return self._usage.num_refreshes
+
+    # -- mixing ------------------------------------------------------------------------------------------------------
+
+    def split(self, batch_size: int) -> tuple[int, int]:
+        """``(n_real, n_synthetic)`` of a batch: always the same for a size, an odd row goes to the real ones.
+
+        Before the first refresh every row is real.
+        """
+        usage = self._usage
+        usage.num_batches += 1
+        if usage.num_batches == 1:
+            self._announce()
+        if self.rows is None:
+            return batch_size, 0
+        # The small constant keeps 0.3 * 10 from being rounded down to 2.
+        num_synthetic = int(batch_size * self.synthetic_fraction + 1e-9)
+        return batch_size - num_synthetic, num_synthetic
+
+    def draw_indices(self, num_rows: int) -> Tensor:
+        """Indices into `rows`, uniform with replacement, ``[num_rows]`` int64 on the set's device."""
+        return torch.randint(len(self._rows()), (num_rows,), generator=self._generator, device=self.device)
+
+    def sample(self, num_rows: int) -> Transitions:
+        """Synthetic transitions drawn uniformly from the set, on its device.
+
+        Raises:
+            RuntimeError: there is no synthetic set yet.
+        """
+        return self._rows()[self.draw_indices(num_rows)]
+
+    def _rows(self) -> Transitions:
+        if self.rows is None:
+            raise RuntimeError("there are no synthetic rows before the first refresh; ask split() how to mix.")
+        return self.rows
+
+    # -- refresh -----------------------------------------------------------------------------------------------------
+
+    def refresh(self, real: Transitions, order: RowOrder | None = None) -> RefreshReport | None:
+        """Retrain the upsampler on the real rows and replace the synthetic set.
+
+        The old set serves until the new one is complete and checked. Whatever goes wrong is logged and leaves it in
+        service: an agent never stops learning because of a refresh. Peak memory beyond the stored rows: the
+        training rows as a float32 matrix, the new set beside the old one, and the upsampler's chunk.
+
+        Args:
+            real: every real row of the buffer, raw (not normalised by the framework), in any order.
+            order: when each row was written; None if they are in the order of writing and none was overwritten.
+
+        Returns:
+            What was done, or None if the refresh was skipped or failed.
+        """
+        self._next_refresh = self.num_observed + self.retrain_every
+        try:
+            # Gradients and inference tensors of the caller's context must not reach the upsampler's training.
+            with torch.inference_mode(False), torch.enable_grad():
+                report = self._refresh(real, RowOrder.appended(len(real)) if order is None else order)
+        except Exception:
+            # Anything at all: a diverged training, no memory, a full disk, a user's own upsampler.
+            logger.exception(
+                "Synthetic refresh at %d real transitions failed; %s. Learning goes on, the next attempt is at %d.",
+                self.num_observed,
+                "the last synthetic set stays in service" if self.rows is not None else "batches stay all real",
+                self._next_refresh,
+            )
+            return None
+        return report
+
+    def _refresh(self, real: Transitions, order: RowOrder) -> RefreshReport | None:
+        start = time.perf_counter()
+        self.spec.check(real)
+        held = self._hold_out.mask(order)
+        finite = self._finite_rows(real)
+        num_dropped = len(real) - int(finite.sum())
+        if num_dropped > MAX_NON_FINITE * len(real):
+            logger.warning(
+                "Synthetic refresh skipped: %d of %d real rows are not finite, more than %.0f %%.",
+                num_dropped, len(real), 100 * MAX_NON_FINITE,
+            )  # fmt: skip
+            return None
+        train_index = torch.from_numpy(np.flatnonzero(finite & ~held))
+        held_index = torch.from_numpy(np.flatnonzero(finite & held))
+        if len(train_index) < MIN_ROWS:
+            self._warn_once(
+                "rows",
+                f"Synthetic refresh skipped: {len(train_index)} real rows are too few to learn from, wanted {MIN_ROWS}.",
+            )
+            return None
+        held_rows = real[held_index]
+        train = real if len(train_index) == len(real) else real[train_index]
+
+        logger.info("Synthetic refresh at %d real transitions: learning %d rows.", self.num_observed, len(train))
+        fit = self.upsampler.fit(train, held_out=held_rows)
+        fitted = time.perf_counter()
+        num_synthetic = self.num_synthetic or _preset_rows(self.upsampler)
+        rows = self.upsampler.sample(num_synthetic)
+        self.spec.check(rows)
+        if len(rows) != num_synthetic:
+            raise ValueError(f"the upsampler was asked for {num_synthetic} rows and gave {len(rows)}.")
+        if not self._finite_rows(rows, warn=False).all():
+            raise ValueError("the upsampler generated rows that are not finite.")
+        rows = rows.to(self.device)
+        sampled = time.perf_counter()
+
+        fidelity, fidelity_real = self._fidelity(rows, train, held_rows)
+        self.rows = rows
+        self._usage.num_refreshes += 1
+        report = RefreshReport(
+            refresh=self.num_refreshes,
+            num_observed=self.num_observed,
+            num_real=len(train),
+            num_held_out=len(held_rows),
+            num_dropped=num_dropped,
+            num_synthetic=len(rows),
+            fit=fit,
+            fit_seconds=fitted - start,
+            sample_seconds=sampled - fitted,
+            seconds=time.perf_counter() - start,
+            fidelity=fidelity,
+            fidelity_real=fidelity_real,
+        )
+        self.reports.append(report)
+        self._tell(report)
+        return report
+
+    def _finite_rows(self, rows: Transitions, warn: bool = True) -> np.ndarray:
+        """True for rows without NaN or infinity, ``[N]``."""
+        finite = np.ones(len(rows), np.bool_)
+        for name, tensor in rows.flat().items():
+            if not tensor.is_floating_point():
+                continue
+            good = torch.isfinite(tensor.reshape(len(rows), -1))
+            if bool(good.all()):
+                continue
+            if warn:
+                bad = (~good).any(0).nonzero().flatten().tolist()
+                column = name if tensor.ndim == 1 else f"{name}[{', '.join(map(str, bad[:5]))}]"
+                self._warn_once(
+                    f"finite {name}",
+                    f"{int((~good).any(1).sum())} real rows have NaN or infinity in {column}; such rows are not learned.",
+                )
+            finite &= good.all(1).cpu().numpy()
+        return finite
+
+    def _fidelity(self, synthetic: Transitions, train: Transitions, held: Transitions) -> tuple[Fidelity, Fidelity]:
+        """Synthetic and, for comparison, real training rows, each against the held-out rows."""
+        if len(held) < 20:
+            nothing = Fidelity(math.nan, math.nan, "", math.nan)
+            return nothing, nothing
+        generator = torch.Generator().manual_seed(self.seed)
+        index = torch.randint(len(train), (len(held),), generator=generator)
+        index_synthetic = torch.randint(len(synthetic), (len(held),), generator=generator)
+        fidelity = measure_fidelity(held, synthetic[index_synthetic.to(synthetic.device)], self.spec)
+        return fidelity, measure_fidelity(held, train[index.to(train.device)], self.spec)
+
+    def _tell(self, report: RefreshReport) -> None:
+        """Log the report, warn of a wide gap, and append it to the refresh log."""
+        logger.info(
+            "Synthetic refresh %d done in %.1f s: %d synthetic rows, loss %.4f, marginal similarity %.3f (real %.3f).",
+            report.refresh, report.seconds, report.num_synthetic, report.fit.loss,
+            report.fidelity.marginal, report.fidelity_real.marginal,
+        )  # fmt: skip
+        for name in ("marginal", "correlation"):
+            synthetic, real = getattr(report.fidelity, name), getattr(report.fidelity_real, name)
+            if real - synthetic > FIDELITY_GAP:
+                logger.warning(
+                    "The synthetic rows are far from the real ones: %s similarity %.3f where real rows have %.3f "
+                    "(worst column: %s, %.3f). More training steps or more data may help.",
+                    name, synthetic, real, report.fidelity.worst_column, report.fidelity.worst_marginal,
+                )  # fmt: skip
+        if self.refresh_log is None:
+            return
+        line = {
+            **asdict(report),
+            "seed": self.seed,
+            "config": _describe(self._upsampler_args["upsampler"], self.upsampler),
+            "versions": {
+                "synther-buffers": __version__,
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+        }
+        try:
+            self.refresh_log.parent.mkdir(parents=True, exist_ok=True)
+            with self.refresh_log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_without_nan(line)) + "\n")
+        except OSError as error:
+            self._warn_once("log", f"The refresh log {self.refresh_log} cannot be written ({error}); learning goes on.")
+
+    # -- telling the user --------------------------------------------------------------------------------------------
+
+    def _announce(self) -> None:
+        if self.synthetic_fraction == 0.0:
+            logger.info("Batches are all real: synthetic_fraction is 0.")
+        elif self.rows is None:
+            logger.info(
+                "Batches are all real up to %d real transitions (now %d); from then on %.0f %% of each is synthetic.",
+                self.start_after, self.num_observed, 100 * self.synthetic_fraction,
+            )  # fmt: skip
+
+    def _warn_once(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            logger.warning(message)
+
+    def _say_farewell(self) -> None:
+        if self.synthetic_fraction > 0.0:
+            weakref.finalize(self, _farewell, self._usage)
+
+    # -- life cycle --------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forget everything: counters, held-out rows, the synthetic set and the model."""
+        self.rows = None
+        self.reports = []
+        self.upsampler = self._make_upsampler()
+        self._generator = torch.Generator(self.device).manual_seed(self.seed)
+        self._hold_out = HoldOut()
+        self._warned = set()
+        self._next_refresh = self.start_after
+        self._usage.num_observed = self._usage.num_refreshes = 0
+
+    def to(self, device: str | torch.device) -> SyntheticReplay:
+        """Move the synthetic set to another device, in place."""
+        device = resolve_device(device)
+        if device != self.device:
+            # A generator cannot move; the new one goes on from a draw of the old one.
+            seed = int(torch.randint(2**62, (), generator=self._generator, device=self.device))
+            self.device = device
+            self._generator = torch.Generator(device).manual_seed(seed)
+            self.rows = None if self.rows is None else self.rows.to(device)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Plain data and CPU tensors: a pickle loads on a machine without this one's devices."""
+        state = self.__dict__.copy()
+        state["upsampler"] = self.upsampler.state_dict()
+        state["_generator"] = (self.device.type, self._generator.get_state().cpu())
+        state["rows"] = None if self.rows is None else self.rows.to("cpu")
+        state["device"] = str(self.device)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        (drawn_on, drawn), upsampler, device = state.pop("_generator"), state.pop("upsampler"), state.pop("device")
+        self.__dict__.update(state)
+        self.device = torch.device(device if torch.device(device).type == "cpu" or torch.cuda.is_available() else "cpu")
+        self._generator = torch.Generator(self.device).manual_seed(self.seed + self._usage.num_batches)
+        if drawn_on == self.device.type:
+            self._generator.set_state(drawn)
+        self.rows = None if self.rows is None else self.rows.to(self.device)
+        self.upsampler = self._make_upsampler()
+        self.upsampler.load_state_dict(upsampler)
+        self._say_farewell()
+
+    def _make_upsampler(self) -> Upsampler:
+        return make_upsampler(spec=self.spec, seed=self.seed, **self._upsampler_args)
+
+
+def _farewell(usage: _Usage) -> None:
+    if usage.num_batches and not usage.num_refreshes:
+        logger.warning(
+            "No batch held a synthetic row: the run ended after %d real transitions without a refresh; the first one "
+            "comes at start_after=%d. Lower start_after or retrain_every, or run longer.",
+            usage.num_observed, usage.start_after,
+        )  # fmt: skip
+
+
+def _preset_rows(upsampler: Upsampler) -> int:
+    config = getattr(upsampler, "config", None)
+    return config.num_synthetic if isinstance(config, UpsamplerConfig) else 100_000
+
+
+def _describe(given: Any, upsampler: Upsampler) -> Any:
+    config = getattr(upsampler, "config", None)
+    return config.to_dict() if isinstance(config, UpsamplerConfig) else repr(given)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: null instead."""
+    if isinstance(value, dict):
+        return {key: _without_nan(child) for key, child in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _whole(name: str, value: Any, minimum: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); wanted a whole number, at least {minimum}.")
+    if value < minimum:
+        raise ValueError(f"{name} is {value}; it must be at least {minimum}.")
+    return int(value)
+
+
+def _fraction(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); wanted a number from 0 to 1.")
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} is {value}; it must lie between 0 (all real) and 1 (all synthetic).")
+    return float(value)

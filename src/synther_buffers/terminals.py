@@ -1,0 +1,156 @@
+"""Which synthetic rows are terminal: a classifier on the whole row, drawn at the data's rate.
+
+Thresholding the column that the diffusion model generates starves the synthetic set of terminals, because a rare one
+is noisy and pulled to its mean. Whether a real row is terminal is, in most environments, a sharp function of where it
+led to; a small classifier learns that function from the real rows and is asked about each finished synthetic row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .diffusion.network import linear
+from .transitions import Transitions, TransitionSpec
+
+_WIDTH = 128
+_STEPS = 1_500
+_BATCH_SIZE = 1_024
+_LEARNING_RATE = 3e-3
+#: Share of terminal rows in a training batch. Rare terminals are drawn more often than they occur; `draw` undoes it.
+_POSITIVE_SHARE = 0.25
+
+
+class TerminalClassifier:
+    """Learns ``p(terminated | s, a, r, s')`` and draws flags for rows.
+
+    Args:
+        spec: the fields of a transition.
+        device: where it trains and runs.
+    """
+
+    def __init__(self, spec: TransitionSpec, device: torch.device) -> None:
+        self.spec = spec
+        self.device = device
+        self.rate = 0.0
+        self._net: nn.Sequential | None = None
+        self._mean = torch.zeros(0)
+        self._scale = torch.ones(0)
+
+    def fit(self, transitions: Transitions, generator: torch.Generator) -> None:
+        """Learn from real rows; without both kinds of row there is nothing to learn but the rate.
+
+        Args:
+            transitions: real rows.
+            generator: source of weights and minibatches, on the CPU.
+        """
+        label = transitions.terminated.to(self.device)
+        self.rate = float(label.double().mean())
+        self._net = None
+        if self.rate in (0.0, 1.0):
+            return
+        features = self._features(transitions)
+        self._mean = features.mean(0)
+        self._scale = features.std(0).clamp_min(1e-6)
+        features = (features - self._mean) / self._scale
+        self._net = self._build(features.shape[1], generator)
+        positive, negative = (features[label], features[~label])
+        num_positive = int(_BATCH_SIZE * max(_POSITIVE_SHARE, min(self.rate, 0.75)))
+        target = torch.zeros(_BATCH_SIZE, device=self.device, dtype=torch.float32)
+        target[:num_positive] = 1.0
+        draws = torch.Generator(self.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        optimizer = torch.optim.AdamW(self._net.parameters(), lr=_LEARNING_RATE, weight_decay=1e-3, fused=True)
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(self.device.type, enabled=False):
+            for step in range(_STEPS):
+                for group in optimizer.param_groups:
+                    group["lr"] = _LEARNING_RATE * (1.0 - step / _STEPS)
+                rows = torch.cat(
+                    [
+                        source[torch.randint(len(source), (count,), generator=draws, device=self.device)]
+                        for source, count in ((positive, num_positive), (negative, _BATCH_SIZE - num_positive))
+                    ]
+                )
+                loss = F.binary_cross_entropy_with_logits(self._net(rows).squeeze(1), target)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+        self._net.requires_grad_(False)
+
+    @torch.no_grad()
+    def logits(self, transitions: Transitions) -> Tensor:
+        """Uncalibrated log-odds ``[n]`` of each row being terminal, in the data's order of likelihood."""
+        if self._net is None:
+            return torch.full((len(transitions),), float("inf") if self.rate else float("-inf"), device=self.device)
+        with torch.autocast(self.device.type, enabled=False):
+            return self._net((self._features(transitions) - self._mean) / self._scale).squeeze(1)
+
+    def calibrate(self, logits: Tensor) -> float:
+        """The shift under which these rows are terminal at the data's rate on average."""
+        if self._net is None:
+            return 0.0
+        low, high = -60.0, 60.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            if float(torch.sigmoid(logits.double() + middle).mean()) < self.rate:
+                low = middle
+            else:
+                high = middle
+        return high
+
+    @staticmethod
+    def draw(logits: Tensor, shift: float, generator: torch.Generator) -> Tensor:
+        """Flags ``[n]`` drawn with probability ``sigmoid(logits + shift)``; their number is off by less than one.
+
+        Systematic sampling: every row has its own probability, but the draws share one random number, so that the
+        rate of a large set has no sampling noise of its own.
+        """
+        cumulative = torch.sigmoid(logits.double() + shift).cumsum(0)
+        offset = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64).to(logits.device)
+        counts = (cumulative + offset).floor()
+        return torch.diff(counts, prepend=torch.zeros(1, dtype=torch.float64, device=logits.device)) > 0
+
+    def _features(self, transitions: Transitions) -> Tensor:
+        """Everything but the flag, ``[n, width]`` float32 on the device."""
+        columns = transitions.flat()
+        parts = []
+        for field in self.spec.fields:
+            if field.name == "terminated":
+                continue
+            value = columns[field.name].to(self.device).reshape(len(transitions), -1)
+            if field.kind == "categorical" and not field.values:
+                value = torch.cat(
+                    [
+                        F.one_hot(value[:, element].long() - start, count)
+                        for element, (start, count) in enumerate(zip(field.start, field.num_categories, strict=True))
+                    ],
+                    dim=1,
+                )
+            parts.append(value.to(torch.float32))
+        return torch.cat(parts, dim=1)
+
+    def _build(self, inputs: int, generator: torch.Generator) -> nn.Sequential:
+        return nn.Sequential(
+            linear(inputs, _WIDTH, generator, self.device),
+            nn.SiLU(),
+            linear(_WIDTH, _WIDTH, generator, self.device),
+            nn.SiLU(),
+            linear(_WIDTH, 1, generator, self.device),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rate, normalisation and weights, as CPU tensors."""
+        net = {} if self._net is None else {name: tensor.cpu() for name, tensor in self._net.state_dict().items()}
+        return {"rate": self.rate, "mean": self._mean.cpu(), "scale": self._scale.cpu(), "net": net}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.rate = float(state["rate"])
+        self._mean, self._scale = state["mean"].to(self.device), state["scale"].to(self.device)
+        self._net = None
+        if state["net"]:
+            self._net = self._build(len(self._mean), torch.Generator().manual_seed(0))
+            self._net.load_state_dict(state["net"])
+            self._net.requires_grad_(False)

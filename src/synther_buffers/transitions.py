@@ -1,0 +1,267 @@
+"""What a transition is: the rows of a replay buffer (`Transitions`) and their description (`TransitionSpec`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+Observation = Tensor | dict[str, "Observation"]
+
+#: Separates the keys of nested observations in a field's name: ``observation.arm.position``.
+SEPARATOR = "."
+
+
+@dataclass
+class Transitions:
+    """A batch of N transitions; every tensor has N rows.
+
+    Attributes:
+        observation: ``[N, *shape]``, or a (nested) dict of such tensors for a Dict space.
+        action: ``[N, *shape]``, as the framework stores it.
+        reward: ``[N]`` float32; for n-step rows the discounted sum over the k steps.
+        next_observation: like ``observation``; for n-step rows the one k steps later.
+        terminated: ``[N]`` bool: bootstrapping stops here. A time limit does not set it.
+        discount: ``[N]`` float32, gamma ** k of each n-step row; None for one-step rows.
+    """
+
+    observation: Observation
+    action: Tensor
+    reward: Tensor
+    next_observation: Observation
+    terminated: Tensor
+    discount: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.reward.shape[0]
+
+    def flat(self) -> dict[str, Tensor]:
+        """The tensors by field name, nested observations as ``observation.key``."""
+        out: dict[str, Tensor] = {}
+        for attribute in fields(self):
+            value = getattr(self, attribute.name)
+            if value is not None:
+                out.update(_flatten(attribute.name, value))
+        return out
+
+    @classmethod
+    def from_flat(cls, columns: Mapping[str, Tensor]) -> Transitions:
+        """The inverse of `flat`."""
+        nested: dict[str, Any] = {}
+        for name, tensor in columns.items():
+            *path, leaf = name.split(SEPARATOR)
+            node = nested
+            for key in path:
+                node = node.setdefault(key, {})
+            node[leaf] = tensor
+        return cls(**nested)
+
+    def __getitem__(self, index: Any) -> Transitions:
+        """The rows at `index` (a slice, a mask or an index tensor)."""
+        return self.from_flat({name: tensor[index] for name, tensor in self.flat().items()})
+
+    def to(self, device: torch.device | str) -> Transitions:
+        """The same rows on another device."""
+        return self.from_flat({name: tensor.to(device) for name, tensor in self.flat().items()})
+
+    @property
+    def device(self) -> torch.device:
+        return self.reward.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory the rows take."""
+        return sum(tensor.nbytes for tensor in self.flat().values())
+
+
+def _flatten(name: str, value: Observation) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    else:
+        for key, child in value.items():
+            yield from _flatten(f"{name}{SEPARATOR}{key}", child)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One tensor of a transition.
+
+    Attributes:
+        name: its name in `Transitions.flat`.
+        kind: ``continuous`` (a Box, also of integers), ``binary`` (0 or 1) or ``categorical``.
+        shape: shape of one row, ``()`` for a scalar.
+        dtype: NumPy's name of the dtype of a real row; synthetic rows get the same.
+        low, high: bounds per element in row-major order, infinite where there are none (continuous).
+        num_categories, start: number of categories and the smallest one, per element (categorical).
+        values: the float value that each category stands for, instead of an integer (n-step discounts).
+    """
+
+    name: str
+    kind: Literal["continuous", "binary", "categorical"]
+    shape: tuple[int, ...] = ()
+    dtype: str = "float32"
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    num_categories: tuple[int, ...] = ()
+    start: tuple[int, ...] = ()
+    values: tuple[float, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of elements in a row."""
+        return math.prod(self.shape)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+
+@dataclass(frozen=True)
+class TransitionSpec:
+    """The fields of a transition, with their shapes, dtypes and bounds.
+
+    Build it with `from_spaces`; it is plain data, can be compared, pickled and written as JSON.
+    """
+
+    observation: tuple[Field, ...]
+    action: Field
+    discounts: tuple[float, ...] = ()
+
+    @classmethod
+    def from_spaces(
+        cls,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        action_bounds: tuple[float, float] | None = None,
+        discounts: tuple[float, ...] = (),
+    ) -> TransitionSpec:
+        """Describe the transitions of an environment.
+
+        Args:
+            observation_space: Box of any shape, Discrete, MultiDiscrete, MultiBinary, or a Dict of these.
+            action_space: the same, without Dict.
+            action_bounds: bounds of a Box action as the framework stores it, where they differ from the space's.
+            discounts: gamma ** k for each k that an n-step row can have; empty for one-step rows.
+
+        Raises:
+            TypeError: a space that is not supported.
+            ValueError: an image observation (a uint8 Box of rank 3).
+        """
+        observation = tuple(_space_fields("observation", observation_space))
+        if isinstance(action_space, spaces.Dict):
+            raise TypeError(
+                f"action_space is {action_space}: Dict actions are not supported; "
+                "flatten them first, for example with gymnasium.wrappers."
+            )
+        (action,) = _space_fields("action", action_space, action_bounds)
+        return cls(observation, action, tuple(float(value) for value in discounts))
+
+    @property
+    def next_observation(self) -> tuple[Field, ...]:
+        """The observation's fields under the names of the next observation's."""
+        return tuple(_renamed(field, "next_" + field.name) for field in self.observation)
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """Every field, in the order in which `Transitions.flat` gives the tensors."""
+        scalars: tuple[Field, ...] = (Field("terminated", "binary", dtype="bool"),)
+        if self.discounts:
+            scalars += (
+                Field("discount", "categorical", num_categories=(len(self.discounts),), start=(0,), values=self.discounts),
+            )
+        reward = Field("reward", "continuous", low=(-math.inf,), high=(math.inf,))
+        return (*self.observation, self.action, reward, *self.next_observation, *scalars)
+
+    def check(self, transitions: Transitions) -> None:
+        """Raise a ValueError that names the first field of `transitions` that does not fit this spec."""
+        columns = transitions.flat()
+        wanted = [field.name for field in self.fields]
+        if set(columns) != set(wanted):
+            raise ValueError(f"transitions have the fields {sorted(columns)}, but the spec wants {sorted(wanted)}.")
+        for field in self.fields:
+            tensor = columns[field.name]
+            if tuple(tensor.shape) != (len(transitions), *field.shape):
+                raise ValueError(
+                    f"{field.name} has shape {tuple(tensor.shape)}, but the spec wants "
+                    f"{(len(transitions), *field.shape)} (rows first)."
+                )
+            if tensor.dtype != field.torch_dtype:
+                raise ValueError(f"{field.name} has dtype {tensor.dtype}, but the spec wants {field.torch_dtype}.")
+
+    def empty(self, num_rows: int, device: torch.device | str = "cpu") -> Transitions:
+        """Uninitialised rows of this spec, the memory that bulk writes fill."""
+        return Transitions.from_flat(
+            {
+                field.name: torch.empty((num_rows, *field.shape), dtype=field.torch_dtype, device=device)
+                for field in self.fields
+            }
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `from_dict` reads it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TransitionSpec:
+        """The spec that `to_dict` wrote."""
+
+        def field(entry: Mapping[str, Any]) -> Field:
+            return Field(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
+
+        return cls(tuple(field(entry) for entry in data["observation"]), field(data["action"]), tuple(data["discounts"]))
+
+
+def _renamed(field: Field, name: str) -> Field:
+    return Field(**{**{f.name: getattr(field, f.name) for f in fields(field)}, "name": name})
+
+
+def _space_fields(name: str, space: spaces.Space, bounds: tuple[float, float] | None = None) -> Iterator[Field]:
+    """The fields of a space: one, or one for each leaf of a Dict."""
+    if isinstance(space, spaces.Dict):
+        for key, child in space.spaces.items():
+            if SEPARATOR in str(key):
+                raise ValueError(f"{name}: the key {key!r} contains {SEPARATOR!r}, which separates nested keys; rename it.")
+            yield from _space_fields(f"{name}{SEPARATOR}{key}", child)
+    elif isinstance(space, spaces.Box):
+        if space.dtype == np.uint8 and len(space.shape) == 3:
+            raise ValueError(
+                f"{name} is an image (uint8 Box of shape {space.shape}): the upsampler models vectors. Encode images "
+                "first (a wrapper that replaces them with the features of a frozen encoder) and store the features."
+            )
+        size = math.prod(space.shape)
+        low, high = (space.low.ravel(), space.high.ravel()) if bounds is None else ([bounds[0]] * size, [bounds[1]] * size)
+        yield Field(
+            name,
+            "continuous",
+            tuple(space.shape),
+            np.dtype(space.dtype).name,
+            low=tuple(float(value) for value in low),
+            high=tuple(float(value) for value in high),
+        )
+    elif isinstance(space, spaces.Discrete):
+        yield Field(
+            name, "categorical", (), np.dtype(space.dtype).name, num_categories=(int(space.n),), start=(int(space.start),)
+        )
+    elif isinstance(space, spaces.MultiDiscrete):
+        yield Field(
+            name,
+            "categorical",
+            tuple(space.shape),
+            np.dtype(space.dtype).name,
+            num_categories=tuple(int(n) for n in space.nvec.ravel()),
+            start=tuple(int(n) for n in space.start.ravel()),
+        )
+    elif isinstance(space, spaces.MultiBinary):
+        yield Field(name, "binary", tuple(space.shape), np.dtype(space.dtype).name)
+    else:
+        raise TypeError(
+            f"{name} is a {type(space).__name__} space; supported are Box, Discrete, MultiDiscrete, MultiBinary "
+            "and, for observations, Dict of these. Flatten or encode it first."
+        )

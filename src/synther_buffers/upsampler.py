@@ -1,0 +1,461 @@
+"""The upsampler: learns real transitions, draws synthetic ones."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .codec import Codec, Decisions
+from .config import UpsamplerConfig, resolve_config, resolve_device
+from .diffusion import samplers
+from .diffusion.network import ResidualMLP
+from .diffusion.preconditioning import Preconditioner
+from .diffusion.training import evaluate_denoiser, train_denoiser
+from .terminals import TerminalClassifier
+from .transitions import Transitions, TransitionSpec
+
+logger = logging.getLogger(__name__)
+
+#: Version of the state that `state_dict` and `save` write.
+STATE_VERSION = 1
+#: Fewer generated rows than this are decided by the thresholds that `fit` measured on as many of its own.
+_CALIBRATION_ROWS = 4_096
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What a fit did.
+
+    Attributes:
+        loss: mean training loss over the last tenth of the steps (1 is the untrained model's).
+        held_out_loss: the loss on the held-out rows, NaN where there were none.
+        steps: gradient steps, of both attempts where a warm start was given up.
+        seconds: wall time.
+        warm: the model goes on from the last one.
+        reason: why it started from scratch, or "" if it did not.
+    """
+
+    loss: float
+    held_out_loss: float
+    steps: int
+    seconds: float
+    warm: bool
+    reason: str = ""
+
+
+@runtime_checkable
+class Upsampler(Protocol):
+    """What `SyntheticReplay` asks of a model of transitions."""
+
+    def fit(self, transitions: Transitions, *, held_out: Transitions | None = None) -> FitReport:
+        """Learn real transitions; `held_out` rows may be used to judge, never to learn."""
+        ...
+
+    def sample(self, num_samples: int) -> Transitions:
+        """Draw `num_samples` legal synthetic transitions."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs: tensors and plain data."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        ...
+
+
+#: A picklable callable ``(spec, *, device, seed, progress_bar) -> Upsampler``.
+UpsamplerFactory = Callable[..., Upsampler]
+
+
+class DiffusionUpsampler:
+    """EDM diffusion (Karras et al. 2022) over whole transitions, as SynthER does it (Lu et al. 2023).
+
+    Args:
+        spec: the fields of a transition.
+        config: a preset's name (``auto`` picks by device) or an `UpsamplerConfig`.
+        device: where it trains and samples; ``auto`` is CUDA where there is one.
+        seed: of everything random in it; the global random streams are neither read nor moved.
+        progress_bar: show one on terminals while fitting and sampling.
+
+    Raises:
+        ValueError: unknown preset, unusable device.
+        TypeError: `config` is neither a name nor an `UpsamplerConfig`.
+    """
+
+    def __init__(
+        self,
+        spec: TransitionSpec,
+        config: str | UpsamplerConfig = "auto",
+        device: str | torch.device = "auto",
+        seed: int = 0,
+        progress_bar: bool = False,
+    ) -> None:
+        self.spec = spec
+        self.device = resolve_device(device)
+        self.config = resolve_config(config, self.device)
+        self.seed = seed
+        self.progress_bar = progress_bar
+        self._codec = self._new_codec()
+        self._terminals = TerminalClassifier(spec, self.device)
+        self._denoiser: Preconditioner | None = None
+        self._decisions: Decisions | None = None
+        self._terminal_shift = 0.0
+        self._sigma_max = self.config.sampler.sigma_max
+        self._num_fits = 0
+        self._num_draws = 0
+
+    def fit(
+        self, transitions: Transitions, warm_start: bool | None = None, *, held_out: Transitions | None = None
+    ) -> FitReport:
+        """Train on real transitions.
+
+        A warm start goes on from the last model if the data still lie in its normalisation frame, and is given up
+        for a training from scratch if it ends worse than the last model on the held-out rows. If anything fails the
+        last model stays as it was.
+
+        Args:
+            transitions: finite rows of the spec, on any device.
+            warm_start: None for what the configuration says.
+            held_out: rows to judge a warm start by.
+
+        Raises:
+            ValueError: rows that do not match the spec, or none.
+            NonFiniteLossError: training diverged.
+        """
+        start = time.perf_counter()
+        self.spec.check(transitions)
+        if len(transitions) == 0:
+            raise ValueError("transitions has no rows; at least one is needed to learn from.")
+        candidate = copy.copy(self)
+        candidate._codec = self._new_codec()
+        candidate._terminals = TerminalClassifier(self.spec, self.device)
+        candidate._num_fits += 1
+        candidate._num_draws = 0
+        report = candidate._fit(transitions, self.config.warm_start if warm_start is None else warm_start, held_out, self)
+        # Only now, with everything trained and checked, does the new model replace the last one.
+        self.__dict__.update(candidate.__dict__)
+        return FitReport(**{**vars(report), "seconds": time.perf_counter() - start})
+
+    def _fit(
+        self, transitions: Transitions, warm: bool, held_out: Transitions | None, last: DiffusionUpsampler
+    ) -> FitReport:
+        """`fit`, on a fresh copy of the last model's object."""
+        reason = "no warm start" if not warm else "first fit" if last._denoiser is None else ""
+        if not reason:
+            drift = last._codec.frame_drift(transitions)
+            if drift > 1.0:
+                reason = f"the data left the model's normalisation frame (drift {drift:.2f} > 1)"
+        if not reason:
+            self._codec.frame = last._codec.frame
+        else:
+            self._codec.fit_frame(transitions)
+        self._codec.fit_support(transitions)
+        rows = self._codec.encode(transitions, self.device)
+        largest = float(rows.abs().max())
+        self._sigma_max = max(self.config.sampler.sigma_max, 2.0 * largest)
+        if self._sigma_max > self.config.sampler.sigma_max and last._sigma_max != self._sigma_max:
+            logger.warning(
+                "The largest normalised value is %.1f; sampling starts at sigma_max=%.1f instead of %.1f to reach it.",
+                largest, self._sigma_max, self.config.sampler.sigma_max,
+            )  # fmt: skip
+        judged = None if held_out is None or len(held_out) == 0 else self._codec.encode(held_out, self.device)
+
+        steps = 0
+        if not reason:
+            assert last._denoiser is not None
+            before = self._judge(last._denoiser, judged)
+            loss = self._train(copy.deepcopy(last._denoiser).requires_grad_(True), rows, self.config.warm_steps)
+            steps += self.config.warm_steps
+            if judged is not None and self._judge(self._denoiser, judged) > before:
+                reason = "a warm start ended worse on held-out rows than it began"
+                self._codec.fit_frame(transitions)
+                rows = self._codec.encode(transitions, self.device)
+                judged = None if held_out is None else self._codec.encode(held_out, self.device)
+        if reason:
+            loss = self._train(self._new_denoiser(), rows, self.config.train_steps)
+            steps += self.config.train_steps
+        del rows
+        held_out_loss = self._judge(self._denoiser, judged)
+        if self.config.model_terminals:
+            self._terminals.fit(transitions, self._generator("terminals", device="cpu"))
+        self._calibrate()
+        return FitReport(loss, held_out_loss, steps, 0.0, not reason, reason)
+
+    def _train(self, denoiser: Preconditioner, rows: Tensor, num_steps: int) -> float:
+        with _progress("training", num_steps, self.progress_bar) as bar:
+
+            def show(done: int, loss: float) -> None:
+                bar.update(done - bar.n)
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+
+            self._denoiser, loss = train_denoiser(
+                denoiser, rows, num_steps, self.config.training, self._generator("training", num_steps), show
+            )
+        return loss
+
+    def _judge(self, denoiser: Preconditioner | None, rows: Tensor | None) -> float:
+        if denoiser is None or rows is None:
+            return math.nan
+        return evaluate_denoiser(denoiser, rows, self.config.training, self._generator("judging"))
+
+    def _calibrate(self) -> None:
+        """Measure decoding thresholds on rows of the new model, which also shows that it generates finite ones."""
+        matrix = self._generate(_CALIBRATION_ROWS, self._generator("calibration"))
+        self._decisions = self._codec.decide(matrix)
+        if self.config.model_terminals:
+            rows = self.spec.empty(len(matrix), self.device)
+            self._codec.decode(matrix, rows, self._decisions)
+            self._terminal_shift = self._terminals.calibrate(self._terminals.logits(rows))
+
+    def sample(self, num_samples: int) -> Transitions:
+        """Draw synthetic transitions, on the upsampler's device.
+
+        Args:
+            num_samples: any number of rows; they are generated in chunks.
+
+        Raises:
+            RuntimeError: nothing was fitted yet.
+            ValueError: a negative number.
+        """
+        if self._denoiser is None or self._decisions is None:
+            raise RuntimeError("this upsampler has not been fitted yet: call fit(transitions) first.")
+        if num_samples < 0:
+            raise ValueError(f"num_samples is {num_samples}; it must be at least 0.")
+        generator = self._generator("sampling", self._num_draws)
+        self._num_draws += 1
+        out = self.spec.empty(num_samples, self.device)
+        decisions, logits = self._decisions, []
+        chunk_rows = self._chunk_rows()
+        with _progress("sampling", num_samples, self.progress_bar) as bar:
+            for start in range(0, num_samples, chunk_rows):
+                count = min(chunk_rows, num_samples - start)
+                matrix = self._generate(count, generator)
+                rows = out[start : start + count]
+                self._codec.decode(matrix, rows, decisions)
+                if self.config.model_terminals:
+                    logits.append(self._terminals.logits(rows))
+                bar.update(count)
+        if logits:
+            all_logits = torch.cat(logits)
+            many = num_samples >= _CALIBRATION_ROWS
+            shift = self._terminals.calibrate(all_logits) if many else self._terminal_shift
+            out.terminated.copy_(self._terminals.draw(all_logits, shift, generator))
+        return out
+
+    @torch.no_grad()
+    def _generate(self, num_rows: int, generator: torch.Generator) -> Tensor:
+        """Rows of the matrix, ``[num_rows, D]`` float32."""
+        config = self.config.sampler
+        sigmas = samplers.karras_schedule(config.num_steps, config.sigma_min, self._sigma_max, config.rho)
+        denoiser = self._sampling_denoiser()
+        x = sigmas[0] * torch.randn((num_rows, self._codec.dim), generator=generator, device=self.device, dtype=torch.float32)
+        with torch.autocast(self.device.type, enabled=False):
+            if config.solver == "stochastic-heun":
+                x = samplers.stochastic_heun(
+                    denoiser, x, sigmas, generator,
+                    s_churn=config.s_churn, s_tmin=config.s_tmin, s_tmax=config.s_tmax, s_noise=config.s_noise,
+                )  # fmt: skip
+            else:
+                x = samplers.sde_dpm_solver_2m(denoiser, x, sigmas, generator)
+        if not bool(torch.isfinite(x).all()):
+            raise FloatingPointError("the model generated values that are not finite.")
+        return x
+
+    def _sampling_denoiser(self) -> Preconditioner:
+        assert self._denoiser is not None
+        if not self.config.sampler.bfloat16:
+            return self._denoiser
+        network = copy.deepcopy(self._denoiser.network).to(torch.bfloat16)
+        # The noise level's phases need more than eight bits.
+        network.frequencies = self._denoiser.network.frequencies
+        return Preconditioner(network, self._denoiser.sigma_data)
+
+    def _chunk_rows(self) -> int:
+        """Rows generated at a time: what a CPU's cache likes, or what fits a GPU's memory."""
+        if self.device.type == "cpu":
+            return 8_192
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 2**30
+        per_row = 4 * (4 * self.config.network.width + 16 * self._codec.dim)
+        return int(min(max(free // 4 // per_row, 1_024), 1_000_000))
+
+    # -- persistence -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Model, normalisation, thresholds and counters: CPU tensors and plain data."""
+        network = {} if self._denoiser is None else self._denoiser.state_dict()
+        return {
+            "version": STATE_VERSION,
+            "num_fits": self._num_fits,
+            "num_draws": self._num_draws,
+            "sigma_max": self._sigma_max,
+            "terminal_shift": self._terminal_shift,
+            "denoiser": {name: tensor.cpu() for name, tensor in network.items()},
+            "codec": self._codec.state_dict(),
+            "decisions": None if self._decisions is None else copy.copy(vars(self._decisions)),
+            "terminals": self._terminals.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError: the state of another version of this library.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise ValueError(f"the state has version {state.get('version')!r}; this library reads version {STATE_VERSION}.")
+        self._num_fits, self._num_draws = int(state["num_fits"]), int(state["num_draws"])
+        self._sigma_max, self._terminal_shift = float(state["sigma_max"]), float(state["terminal_shift"])
+        self._codec.load_state_dict(state["codec"])
+        self._decisions = None if state["decisions"] is None else Decisions(**state["decisions"])
+        self._terminals.load_state_dict(state["terminals"])
+        self._denoiser = None
+        if state["denoiser"]:
+            self._denoiser = self._new_denoiser()
+            self._denoiser.load_state_dict(state["denoiser"])
+            self._denoiser.requires_grad_(False)
+
+    def save(self, path: str | Path) -> None:
+        """Write the upsampler to one safetensors file; its header holds the rest as JSON. Nothing is pickled."""
+        tensors: dict[str, Tensor] = {}
+        header = {
+            "format": "synther-buffers upsampler",
+            "spec": self.spec.to_dict(),
+            "config": self.config.to_dict(),
+            "seed": self.seed,
+            "state": _take_tensors(self.state_dict(), tensors),
+        }
+        temporary = Path(f"{path}.tmp")
+        safetensors.torch.save_file(tensors, temporary, metadata={"synther_buffers": json.dumps(header)})
+        temporary.replace(path)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, spec: TransitionSpec | None = None, device: str | torch.device = "auto"
+    ) -> DiffusionUpsampler:
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+            spec: the spec that it must have been made for; None accepts any.
+            device: where the upsampler shall run.
+
+        Raises:
+            ValueError: not such a file, another version's, or one for another spec.
+        """
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {})["synther_buffers"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            saved_spec = TransitionSpec.from_dict(header["spec"])
+            version = header["state"]["version"]
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not an upsampler that this library saved ({error}).") from error
+        if version != STATE_VERSION:
+            raise ValueError(f"{path} has version {version!r}; this library reads version {STATE_VERSION}.")
+        if spec is not None and spec != saved_spec:
+            raise ValueError(f"{path} was made for other transitions: it has {saved_spec}, but you asked for {spec}.")
+        upsampler = cls(saved_spec, UpsamplerConfig.from_dict(header["config"]), device, header["seed"])
+        upsampler.load_state_dict(_put_tensors(header["state"], tensors))
+        return upsampler
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _new_codec(self) -> Codec:
+        return Codec(
+            self.spec,
+            next_observation_change=self.config.next_observation_change,
+            normalize_reward=self.config.normalize_reward,
+            model_terminals=self.config.model_terminals,
+        )
+
+    def _new_denoiser(self) -> Preconditioner:
+        sizes = self.config.network
+        network = ResidualMLP(
+            self._codec.dim,
+            width=sizes.width,
+            depth=sizes.depth,
+            embedding_dim=sizes.embedding_dim,
+            fourier_dim=sizes.fourier_dim,
+            generator=self._generator("network", device="cpu"),
+            device=self.device,
+        )
+        return Preconditioner(network, self.config.sigma_data)
+
+    def _generator(self, purpose: str, index: int = 0, device: str | None = None) -> torch.Generator:
+        """A generator of its own for each use, so that none depends on what others drew."""
+        entropy = [self.seed % 2**64, self._num_fits, index, *purpose.encode()]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        return torch.Generator(device or self.device).manual_seed(seed)
+
+
+def make_upsampler(
+    upsampler: str | UpsamplerConfig | UpsamplerFactory,
+    spec: TransitionSpec,
+    *,
+    device: str | torch.device,
+    seed: int,
+    progress_bar: bool,
+) -> Upsampler:
+    """The upsampler that a buffer's `upsampler` argument describes: a preset, a configuration, or a factory.
+
+    Raises:
+        TypeError: a live upsampler (a buffer takes plain configuration, so that it can be pickled small), or a
+            factory that returns something else than an `Upsampler`.
+    """
+    if isinstance(upsampler, str | UpsamplerConfig):
+        return DiffusionUpsampler(spec, upsampler, device, seed, progress_bar)
+    if isinstance(upsampler, Upsampler) and not isinstance(upsampler, type):
+        raise TypeError(
+            f"upsampler is a live {type(upsampler).__name__}; pass its configuration, or a factory "
+            "(spec, *, device, seed, progress_bar) -> Upsampler, so that saving the agent does not save the model with it."
+        )
+    if not callable(upsampler):
+        raise TypeError(f"upsampler is {upsampler!r}; wanted the name of a preset, an UpsamplerConfig or a factory.")
+    made = upsampler(spec, device=device, seed=seed, progress_bar=progress_bar)
+    if not isinstance(made, Upsampler):
+        raise TypeError(f"the factory {upsampler!r} returned {made!r}, which has no fit, sample, state_dict and load_state_dict.")
+    return made
+
+
+def _progress(what: str, total: int, shown: bool) -> tqdm:
+    """A progress bar on terminals (`disable=None` hides it elsewhere), or a hidden one."""
+    return tqdm(desc=f"synther: {what}", total=total, disable=None if shown else True, leave=False, unit_scale=True)
+
+
+def _take_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Replace each tensor in nested plain data by a reference into `tensors`, for JSON."""
+    if isinstance(value, Tensor):
+        name = f"t{len(tensors)}"
+        tensors[name] = value.contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"items": [[key, _take_tensors(child, tensors)] for key, child in value.items()]}
+    if isinstance(value, tuple | list):
+        return {"list": [_take_tensors(child, tensors) for child in value]}
+    return {"plain": value}
+
+
+def _put_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of `_take_tensors`; lists come back as tuples."""
+    (kind, content), *_ = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "items":
+        return {key: _put_tensors(child, tensors) for key, child in content}
+    if kind == "list":
+        return tuple(_put_tensors(child, tensors) for child in content)
+    return content
