@@ -3,9 +3,7 @@
 try:
     import stable_baselines3  # noqa: F401
 except ImportError as error:
-    raise ImportError(
-        'synther_buffers.sb3 needs Stable-Baselines3: pip install "synther-buffers[sb3]"'
-    ) from error
+    raise ImportError('synther_buffers.sb3 needs Stable-Baselines3: pip install "synther-buffers[sb3]"') from error
 
 from .buffers import SynthERBuffer, SynthERDictBuffer, SynthERNStepBuffer
 from .callback import SynthERCallback

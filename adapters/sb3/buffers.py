@@ -30,10 +30,14 @@ class SynthERBuffer(SynthERMixin, ReplayBuffer):
     Args: see `SynthERMixin`; everything else is Stable-Baselines3's.
     """
 
-    def __init__(self, buffer_size: int, observation_space: spaces.Space, action_space: spaces.Space, *args: Any, **kwargs: Any):
+    def __init__(
+        self, buffer_size: int, observation_space: spaces.Space, action_space: spaces.Space, *args: Any, **kwargs: Any
+    ):
         _reject_dict("SynthERBuffer", observation_space, "use replay_buffer_class=SynthERDictBuffer.")
         if "n_steps" in kwargs:
-            raise TypeError("SynthERBuffer stores one-step transitions; for n_steps use replay_buffer_class=SynthERNStepBuffer.")
+            raise TypeError(
+                "SynthERBuffer stores one-step transitions; for n_steps use replay_buffer_class=SynthERNStepBuffer."
+            )
         super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
 
 
@@ -43,10 +47,13 @@ class SynthERDictBuffer(SynthERMixin, DictReplayBuffer):
     Args: see `SynthERMixin`; everything else is Stable-Baselines3's.
     """
 
-    def __init__(self, buffer_size: int, observation_space: spaces.Space, action_space: spaces.Space, *args: Any, **kwargs: Any):
+    def __init__(
+        self, buffer_size: int, observation_space: spaces.Space, action_space: spaces.Space, *args: Any, **kwargs: Any
+    ):
         if not isinstance(observation_space, spaces.Dict):
             raise TypeError(
-                f"SynthERDictBuffer wants Dict observations (got {observation_space}); use replay_buffer_class=SynthERBuffer."
+                f"SynthERDictBuffer wants Dict observations (got {observation_space}); "
+                "use replay_buffer_class=SynthERBuffer."
             )
         super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
 
@@ -54,7 +61,9 @@ class SynthERDictBuffer(SynthERMixin, DictReplayBuffer):
         arrays = {f"observation{SEPARATOR}{key}": self._flat(array) for key, array in self.observations.items()}
         arrays["action"] = self._flat(self.actions)
         arrays["reward"] = self.rewards.reshape(-1, 1)
-        arrays |= {f"next_observation{SEPARATOR}{key}": self._flat(array) for key, array in self.next_observations.items()}
+        arrays |= {
+            f"next_observation{SEPARATOR}{key}": self._flat(array) for key, array in self.next_observations.items()
+        }
         return arrays
 
     def _pack(self, batch: dict[str, Tensor], dones: Tensor, env: VecNormalize | None) -> Samples:
@@ -63,7 +72,8 @@ class SynthERDictBuffer(SynthERMixin, DictReplayBuffer):
         for side in ("observation", "next_observation"):
             observation: dict[str, Any] = {key: batch[f"{side}{SEPARATOR}{key}"] for key in keys}
             if env is not None:
-                normalized = self._normalize_obs({key: tensor.cpu().numpy() for key, tensor in observation.items()}, env)
+                arrays = {key: tensor.cpu().numpy() for key, tensor in observation.items()}
+                normalized: Any = self._normalize_obs(arrays, env)
                 observation = {key: self._to_device(array) for key, array in normalized.items()}
             sides.append(observation)
         reward = batch["reward"]
@@ -95,19 +105,18 @@ class SynthERNStepBuffer(SynthERMixin, NStepReplayBuffer):
         **kwargs: Any,
     ):
         _reject_dict("SynthERNStepBuffer", observation_space, "Stable-Baselines3 has no n-step buffer for them.")
-        if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
+        if isinstance(n_steps, bool) or not isinstance(n_steps, int | np.integer) or n_steps < 1:
             raise ValueError(f"n_steps is {n_steps!r}; it must be a whole number, at least 1.")
         if not 0.0 < gamma <= 1.0:
             raise ValueError(f"gamma is {gamma!r}; it must lie above 0 and be at most 1.")
-        # The spec is made by the mixin's constructor, before SB3's has stored these.
-        self._spec_discounts = tuple(float(np.float32(gamma) ** np.float32(k)) for k in range(1, n_steps + 1))
         super().__init__(buffer_size, observation_space, action_space, *args, n_steps=n_steps, gamma=gamma, **kwargs)
 
     def _discounts(self) -> tuple[float, ...]:
-        return self._spec_discounts
+        return tuple(float(np.float32(self.gamma) ** np.float32(k)) for k in range(1, self.n_steps + 1))
 
     def _mixed(self, num_real: int, num_synthetic: int, env: VecNormalize | None) -> Samples:
         real = NStepReplayBuffer.sample(self, num_real, env)
+        assert real.discounts is not None
         rows, index = self._synthetic_batch_rows(), self.synthetic.draw_indices(num_synthetic)
         drawn = {name: tensor.index_select(0, index) for name, tensor in rows.items()}
         observation, next_observation, reward = drawn["observation"], drawn["next_observation"], drawn["reward"]
@@ -138,13 +147,15 @@ class SynthERNStepBuffer(SynthERMixin, NStepReplayBuffer):
         for step in range(self.n_steps):
             now = (slots + step) % self.buffer_size
             now = np.where(going, now, 0)
-            reward += np.where(going, np.float32(self.gamma) ** np.float32(step) * self.rewards[now, envs], np.float32(0))
+            reward += np.where(
+                going, np.float32(self.gamma) ** np.float32(step) * self.rewards[now, envs], np.float32(0)
+            )
             last = np.where(going, now, last)
             steps += going
             going &= ~stops[now, envs]
         observation, action = self._flat(self.observations[:size]), self._flat(self.actions[:size])
         terminated = (self.dones[last, envs] > 0) & (self.timeouts[last, envs] == 0)
-        discounts = np.array(self._spec_discounts, np.float32)
+        discounts = np.array(self.synthetic.spec.discounts, np.float32)
         columns = {
             "observation": observation,
             "action": action,

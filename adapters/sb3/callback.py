@@ -6,7 +6,7 @@ import logging
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from ..replay import SyntheticReplay
+from ..replay import RefreshReport, SyntheticReplay
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ class SynthERCallback(BaseCallback):
 
     def __init__(self, verbose: int = 0) -> None:
         super().__init__(verbose)
-        self._num_recorded = 0
+        self._recorded: RefreshReport | None = None
 
     def _replay(self) -> SyntheticReplay | None:
         # Looked up each time: loading a replay buffer replaces the object.
@@ -30,22 +30,27 @@ class SynthERCallback(BaseCallback):
         replay = self._replay()
         if replay is None:
             logger.warning(
-                "SynthERCallback has nothing to record: the replay buffer is %s. Pass replay_buffer_class=SynthERBuffer.",
+                "SynthERCallback has nothing to record: the replay buffer is %s. "
+                "Pass replay_buffer_class=SynthERBuffer.",
                 type(getattr(self.model, "replay_buffer", None)).__name__,
             )
             return
-        self._num_recorded = len(replay.reports)
+        self._recorded = _latest(replay)
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
-        replay = self._replay()
-        if replay is None or len(replay.reports) == self._num_recorded:
+        latest = _latest(self._replay())
+        if latest is None or latest is self._recorded:
             return
-        self._num_recorded = len(replay.reports)
-        for name, value in replay.reports[-1].metrics().items():
+        self._recorded = latest
+        for name, value in latest.metrics().items():
             self.logger.record(f"synther/{name}", value)
 
     def _on_training_end(self) -> None:
         self._on_rollout_start()
+
+
+def _latest(replay: SyntheticReplay | None) -> RefreshReport | None:
+    return replay.reports[-1] if replay is not None and replay.reports else None

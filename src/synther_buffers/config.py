@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -59,6 +59,7 @@ class UpsamplerConfig:
         num_synthetic: rows a refresh generates where the buffer is not told otherwise.
         sigma_data: standard deviation of the normalised rows.
         next_observation_change, normalize_reward, model_terminals: see `synther_buffers.codec.Codec`.
+        terminal_steps: gradient steps of the classifier that says which rows are terminal.
     """
 
     network: NetworkConfig
@@ -72,10 +73,11 @@ class UpsamplerConfig:
     next_observation_change: bool = True
     normalize_reward: bool = True
     model_terminals: bool = True
+    terminal_steps: int = 1_500
 
     def __post_init__(self) -> None:
         """Reject values out of range with an error that names them."""
-        for name in ("train_steps", "warm_steps", "num_synthetic"):
+        for name in ("train_steps", "warm_steps", "num_synthetic", "terminal_steps"):
             _at_least(name, getattr(self, name), 1)
         for name in ("width", "depth", "embedding_dim"):
             _at_least(f"network.{name}", getattr(self.network, name), 1)
@@ -119,8 +121,8 @@ def _at_least(name: str, value: Any, minimum: int) -> None:
         raise ValueError(f"{name} is {value}; it must be at least {minimum}.")
 
 
-# SynthER (Lu et al., NeurIPS 2023), sections 4.2 and B, and the configuration files of its published code. Terminals are
-# modelled and rewards z-scored on Gym; on DMC there are no terminals and rewards are left as they are.
+# Published: SynthER (Lu et al., NeurIPS 2023), sections 4.2 and B, and the configuration files of its published code. Terminals
+# are modelled and rewards z-scored on Gym; on DMC there are no terminals and rewards are left as they are.
 _PAPER_ONLINE = UpsamplerConfig(
     network=NetworkConfig(width=1024, depth=6, embedding_dim=256),
     training=TrainingConfig(batch_size=256, learning_rate=3e-4),
@@ -137,9 +139,12 @@ _PAPER_OFFLINE = replace(
     training=TrainingConfig(batch_size=1024, learning_rate=3e-4),
     num_synthetic=5_000_000,
 )
+# Ours. On 50,000 Walker2d-v5 rows of a learning agent, within the same minute on two cores: 512 wide and 3 deep beat
+# 256, 384 and 768 wide nets; a learning rate of 2e-3 beat 5e-4, 1e-3 and 4e-3; bfloat16 lost nothing; 20 evaluations
+# of the SDE solver from sigma_max 20 equalled 127 of stochastic Heun from 80.
 _CPU = UpsamplerConfig(
-    network=NetworkConfig(width=256, depth=4, embedding_dim=128),
-    training=TrainingConfig(batch_size=512, learning_rate=1e-3, bfloat16=True),
+    network=NetworkConfig(width=512, depth=3, embedding_dim=128),
+    training=TrainingConfig(batch_size=512, learning_rate=2e-3, bfloat16=True),
     sampler=SamplerConfig(solver="sde-dpm-solver-2m", num_steps=20, sigma_max=20.0, bfloat16=True),
     train_steps=3_000,
     warm_steps=1_000,
@@ -147,10 +152,19 @@ _CPU = UpsamplerConfig(
     num_synthetic=100_000,
 )
 
+# The paper's net and training, with our target and solver. Chosen by argument, not yet by measurement on a GPU.
+_GPU = replace(
+    _PAPER_ONLINE,
+    sampler=_CPU.sampler,
+    warm_steps=20_000,
+    warm_start=True,
+    next_observation_change=True,
+)
+
 #: The presets by name. ``auto`` stands for ``cpu`` or ``gpu`` and is resolved by `resolve_config`.
 PRESETS: dict[str, UpsamplerConfig] = {
     "cpu": _CPU,
-    "gpu": replace(_PAPER_ONLINE, num_synthetic=1_000_000),
+    "gpu": _GPU,
     "paper-online": _PAPER_ONLINE,
     "paper-online-dmc": replace(_PAPER_ONLINE, normalize_reward=False, model_terminals=False),
     "paper-offline": _PAPER_OFFLINE,

@@ -65,7 +65,8 @@ def correlation_similarity(real: Tensor, synthetic: Tensor) -> float:
     if int(varies.sum()) < 2:
         return float("nan")
     difference = (torch.corrcoef(real[:, varies].T) - torch.corrcoef(synthetic[:, varies].T)).abs()
-    row, column = torch.triu_indices(*difference.shape, offset=1)
+    size = len(difference)
+    row, column = torch.triu_indices(size, size, offset=1)
     return float(1.0 - difference[row, column].mean() / 2.0)
 
 
@@ -74,15 +75,14 @@ def _tv_complement(left: Tensor, right: Tensor, discrete: Tensor) -> Tensor:
     for column in torch.nonzero(discrete).flatten().tolist():
         values, index = torch.unique(torch.cat((left[:, column], right[:, column])), return_inverse=True)
         shares = [
-            torch.bincount(part, minlength=len(values)).double() / len(part) for part in index.split([len(left), len(right)])
+            torch.bincount(part, minlength=len(values)).double() / len(part)
+            for part in index.split([len(left), len(right)])
         ]
         out[column] = 1.0 - 0.5 * (shares[0] - shares[1]).abs().sum()
     return out
 
 
-def _columns(
-    left: Transitions, right: Transitions, spec: TransitionSpec
-) -> tuple[list[str], Tensor, Tensor, Tensor]:
+def _columns(left: Transitions, right: Transitions, spec: TransitionSpec) -> tuple[list[str], Tensor, Tensor, Tensor]:
     """Names, which are discrete, and both sides as float64 matrices on the CPU."""
     names: list[str] = []
     discrete: list[bool] = []

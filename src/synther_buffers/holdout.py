@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-#: Share of the rows that is held out; with the longest run that is allowed for, any ring stays below 5 %.
+#: Share of all rows ever written that is held out, and the most that may be of those in the buffer: its edges can hold
+#: the runs of several streams at once.
 _SHARE = 0.04
+_LARGEST_SHARE = 0.05
 _LONGEST_RUN = 50
 
 
@@ -44,6 +46,7 @@ class _Stream:
     next_write: int = 0
     run_start: int = 0
     run_held: bool = False
+    episode_ended: bool = False
     held: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -61,23 +64,34 @@ class HoldOut:
         if not self._run_length:
             self._run_length = int(np.clip(len(order.write_index) // 100, 1, _LONGEST_RUN))
         mask = np.zeros(len(order.write_index), np.bool_)
-        for name in np.unique(order.stream):
+        rows_of = {}
+        for name in np.unique(order.stream).tolist():
             rows = np.flatnonzero(order.stream == name)
-            rows = rows[np.argsort(order.write_index[rows], kind="stable")]
-            stream = self._streams.setdefault(int(name), _Stream())
-            writes = order.write_index[rows]
-            self._decide(stream, writes, order.episode_end[rows])
-            stream.held = [(start, stop) for start, stop in stream.held if stop > writes[0]]
-            for start, stop in stream.held:
-                first, last = np.searchsorted(writes, [start, stop])
-                mask[rows[first:last]] = True
+            rows_of[name] = rows[np.argsort(order.write_index[rows], kind="stable")]
+            stream = self._streams.setdefault(name, _Stream())
+            mask[rows_of[name]] = self._held(stream, order.write_index[rows_of[name]])
+        room = int(_LARGEST_SHARE * len(mask)) - int(mask.sum())
+        for name, rows in rows_of.items():
+            stream, writes = self._streams[name], order.write_index[rows]
+            room = self._decide(stream, writes, order.episode_end[rows], room)
+            mask[rows] = self._held(stream, writes)
         return mask
 
-    def _decide(self, stream: _Stream, writes: NDArray[np.int64], episode_end: NDArray[np.bool_]) -> None:
-        """Cut the new rows of a stream into runs and hold out as many as keep the share."""
+    @staticmethod
+    def _held(stream: _Stream, writes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of a stream's rows are held out; forgets the runs that were overwritten."""
+        stream.held = [(start, stop) for start, stop in stream.held if stop > writes[0]]
+        held = np.zeros(len(writes), np.bool_)
+        for start, stop in stream.held:
+            first, last = np.searchsorted(writes, [start, stop])
+            held[first:last] = True
+        return held
+
+    def _decide(self, stream: _Stream, writes: NDArray[np.int64], episode_end: NDArray[np.bool_], room: int) -> int:
+        """Cut a stream's new rows into runs and hold out as many as keep the share and fit; the room that is left."""
         new = np.flatnonzero(writes >= stream.next_write)
         if not len(new):
-            return
+            return room
         if writes[new[0]] > stream.next_write:
             # Rows were overwritten before anybody saw them: the run before them has ended.
             stream.run_start, stream.run_held = int(writes[new[0]]), False
@@ -85,18 +99,21 @@ class HoldOut:
         while start < len(writes):
             write = int(writes[start])
             goes_on = write > stream.run_start and write - stream.run_start < self._run_length
-            goes_on &= not (start > 0 and episode_end[start - 1])
+            goes_on &= not (episode_end[start - 1] if start > 0 else stream.episode_ended)
             if not goes_on:
                 stream.run_start = write
-                self_share = self._num_held + self._run_length <= _SHARE * (self._num_seen + self._run_length)
-                stream.run_held = self_share
+                stream.run_held = self._num_held + self._run_length <= _SHARE * (self._num_seen + self._run_length)
             stop = min(start + self._run_length - (write - stream.run_start), len(writes))
             ends = np.flatnonzero(episode_end[start:stop])
             if len(ends):
                 stop = start + int(ends[0]) + 1
             self._num_seen += stop - start
+            stream.run_held = stream.run_held and stop - start <= room
             if stream.run_held:
+                room -= stop - start
                 self._num_held += stop - start
                 stream.held.append((write, write + stop - start))
             start = stop
         stream.next_write = int(writes[-1]) + 1
+        stream.episode_ended = bool(episode_end[-1])
+        return room

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .config import UpsamplerConfig, resolve_device
-from .fidelity import Fidelity, measure_fidelity
+from .fidelity import MAX_ROWS, Fidelity, measure_fidelity
 from .holdout import HoldOut, RowOrder
 from .transitions import Transitions, TransitionSpec
 from .upsampler import FitReport, Upsampler, UpsamplerFactory, make_upsampler
@@ -140,7 +140,11 @@ class SyntheticReplay:
         self.refresh_log = None if refresh_log is None else Path(refresh_log)
         self.device = resolve_device(device)
         resolve_device(upsampler_device)
-        self._upsampler_args = {"upsampler": upsampler, "device": upsampler_device, "progress_bar": progress_bar}
+        self._upsampler_args: dict[str, Any] = {
+            "upsampler": upsampler,
+            "device": upsampler_device,
+            "progress_bar": progress_bar,
+        }
         self.upsampler: Upsampler = self._make_upsampler()
         self.rows: Transitions | None = None
         self.reports: list[RefreshReport] = []
@@ -252,10 +256,11 @@ class SyntheticReplay:
             return None
         train_index = torch.from_numpy(np.flatnonzero(finite & ~held))
         held_index = torch.from_numpy(np.flatnonzero(finite & held))
-        if len(train_index) < MIN_ROWS:
+        if len(real) - num_dropped < MIN_ROWS:
             self._warn_once(
                 "rows",
-                f"Synthetic refresh skipped: {len(train_index)} real rows are too few to learn from, wanted {MIN_ROWS}.",
+                f"Synthetic refresh skipped: {len(real) - num_dropped} real rows are too few to learn from, "
+                f"wanted {MIN_ROWS}.",
             )
             return None
         held_rows = real[held_index]
@@ -319,11 +324,15 @@ class SyntheticReplay:
         if len(held) < 20:
             nothing = Fidelity(math.nan, math.nan, "", math.nan)
             return nothing, nothing
+        # As many of each, drawn alike, so that the two figures differ by nothing but where the rows come from.
         generator = torch.Generator().manual_seed(self.seed)
-        index = torch.randint(len(train), (len(held),), generator=generator)
-        index_synthetic = torch.randint(len(synthetic), (len(held),), generator=generator)
-        fidelity = measure_fidelity(held, synthetic[index_synthetic.to(synthetic.device)], self.spec)
-        return fidelity, measure_fidelity(held, train[index.to(train.device)], self.spec)
+        count = min(len(train), len(synthetic), MAX_ROWS)
+
+        def against_held(rows: Transitions) -> Fidelity:
+            index = torch.randint(len(rows), (count,), generator=generator)
+            return measure_fidelity(held, rows[index.to(rows.device)], self.spec)
+
+        return against_held(synthetic), against_held(train)
 
     def _tell(self, report: RefreshReport) -> None:
         """Log the report, warn of a wide gap, and append it to the refresh log."""
@@ -391,7 +400,7 @@ class SyntheticReplay:
         self._hold_out = HoldOut()
         self._warned = set()
         self._next_refresh = self.start_after
-        self._usage.num_observed = self._usage.num_refreshes = 0
+        self._usage.num_batches = self._usage.num_observed = self._usage.num_refreshes = 0
 
     def to(self, device: str | torch.device) -> SyntheticReplay:
         """Move the synthetic set to another device, in place."""
@@ -417,7 +426,7 @@ class SyntheticReplay:
         (drawn_on, drawn), upsampler, device = state.pop("_generator"), state.pop("upsampler"), state.pop("device")
         self.__dict__.update(state)
         self.device = torch.device(device if torch.device(device).type == "cpu" or torch.cuda.is_available() else "cpu")
-        self._generator = torch.Generator(self.device).manual_seed(self.seed + self._usage.num_batches)
+        self._generator = torch.Generator(self.device).manual_seed((self.seed + self._usage.num_batches) % 2**64)
         if drawn_on == self.device.type:
             self._generator.set_state(drawn)
         self.rows = None if self.rows is None else self.rows.to(self.device)

@@ -3,6 +3,10 @@
 Thresholding the column that the diffusion model generates starves the synthetic set of terminals, because a rare one
 is noisy and pulled to its mean. Whether a real row is terminal is, in most environments, a sharp function of where it
 led to; a small classifier learns that function from the real rows and is asked about each finished synthetic row.
+
+Synthetic rows are a little off the manifold of real ones, so a classifier that spreads its trust over all correlated
+columns is easily misled. A group lasso on its inputs makes it use few of them, and makes every field but the next
+observation so dear that it is used only where the next observation does not tell.
 """
 
 from __future__ import annotations
@@ -16,12 +20,14 @@ from torch import Tensor, nn
 from .diffusion.network import linear
 from .transitions import Transitions, TransitionSpec
 
-_WIDTH = 128
-_STEPS = 1_500
-_BATCH_SIZE = 1_024
-_LEARNING_RATE = 3e-3
+_WIDTH = 64
+_BATCH_SIZE = 512
+_LEARNING_RATE = 5e-3
 #: Share of terminal rows in a training batch. Rare terminals are drawn more often than they occur; `draw` undoes it.
 _POSITIVE_SHARE = 0.25
+#: Group-lasso weights of the next observation's columns and of all others. On Walker2d-v5 (50,000 rows) the flags of
+#: synthetic rows agree with the environment's rule at a precision of 0.98; with 0.003 for all columns, at 0.58.
+_PENALTY_NEXT, _PENALTY_OTHER = 3e-3, 1e-1
 
 
 class TerminalClassifier:
@@ -37,14 +43,17 @@ class TerminalClassifier:
         self.device = device
         self.rate = 0.0
         self._net: nn.Sequential | None = None
-        self._mean = torch.zeros(0)
-        self._scale = torch.ones(0)
+        self._mean = torch.zeros(0, dtype=torch.float64)
+        self._scale = torch.ones(0, dtype=torch.float64)
 
-    def fit(self, transitions: Transitions, generator: torch.Generator) -> None:
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def fit(self, transitions: Transitions, num_steps: int, generator: torch.Generator) -> None:
         """Learn from real rows; without both kinds of row there is nothing to learn but the rate.
 
         Args:
             transitions: real rows.
+            num_steps: gradient steps.
             generator: source of weights and minibatches, on the CPU.
         """
         label = transitions.terminated.to(self.device)
@@ -52,21 +61,28 @@ class TerminalClassifier:
         self._net = None
         if self.rate in (0.0, 1.0):
             return
-        features = self._features(transitions)
-        self._mean = features.mean(0)
-        self._scale = features.std(0).clamp_min(1e-6)
-        features = (features - self._mean) / self._scale
-        self._net = self._build(features.shape[1], generator)
+        columns = self._columns(transitions)
+        self._mean = torch.cat([value.double().mean(0) for value in columns.values()])
+        self._scale = torch.cat([value.double().std(0) for value in columns.values()]).clamp_min(1e-6)
+        penalty = torch.cat(
+            [
+                torch.full_like(value[0], _PENALTY_NEXT if _is_next(name) else _PENALTY_OTHER, dtype=torch.float32)
+                for name, value in columns.items()
+            ]
+        )
+        features = self._normalize(columns)
+        first = linear(features.shape[1], _WIDTH, generator, self.device)
+        self._net = self._build(first, generator)
         positive, negative = (features[label], features[~label])
         num_positive = int(_BATCH_SIZE * max(_POSITIVE_SHARE, min(self.rate, 0.75)))
         target = torch.zeros(_BATCH_SIZE, device=self.device, dtype=torch.float32)
         target[:num_positive] = 1.0
         draws = torch.Generator(self.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
         optimizer = torch.optim.AdamW(self._net.parameters(), lr=_LEARNING_RATE, weight_decay=1e-3, fused=True)
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(self.device.type, enabled=False):
-            for step in range(_STEPS):
+        with torch.autocast(self.device.type, enabled=False):
+            for step in range(num_steps):
                 for group in optimizer.param_groups:
-                    group["lr"] = _LEARNING_RATE * (1.0 - step / _STEPS)
+                    group["lr"] = _LEARNING_RATE * (1.0 - step / num_steps)
                 rows = torch.cat(
                     [
                         source[torch.randint(len(source), (count,), generator=draws, device=self.device)]
@@ -74,6 +90,7 @@ class TerminalClassifier:
                     ]
                 )
                 loss = F.binary_cross_entropy_with_logits(self._net(rows).squeeze(1), target)
+                loss = loss + (penalty * first.weight.norm(dim=0)).sum()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -85,7 +102,7 @@ class TerminalClassifier:
         if self._net is None:
             return torch.full((len(transitions),), float("inf") if self.rate else float("-inf"), device=self.device)
         with torch.autocast(self.device.type, enabled=False):
-            return self._net((self._features(transitions) - self._mean) / self._scale).squeeze(1)
+            return self._net(self._normalize(self._columns(transitions))).squeeze(1)
 
     def calibrate(self, logits: Tensor) -> float:
         """The shift under which these rows are terminal at the data's rate on average."""
@@ -112,10 +129,10 @@ class TerminalClassifier:
         counts = (cumulative + offset).floor()
         return torch.diff(counts, prepend=torch.zeros(1, dtype=torch.float64, device=logits.device)) > 0
 
-    def _features(self, transitions: Transitions) -> Tensor:
-        """Everything but the flag, ``[n, width]`` float32 on the device."""
+    def _columns(self, transitions: Transitions) -> dict[str, Tensor]:
+        """Every field but the flag on the device, ``[n, width]`` each, categories as one-hot columns."""
         columns = transitions.flat()
-        parts = []
+        out = {}
         for field in self.spec.fields:
             if field.name == "terminated":
                 continue
@@ -128,12 +145,18 @@ class TerminalClassifier:
                     ],
                     dim=1,
                 )
-            parts.append(value.to(torch.float32))
-        return torch.cat(parts, dim=1)
+            out[field.name] = value
+        return out
 
-    def _build(self, inputs: int, generator: torch.Generator) -> nn.Sequential:
+    def _normalize(self, columns: dict[str, Tensor]) -> Tensor:
+        """The network's input, ``[n, width]`` float32; normalised in float64, a field at a time."""
+        widths = [value.shape[1] for value in columns.values()]
+        frame = zip(columns.values(), self._mean.split(widths), self._scale.split(widths), strict=True)
+        return torch.cat([((value.double() - mean) / scale).float() for value, mean, scale in frame], dim=1)
+
+    def _build(self, first: nn.Linear, generator: torch.Generator) -> nn.Sequential:
         return nn.Sequential(
-            linear(inputs, _WIDTH, generator, self.device),
+            first,
             nn.SiLU(),
             linear(_WIDTH, _WIDTH, generator, self.device),
             nn.SiLU(),
@@ -151,6 +174,11 @@ class TerminalClassifier:
         self._mean, self._scale = state["mean"].to(self.device), state["scale"].to(self.device)
         self._net = None
         if state["net"]:
-            self._net = self._build(len(self._mean), torch.Generator().manual_seed(0))
+            generator = torch.Generator().manual_seed(0)
+            self._net = self._build(linear(len(self._mean), _WIDTH, generator, self.device), generator)
             self._net.load_state_dict(state["net"])
             self._net.requires_grad_(False)
+
+
+def _is_next(name: str) -> bool:
+    return name.startswith("next_observation")

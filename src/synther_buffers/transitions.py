@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -174,7 +174,9 @@ class TransitionSpec:
         scalars: tuple[Field, ...] = (Field("terminated", "binary", dtype="bool"),)
         if self.discounts:
             scalars += (
-                Field("discount", "categorical", num_categories=(len(self.discounts),), start=(0,), values=self.discounts),
+                Field(
+                    "discount", "categorical", num_categories=(len(self.discounts),), start=(0,), values=self.discounts
+                ),
             )
         reward = Field("reward", "continuous", low=(-math.inf,), high=(math.inf,))
         return (*self.observation, self.action, reward, *self.next_observation, *scalars)
@@ -215,11 +217,13 @@ class TransitionSpec:
         def field(entry: Mapping[str, Any]) -> Field:
             return Field(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
 
-        return cls(tuple(field(entry) for entry in data["observation"]), field(data["action"]), tuple(data["discounts"]))
+        return cls(
+            tuple(field(entry) for entry in data["observation"]), field(data["action"]), tuple(data["discounts"])
+        )
 
 
 def _renamed(field: Field, name: str) -> Field:
-    return Field(**{**{f.name: getattr(field, f.name) for f in fields(field)}, "name": name})
+    return replace(field, name=name)
 
 
 def _space_fields(name: str, space: spaces.Space, bounds: tuple[float, float] | None = None) -> Iterator[Field]:
@@ -227,7 +231,9 @@ def _space_fields(name: str, space: spaces.Space, bounds: tuple[float, float] | 
     if isinstance(space, spaces.Dict):
         for key, child in space.spaces.items():
             if SEPARATOR in str(key):
-                raise ValueError(f"{name}: the key {key!r} contains {SEPARATOR!r}, which separates nested keys; rename it.")
+                raise ValueError(
+                    f"{name}: the key {key!r} contains {SEPARATOR!r}, which separates nested keys; rename it."
+                )
             yield from _space_fields(f"{name}{SEPARATOR}{key}", child)
     elif isinstance(space, spaces.Box):
         if space.dtype == np.uint8 and len(space.shape) == 3:
@@ -236,7 +242,9 @@ def _space_fields(name: str, space: spaces.Space, bounds: tuple[float, float] | 
                 "first (a wrapper that replaces them with the features of a frozen encoder) and store the features."
             )
         size = math.prod(space.shape)
-        low, high = (space.low.ravel(), space.high.ravel()) if bounds is None else ([bounds[0]] * size, [bounds[1]] * size)
+        low, high = (
+            (space.low.ravel(), space.high.ravel()) if bounds is None else ([bounds[0]] * size, [bounds[1]] * size)
+        )
         yield Field(
             name,
             "continuous",
@@ -247,7 +255,12 @@ def _space_fields(name: str, space: spaces.Space, bounds: tuple[float, float] | 
         )
     elif isinstance(space, spaces.Discrete):
         yield Field(
-            name, "categorical", (), np.dtype(space.dtype).name, num_categories=(int(space.n),), start=(int(space.start),)
+            name,
+            "categorical",
+            (),
+            np.dtype(space.dtype).name,
+            num_categories=(int(space.n),),
+            start=(int(space.start),),
         )
     elif isinstance(space, spaces.MultiDiscrete):
         yield Field(

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 STATE_VERSION = 1
 #: Fewer generated rows than this are decided by the thresholds that `fit` measured on as many of its own.
 _CALIBRATION_ROWS = 4_096
+#: From this many rows on a draw has the terminal rate of the data itself.
+_OWN_RATE_ROWS = 1_000
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class FitReport:
         seconds: wall time.
         warm: the model goes on from the last one.
         reason: why it started from scratch, or "" if it did not.
+        phases: seconds of each part: normalize, train, terminals, calibrate.
     """
 
     loss: float
@@ -54,6 +57,7 @@ class FitReport:
     seconds: float
     warm: bool
     reason: str = ""
+    phases: dict[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -118,6 +122,7 @@ class DiffusionUpsampler:
         self._num_fits = 0
         self._num_draws = 0
 
+    @torch.inference_mode(False)
     def fit(
         self, transitions: Transitions, warm_start: bool | None = None, *, held_out: Transitions | None = None
     ) -> FitReport:
@@ -145,7 +150,9 @@ class DiffusionUpsampler:
         candidate._terminals = TerminalClassifier(self.spec, self.device)
         candidate._num_fits += 1
         candidate._num_draws = 0
-        report = candidate._fit(transitions, self.config.warm_start if warm_start is None else warm_start, held_out, self)
+        report = candidate._fit(
+            transitions, self.config.warm_start if warm_start is None else warm_start, held_out, self
+        )
         # Only now, with everything trained and checked, does the new model replace the last one.
         self.__dict__.update(candidate.__dict__)
         return FitReport(**{**vars(report), "seconds": time.perf_counter() - start})
@@ -154,6 +161,7 @@ class DiffusionUpsampler:
         self, transitions: Transitions, warm: bool, held_out: Transitions | None, last: DiffusionUpsampler
     ) -> FitReport:
         """`fit`, on a fresh copy of the last model's object."""
+        clock = _Clock()
         reason = "no warm start" if not warm else "first fit" if last._denoiser is None else ""
         if not reason:
             drift = last._codec.frame_drift(transitions)
@@ -173,6 +181,7 @@ class DiffusionUpsampler:
                 largest, self._sigma_max, self.config.sampler.sigma_max,
             )  # fmt: skip
         judged = None if held_out is None or len(held_out) == 0 else self._codec.encode(held_out, self.device)
+        clock.lap("normalize")
 
         steps = 0
         if not reason:
@@ -190,10 +199,13 @@ class DiffusionUpsampler:
             steps += self.config.train_steps
         del rows
         held_out_loss = self._judge(self._denoiser, judged)
+        clock.lap("train")
         if self.config.model_terminals:
-            self._terminals.fit(transitions, self._generator("terminals", device="cpu"))
+            self._terminals.fit(transitions, self.config.terminal_steps, self._generator("terminals", device="cpu"))
+        clock.lap("terminals")
         self._calibrate()
-        return FitReport(loss, held_out_loss, steps, 0.0, not reason, reason)
+        clock.lap("calibrate")
+        return FitReport(loss, held_out_loss, steps, 0.0, not reason, reason, clock.phases)
 
     def _train(self, denoiser: Preconditioner, rows: Tensor, num_steps: int) -> float:
         with _progress("training", num_steps, self.progress_bar) as bar:
@@ -221,6 +233,7 @@ class DiffusionUpsampler:
             self._codec.decode(matrix, rows, self._decisions)
             self._terminal_shift = self._terminals.calibrate(self._terminals.logits(rows))
 
+    @torch.inference_mode(False)
     def sample(self, num_samples: int) -> Transitions:
         """Draw synthetic transitions, on the upsampler's device.
 
@@ -244,6 +257,8 @@ class DiffusionUpsampler:
             for start in range(0, num_samples, chunk_rows):
                 count = min(chunk_rows, num_samples - start)
                 matrix = self._generate(count, generator)
+                if start == 0 and count >= _CALIBRATION_ROWS:
+                    decisions = self._codec.decide(matrix)
                 rows = out[start : start + count]
                 self._codec.decode(matrix, rows, decisions)
                 if self.config.model_terminals:
@@ -251,7 +266,7 @@ class DiffusionUpsampler:
                 bar.update(count)
         if logits:
             all_logits = torch.cat(logits)
-            many = num_samples >= _CALIBRATION_ROWS
+            many = num_samples >= _OWN_RATE_ROWS
             shift = self._terminals.calibrate(all_logits) if many else self._terminal_shift
             out.terminated.copy_(self._terminals.draw(all_logits, shift, generator))
         return out
@@ -262,7 +277,9 @@ class DiffusionUpsampler:
         config = self.config.sampler
         sigmas = samplers.karras_schedule(config.num_steps, config.sigma_min, self._sigma_max, config.rho)
         denoiser = self._sampling_denoiser()
-        x = sigmas[0] * torch.randn((num_rows, self._codec.dim), generator=generator, device=self.device, dtype=torch.float32)
+        x = sigmas[0] * torch.randn(
+            (num_rows, self._codec.dim), generator=generator, device=self.device, dtype=torch.float32
+        )
         with torch.autocast(self.device.type, enabled=False):
             if config.solver == "stochastic-heun":
                 x = samplers.stochastic_heun(
@@ -287,7 +304,7 @@ class DiffusionUpsampler:
     def _chunk_rows(self) -> int:
         """Rows generated at a time: what a CPU's cache likes, or what fits a GPU's memory."""
         if self.device.type == "cpu":
-            return 8_192
+            return 16_384
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 2**30
         per_row = 4 * (4 * self.config.network.width + 16 * self._codec.dim)
         return int(min(max(free // 4 // per_row, 1_024), 1_000_000))
@@ -316,7 +333,9 @@ class DiffusionUpsampler:
             ValueError: the state of another version of this library.
         """
         if state.get("version") != STATE_VERSION:
-            raise ValueError(f"the state has version {state.get('version')!r}; this library reads version {STATE_VERSION}.")
+            raise ValueError(
+                f"the state has version {state.get('version')!r}; this library reads version {STATE_VERSION}."
+            )
         self._num_fits, self._num_draws = int(state["num_fits"]), int(state["num_draws"])
         self._sigma_max, self._terminal_shift = float(state["sigma_max"]), float(state["terminal_shift"])
         self._codec.load_state_dict(state["codec"])
@@ -332,7 +351,7 @@ class DiffusionUpsampler:
         """Write the upsampler to one safetensors file; its header holds the rest as JSON. Nothing is pickled."""
         tensors: dict[str, Tensor] = {}
         header = {
-            "format": "synther-buffers upsampler",
+            "version": STATE_VERSION,
             "spec": self.spec.to_dict(),
             "config": self.config.to_dict(),
             "seed": self.seed,
@@ -361,7 +380,7 @@ class DiffusionUpsampler:
                 header = json.loads((file.metadata() or {})["synther_buffers"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             saved_spec = TransitionSpec.from_dict(header["spec"])
-            version = header["state"]["version"]
+            version = header["version"]
         except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not an upsampler that this library saved ({error}).") from error
         if version != STATE_VERSION:
@@ -427,8 +446,23 @@ def make_upsampler(
         raise TypeError(f"upsampler is {upsampler!r}; wanted the name of a preset, an UpsamplerConfig or a factory.")
     made = upsampler(spec, device=device, seed=seed, progress_bar=progress_bar)
     if not isinstance(made, Upsampler):
-        raise TypeError(f"the factory {upsampler!r} returned {made!r}, which has no fit, sample, state_dict and load_state_dict.")
+        raise TypeError(
+            f"the factory {upsampler!r} returned {made!r}, which has no fit, sample, state_dict and load_state_dict."
+        )
     return made
+
+
+class _Clock:
+    """Seconds between laps, by name."""
+
+    def __init__(self) -> None:
+        self.phases: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.phases[name] = now - self._last
+        self._last = now
 
 
 def _progress(what: str, total: int, shown: bool) -> tqdm:

@@ -23,6 +23,9 @@ class ResidualMLP(nn.Module):
         device: where the weights live.
     """
 
+    frequencies: Tensor
+
+    @torch.inference_mode(False)  # what is made in inference mode can never be trained
     def __init__(
         self,
         dim: int,
@@ -56,6 +59,7 @@ class ResidualMLP(nn.Module):
         return self.out(F.relu(h))
 
 
+@torch.inference_mode(False)
 def linear(inputs: int, outputs: int, generator: torch.Generator, device: torch.device | str) -> nn.Linear:
     """``nn.Linear`` with its usual initialisation, drawn from `generator` instead of the global one."""
     layer = skip_init(nn.Linear, inputs, outputs, device="cpu", dtype=torch.float32)

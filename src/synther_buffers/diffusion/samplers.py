@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -40,14 +41,18 @@ def stochastic_heun(
     ``2 N - 1`` evaluations of D. With ``s_churn = 0`` it is the deterministic Heun sampler (Algorithm 1).
 
     Args:
+        denoiser: D, called with ``[n, D]`` rows and a ``[1]`` noise level.
         x: ``[n, D]``, drawn from N(0, sigmas[0]^2).
         sigmas: descending noise levels that end with 0.
         generator: source of the churn's noise, on the device of `x`.
-        s_churn, s_tmin, s_tmax, s_noise: amount of churn, the noise levels it applies to, and its inflation.
+        s_churn: amount of noise added over all steps.
+        s_tmin: noise level below which none is added.
+        s_tmax: noise level above which none is added.
+        s_noise: inflation of the added noise.
     """
     num_steps = len(sigmas) - 1
     gamma_max = min(s_churn / num_steps, math.sqrt(2.0) - 1.0)
-    for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, sigma_next in pairwise(sigmas):
         gamma = gamma_max if s_tmin <= sigma <= s_tmax else 0.0
         sigma_hat = sigma * (1.0 + gamma)
         if gamma > 0.0:
@@ -66,17 +71,18 @@ def stochastic_heun(
 def sde_dpm_solver_2m(denoiser: Denoiser, x: Tensor, sigmas: list[float], generator: torch.Generator) -> Tensor:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022, "DPM-Solver++", algorithm 4 and appendix), in sigma = exp(-lambda).
 
-    Between two levels it integrates the reverse SDE exactly for a D that is linear in lambda, extrapolated from the
-    last two evaluations. ``N`` evaluations of D; the last one, at the smallest noise level, is the result.
+    Between two levels it integrates the reverse SDE exactly for a constant D: its value halfway in lambda, extrapolated
+    from the last two evaluations. ``N`` evaluations of D; the last one, at the smallest noise level, is the result.
 
     Args:
+        denoiser: D, called with ``[n, D]`` rows and a ``[1]`` noise level.
         x: ``[n, D]``, drawn from N(0, sigmas[0]^2).
         sigmas: descending noise levels that end with 0.
         generator: source of the SDE's noise, on the device of `x`.
     """
     previous: Tensor | None = None
     previous_step = 0.0
-    for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, sigma_next in pairwise(sigmas):
         denoised = denoiser(x, _level(sigma, x))
         if sigma_next == 0.0:
             return denoised

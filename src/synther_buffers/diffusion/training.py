@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from .preconditioning import Preconditioner
 
 #: The loss is looked at (and the progress shown) this many times; each look waits for the device.
 _REPORTS = 50
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -49,6 +52,8 @@ class TrainingConfig:
     bfloat16: bool = False
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train_denoiser(
     denoiser: Preconditioner,
     rows: Tensor,
@@ -83,12 +88,9 @@ def train_denoiser(
     tail_start = num_steps - max(num_steps // 10, 1)
     recent = torch.zeros((), device=device, dtype=torch.float32)
     tail = torch.zeros((), device=device, dtype=torch.float32)
-    autocast = (
-        torch.autocast(device.type, dtype=torch.bfloat16)
-        if config.bfloat16
-        else torch.autocast(device.type, enabled=False)
-    )
-    with torch.inference_mode(False), torch.enable_grad():
+    # Within another autocast, a cache would keep the weights of the first step for all the others.
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.bfloat16, cache_enabled=False)
+    with torch.autocast(device.type, enabled=False):
         for step in range(num_steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
@@ -114,12 +116,14 @@ def train_denoiser(
                 if on_progress is not None:
                     on_progress(step + 1, mean)
                 recent.zero_()
-    averaged: Preconditioner = average.module
+    averaged = cast(Preconditioner, average.module)
     return averaged.requires_grad_(False), tail.item() / (num_steps - tail_start)
 
 
 @torch.no_grad()
-def evaluate_denoiser(denoiser: Preconditioner, rows: Tensor, config: TrainingConfig, generator: torch.Generator) -> float:
+def evaluate_denoiser(
+    denoiser: Preconditioner, rows: Tensor, config: TrainingConfig, generator: torch.Generator
+) -> float:
     """Mean loss on given rows at noise drawn from `generator`; the same generator state compares two denoisers."""
     repeated = rows.repeat(max(4096 // max(len(rows), 1), 1), 1)[:65_536]
     noise = torch.randn(repeated.shape, generator=generator, device=rows.device, dtype=torch.float32)
@@ -128,11 +132,11 @@ def evaluate_denoiser(denoiser: Preconditioner, rows: Tensor, config: TrainingCo
         return denoising_loss(denoiser, repeated, noise, sigma).item()
 
 
-def _ramped_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+def _ramped_average(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
     """The `multi_avg_fn` of an exponential moving average whose decay ramps up; counts on the host."""
     updates = 0
 
-    def update(averaged: list[Tensor], current: list[Tensor], _: Tensor | int) -> None:
+    def update(averaged: _Tensors, current: _Tensors, _: Tensor | int) -> None:
         nonlocal updates
         updates += 1
         torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1.0 + updates) / (10.0 + updates)))

@@ -1,0 +1,58 @@
+# `make demo` and `make test` set up what they need in .venv; nothing else has to be installed than Python and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STEPS ?= 4000
+export MUJOCO_GL ?= disable
+
+.PHONY: demo test test-fast lint types imports wheel check bench-smoke bench clean
+
+# A strict editable install: the type checker and import-linter see the adapters under synther_buffers.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	# PyTorch first and alone: the pinned CPU build, not the CUDA build a range would bring.
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --config-settings editable_mode=strict --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py --steps $(STEPS)
+
+# One thread for each of two workers: two processes with two threads each are slower than one.
+test: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+test-fast: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow"
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+imports: $(VENV)/.installed
+	$(BIN)/lint-imports
+	$(BIN)/python tests/planted_import.py
+
+wheel: $(VENV)/.installed
+	$(BIN)/python tests/wheel_check.py
+
+check: test lint types imports wheel bench-smoke
+
+bench-smoke: $(VENV)/.installed
+	$(BIN)/python benchmarks/import_time.py --toy --out build/bench/import_time.json
+	$(BIN)/python benchmarks/buffer_overhead.py --toy --out build/bench/buffer_overhead.json
+	$(BIN)/python benchmarks/refresh.py --toy --out build/bench/refresh.json
+	$(BIN)/python benchmarks/terminals.py --toy --out build/bench/terminals.json
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/buffer_overhead.py
+	$(BIN)/python benchmarks/refresh.py
+	$(BIN)/python benchmarks/terminals.py
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,105 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from synther_buffers.diffusion.network import ResidualMLP, linear
+
+
+def make_network(seed: int = 0, dim: int = 3, fourier_dim: int = 8) -> ResidualMLP:
+    generator = torch.Generator().manual_seed(seed)
+    return ResidualMLP(dim, width=16, depth=2, embedding_dim=12, fourier_dim=fourier_dim, generator=generator)
+
+
+X = torch.linspace(-1.0, 1.0, 12).reshape(4, 3)
+NOISE = torch.tensor([-1.0, -0.3, 0.2, 0.9])
+
+
+def test_number_of_weights_by_hand() -> None:
+    # Noise 9 -> 12 -> 12, row 3 -> 12, then 12 -> 16, two of 16 -> 16, 16 -> 3; each with its bias.
+    wanted = (9 * 12 + 12) + (12 * 12 + 12) + (3 * 12 + 12) + (12 * 16 + 16) + 2 * (16 * 16 + 16) + (16 * 3 + 3)
+    assert sum(parameter.numel() for parameter in make_network().parameters()) == wanted
+
+
+def test_forward_by_hand() -> None:
+    network = make_network()
+    phase = NOISE[:, None] * network.frequencies
+    level = network.noise_out(F.silu(network.noise_in(torch.cat((NOISE[:, None], phase.sin(), phase.cos()), 1))))
+    h = network.widen(network.row_in(X) + level)
+    h = h + network.layers[0](h.relu())
+    h = h + network.layers[1](h.relu())
+    torch.testing.assert_close(network(X, NOISE), network.out(h.relu()))
+
+
+def test_one_level_for_all_rows_or_one_for_each() -> None:
+    network = make_network()
+    torch.testing.assert_close(network(X, torch.tensor([0.2])), network(X, torch.full((4,), 0.2)))
+
+
+def test_noise_level_matters() -> None:
+    network = make_network()
+    assert (network(X, torch.tensor([0.2])) - network(X, torch.tensor([-1.0]))).abs().max() > 1e-3
+
+
+def test_rows_do_not_see_each_other() -> None:
+    network = make_network()
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(network(X[order], NOISE[order]), network(X, NOISE)[order])
+
+
+@pytest.mark.parametrize("fourier_dim", [2, 3, 16])
+def test_any_number_of_fourier_features(fourier_dim: int) -> None:
+    network = make_network(fourier_dim=fourier_dim)
+    assert network.frequencies.shape == (fourier_dim // 2,)
+    assert network(X, NOISE).shape == (4, 3)
+
+
+def test_weights_come_from_the_generator_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = make_network(seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    second, third = make_network(seed=5), make_network(seed=6)
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name])
+        assert not torch.equal(tensor, third.state_dict()[name])
+
+
+def test_linear_is_initialised_as_torchs_own() -> None:
+    layer = linear(400, 300, torch.Generator().manual_seed(0), "cpu")
+    bound = 1.0 / math.sqrt(400)
+    weight = layer.weight.detach()
+    assert 0.99 * bound < weight.abs().max() <= bound
+    # A uniform distribution on [-b, b] has the variance b^2 / 3.
+    assert weight.var().item() == pytest.approx(bound**2 / 3, rel=0.02)
+    assert weight.mean().abs() < 4 * bound / math.sqrt(3 * 120_000)
+    assert 0.9 * bound < layer.bias.detach().abs().max() <= bound
+
+
+def test_default_dtype_does_not_matter() -> None:
+    expected = make_network().state_dict()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = make_network().state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in expected.items()
+    )
+
+
+def test_made_in_inference_mode_it_can_still_be_trained_and_loaded() -> None:
+    with torch.inference_mode():
+        network = make_network()
+    network(X, NOISE).sum().backward()
+    assert network.row_in.weight.grad is not None
+    network.load_state_dict(make_network(seed=1).state_dict())
+
+
+def test_bfloat16_weights_give_nearly_the_same_answer() -> None:
+    network, coarse = make_network(), make_network().to(torch.bfloat16)
+    # The noise level's phases need more than eight bits.
+    coarse.frequencies = network.frequencies
+    torch.testing.assert_close(coarse(X, NOISE).float(), network(X, NOISE), atol=0.02, rtol=0.05)

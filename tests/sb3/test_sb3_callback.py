@@ -1,0 +1,129 @@
+"""The callback that puts each refresh's figures into the logger."""
+
+import csv
+import json
+import logging
+
+import pytest
+from sb3_helpers import TINY, CounterEnv, Marked, count_into, kwargs_for, make_buffer, small
+from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import CheckpointCallback
+from stable_baselines3.common.logger import configure
+from synther_buffers.sb3 import SynthERBuffer, SynthERCallback
+
+NAMES = {
+    "refresh",
+    "loss",
+    "held_out_loss",
+    "warm_start",
+    "fit_seconds",
+    "sample_seconds",
+    "seconds",
+    "real_rows",
+    "synthetic_rows",
+    "marginal_similarity",
+    "marginal_similarity_of_real",
+    "correlation_similarity",
+    "correlation_similarity_of_real",
+}
+
+
+def logged_model(folder, **kwargs):
+    model = SAC("MlpPolicy", CounterEnv(length=20), verbose=1, **kwargs_for(SynthERBuffer, **kwargs))
+    model.set_logger(configure(str(folder), ["csv", "json"]))
+    return model
+
+
+def logged(folder):
+    """The lines of the JSON log, each a dict."""
+    return [json.loads(line) for line in (folder / "progress.json").read_text().splitlines()]
+
+
+def refresh_lines(folder):
+    return [line for line in logged(folder) if "synther/refresh" in line]
+
+
+@pytest.mark.parametrize("upsampler", [Marked, TINY])
+def test_each_refresh_is_a_line_in_the_log(tmp_path, upsampler):
+    model = logged_model(tmp_path, upsampler=upsampler)
+    model.learn(300, callback=SynthERCallback(), log_interval=1)
+    lines = refresh_lines(tmp_path)
+    assert [line["synther/refresh"] for line in lines] == [1, 2]
+    # Refreshed in the training after steps 120 and 240, written at the end of the next episode.
+    assert [line["time/total_timesteps"] for line in lines] == [140, 260]
+    for line, report in zip(lines, model.replay_buffer.synthetic.reports, strict=True):
+        assert {name.removeprefix("synther/") for name in line if name.startswith("synther/")} == NAMES
+        assert line["synther/loss"] == pytest.approx(report.fit.loss)
+        assert line["synther/synthetic_rows"] == 300
+        assert line["synther/real_rows"] == report.num_real
+    with (tmp_path / "progress.csv").open() as file:
+        assert {f"synther/{name}" for name in NAMES} <= set(next(csv.reader(file)))
+
+
+def test_the_replay_buffer_can_be_saved_while_a_logger_writes(tmp_path):
+    model = logged_model(tmp_path, upsampler=TINY)
+    checkpoint = CheckpointCallback(100, str(tmp_path / "checkpoints"), save_replay_buffer=True)
+    model.learn(250, callback=[SynthERCallback(), checkpoint], log_interval=1)
+    model.save_replay_buffer(tmp_path / "buffer.pkl")
+    resumed = logged_model(tmp_path / "resumed", upsampler=TINY)
+    resumed.load_replay_buffer(tmp_path / "buffer.pkl")
+    assert resumed.replay_buffer.synthetic.num_refreshes == 2
+    resumed.load_replay_buffer(tmp_path / "checkpoints" / "rl_model_replay_buffer_200_steps.pkl")
+    assert resumed.replay_buffer.synthetic.num_refreshes == 1
+
+
+def test_after_a_load_only_new_refreshes_are_recorded(tmp_path):
+    model = logged_model(tmp_path / "first")
+    model.learn(150, callback=SynthERCallback(), log_interval=1)
+    model.save_replay_buffer(tmp_path / "buffer.pkl")
+    resumed = logged_model(tmp_path / "second")
+    resumed.load_replay_buffer(tmp_path / "buffer.pkl")
+    resumed.learn(150, callback=SynthERCallback(), log_interval=1)
+    assert [line["synther/refresh"] for line in refresh_lines(tmp_path / "second")] == [2]
+
+
+def test_a_refresh_of_the_last_training_is_recorded(tmp_path):
+    model = logged_model(tmp_path)
+    model.learn(120, callback=SynthERCallback())
+    assert model.logger.name_to_value["synther/refresh"] == 1
+
+
+def test_a_callback_serves_several_runs(tmp_path):
+    model, callback = logged_model(tmp_path), SynthERCallback()
+    model.learn(150, callback=callback, log_interval=1)
+    model.learn(150, callback=callback, log_interval=1, reset_num_timesteps=False)
+    assert [line["synther/refresh"] for line in refresh_lines(tmp_path)] == [1, 2]
+
+
+def test_a_buffer_that_is_reset_starts_counting_again(tmp_path):
+    model, callback = logged_model(tmp_path), SynthERCallback()
+    model.learn(150, callback=callback, log_interval=1)
+    model.replay_buffer.reset()
+    callback.on_rollout_start()
+    model.learn(150, callback=callback, log_interval=1)
+    assert [line["synther/refresh"] for line in refresh_lines(tmp_path)] == [1, 1]
+
+
+def test_a_plain_buffer_is_warned_about_once(log):
+    model = SAC("MlpPolicy", CounterEnv(), **small(buffer_size=500))
+    with log.at_level(logging.WARNING):
+        model.learn(120, callback=SynthERCallback())
+    messages = [record.getMessage() for record in log.records]
+    assert messages == [
+        "SynthERCallback has nothing to record: the replay buffer is ReplayBuffer. "
+        "Pass replay_buffer_class=SynthERBuffer."
+    ]
+
+
+def test_the_refresh_log_gets_a_line_for_each_refresh(tmp_path):
+    path = tmp_path / "logs" / "refreshes.jsonl"
+    buffer = make_buffer(SynthERBuffer, refresh_log=path, upsampler=TINY, seed=3)
+    for start in (0, 120, 240):
+        count_into(buffer, start, start + 120)
+        buffer.sample(8)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["refresh"], line["num_observed"], line["seed"]) for line in lines] == [
+        (1, 120, 3),
+        (2, 240, 3),
+        (3, 360, 3),
+    ]

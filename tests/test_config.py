@@ -1,0 +1,143 @@
+import json
+import math
+import pickle
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+import torch
+
+from synther_buffers.config import (
+    PRESETS,
+    SOLVERS,
+    NetworkConfig,
+    SamplerConfig,
+    UpsamplerConfig,
+    resolve_config,
+    resolve_device,
+)
+from synther_buffers.diffusion.training import TrainingConfig
+
+CONFIG = UpsamplerConfig(
+    network=NetworkConfig(width=8, depth=1, embedding_dim=4),
+    training=TrainingConfig(batch_size=16, learning_rate=1e-3),
+    sampler=SamplerConfig(solver="stochastic-heun", num_steps=4),
+    train_steps=10,
+    warm_steps=5,
+    warm_start=True,
+    num_synthetic=100,
+)
+
+
+class TestValidation:
+    @pytest.mark.parametrize(
+        ("part", "name", "minimum"),
+        [
+            (None, "train_steps", 1),
+            (None, "warm_steps", 1),
+            (None, "num_synthetic", 1),
+            (None, "terminal_steps", 1),
+            ("network", "width", 1),
+            ("network", "depth", 1),
+            ("network", "embedding_dim", 1),
+            ("network", "fourier_dim", 2),
+            ("training", "batch_size", 1),
+            ("sampler", "num_steps", 1),
+        ],
+    )
+    def test_counts_are_named_when_they_are_too_small_or_not_whole(
+        self, part: str | None, name: str, minimum: int
+    ) -> None:
+        def changed(value: object) -> UpsamplerConfig:
+            if part is None:
+                return replace(CONFIG, **{name: value})
+            return replace(CONFIG, **{part: replace(getattr(CONFIG, part), **{name: value})})
+
+        full = name if part is None else f"{part}.{name}"
+        assert changed(minimum)
+        with pytest.raises(ValueError, match=rf"^{full} is {minimum - 1}; it must be at least {minimum}\."):
+            changed(minimum - 1)
+        for value in (10.0, "10", True, None):
+            with pytest.raises(TypeError, match=rf"^{full} is {value!r} \({type(value).__name__}\); wanted a whole"):
+                changed(value)
+
+    @pytest.mark.parametrize("rate", [0.0, -1e-3, math.nan])
+    def test_learning_rate(self, rate: float) -> None:
+        with pytest.raises(ValueError, match=r"training\.learning_rate is .*; it must be positive"):
+            replace(CONFIG, training=replace(CONFIG.training, learning_rate=rate))
+
+    @pytest.mark.parametrize("sigma_data", [0.0, -1.0, math.nan])
+    def test_sigma_data(self, sigma_data: float) -> None:
+        with pytest.raises(ValueError, match=r"sigma_data is .*; it must be positive"):
+            replace(CONFIG, sigma_data=sigma_data)
+
+    @pytest.mark.parametrize(("low", "high"), [(0.0, 80.0), (-1.0, 80.0), (80.0, 80.0), (2.0, 1.0), (math.nan, 80.0)])
+    def test_noise_levels(self, low: float, high: float) -> None:
+        with pytest.raises(ValueError, match="wanted 0 < sigma_min < sigma_max"):
+            replace(CONFIG, sampler=replace(CONFIG.sampler, sigma_min=low, sigma_max=high))
+
+    def test_unknown_solver(self) -> None:
+        with pytest.raises(
+            ValueError, match=r"sampler\.solver is 'euler'; known solvers: stochastic-heun, sde-dpm-solver-2m"
+        ):
+            replace(CONFIG, sampler=replace(CONFIG.sampler, solver="euler"))
+
+    def test_is_frozen(self) -> None:
+        with pytest.raises(FrozenInstanceError):
+            CONFIG.train_steps = 5
+
+
+class TestPresets:
+    @pytest.mark.parametrize("name", sorted(PRESETS))
+    def test_round_trips(self, name: str) -> None:
+        config = PRESETS[name]
+        assert UpsamplerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+        assert pickle.loads(pickle.dumps(config)) == config
+        assert config.sampler.solver in SOLVERS
+
+    def test_paper_numbers(self) -> None:
+        paper = PRESETS["paper-online"]
+        assert (paper.network.width, paper.network.depth) == (1024, 6)
+        assert (paper.train_steps, paper.training.batch_size, paper.training.learning_rate) == (100_000, 256, 3e-4)
+        assert (paper.sampler.solver, paper.sampler.num_steps) == ("stochastic-heun", 128)
+        assert (paper.sampler.sigma_min, paper.sampler.sigma_max, paper.sampler.rho) == (0.002, 80.0, 7.0)
+        assert (paper.sampler.s_churn, paper.sampler.s_tmin, paper.sampler.s_tmax) == (80.0, 0.05, 50.0)
+        assert not paper.warm_start
+        offline = PRESETS["paper-offline"]
+        assert (offline.network.width, offline.num_synthetic) == (2048, 5_000_000)
+
+    def test_dmc_leaves_rewards_alone_and_has_no_terminals(self) -> None:
+        dmc = PRESETS["paper-online-dmc"]
+        assert replace(dmc, normalize_reward=True, model_terminals=True) == PRESETS["paper-online"]
+        assert not dmc.normalize_reward
+        assert not dmc.model_terminals
+
+
+class TestResolve:
+    @pytest.mark.parametrize(("device", "preset"), [("cpu", "cpu"), ("cuda", "gpu"), ("cuda:1", "gpu"), ("mps", "cpu")])
+    def test_auto_depends_on_the_device(self, device: str, preset: str) -> None:
+        assert resolve_config("auto", torch.device(device)) is PRESETS[preset]
+
+    def test_a_name_does_not_depend_on_it(self) -> None:
+        assert resolve_config("paper-online", torch.device("cpu")) is PRESETS["paper-online"]
+
+    def test_a_configuration_is_taken_as_it_is(self) -> None:
+        assert resolve_config(CONFIG, torch.device("cuda")) is CONFIG
+
+    def test_unknown_name(self) -> None:
+        with pytest.raises(ValueError, match="unknown preset 'papr'; known presets: auto, cpu, gpu, paper-online"):
+            resolve_config("papr", torch.device("cpu"))
+
+    @pytest.mark.parametrize("config", [None, 5, {"train_steps": 10}])
+    def test_neither_name_nor_configuration(self, config: object) -> None:
+        with pytest.raises(TypeError, match="wanted the name of a preset, an UpsamplerConfig or a factory"):
+            resolve_config(config, torch.device("cpu"))
+
+    def test_device(self) -> None:
+        assert resolve_device("cpu") == torch.device("cpu")
+        assert resolve_device(torch.device("cpu")) == torch.device("cpu")
+        assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+    @pytest.mark.parametrize("device", ["gpu", "cuda:99", "xla", ""])
+    def test_unusable_device(self, device: str) -> None:
+        with pytest.raises(ValueError, match=rf"the device '{device}' cannot be used here \(.+\); try 'auto' or 'cpu'"):
+            resolve_device(device)
