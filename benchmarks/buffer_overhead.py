@@ -14,9 +14,9 @@ import numpy as np
 from gymnasium import spaces
 from measuring import alternate, machine, write
 from stable_baselines3.common.buffers import ReplayBuffer
+from synther_buffers.sb3 import SynthERBuffer
 
 from synther_buffers import FitReport, Transitions
-from synther_buffers.sb3 import SynthERBuffer
 
 #: Observation and action sizes of Gymnasium's MuJoCo environments (float64 observations).
 SIZES = {"HalfCheetah-v5": (17, 6), "Humanoid-v5": (348, 17)}

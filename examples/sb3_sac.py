@@ -18,7 +18,6 @@ import numpy as np
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.monitor import Monitor
-
 from synther_buffers.sb3 import SynthERBuffer, SynthERCallback
 
 

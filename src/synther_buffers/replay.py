@@ -314,7 +314,8 @@ class SyntheticReplay:
                 column = name if tensor.ndim == 1 else f"{name}[{', '.join(map(str, bad[:5]))}]"
                 self._warn_once(
                     f"finite {name}",
-                    f"{int((~good).any(1).sum())} real rows have NaN or infinity in {column}; such rows are not learned.",
+                    f"{int((~good).any(1).sum())} real rows have NaN or infinity in {column}; "
+                    "such rows are not learned.",
                 )
             finite &= good.all(1).cpu().numpy()
         return finite

@@ -215,7 +215,10 @@ class TransitionSpec:
         """The spec that `to_dict` wrote."""
 
         def field(entry: Mapping[str, Any]) -> Field:
-            return Field(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
+            values: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+            }
+            return Field(**values)
 
         return cls(
             tuple(field(entry) for entry in data["observation"]), field(data["action"]), tuple(data["discounts"])

@@ -440,7 +440,7 @@ def make_upsampler(
     if isinstance(upsampler, Upsampler) and not isinstance(upsampler, type):
         raise TypeError(
             f"upsampler is a live {type(upsampler).__name__}; pass its configuration, or a factory "
-            "(spec, *, device, seed, progress_bar) -> Upsampler, so that saving the agent does not save the model with it."
+            "(spec, *, device, seed, progress_bar) -> Upsampler, so that saving the agent does not save the model too."
         )
     if not callable(upsampler):
         raise TypeError(f"upsampler is {upsampler!r}; wanted the name of a preset, an UpsamplerConfig or a factory.")

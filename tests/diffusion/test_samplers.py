@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from synther_buffers import PRESETS
 from synther_buffers.diffusion.samplers import (
     karras_schedule,
     num_function_evaluations,
@@ -244,3 +245,21 @@ class TestContract:
 
     def test_no_rows(self, solver: Solver) -> None:
         assert draw(solver, gaussian_denoiser, 0, 3, 5).shape == (0, 3)
+
+
+class TestDefaultSchedule:
+    @staticmethod
+    def variance(num_steps: int, sigma_min: float, rho: float) -> float:
+        """Variance of what a unit Gaussian's exact denoiser gives from sigma_max 20."""
+        sigmas = karras_schedule(num_steps, sigma_min, 20.0, rho)
+        generator = torch.Generator().manual_seed(0)
+        x = sigmas[0] * torch.randn(200_000, 1, generator=generator)
+        return float(sde_dpm_solver_2m(lambda y, sigma: y / (1 + sigma.square()), x, sigmas, generator).var())
+
+    def test_the_cpu_presets_levels_keep_the_variance(self) -> None:
+        sampler = PRESETS["cpu"].sampler
+        assert sampler.sigma_max == 20.0
+        assert self.variance(sampler.num_steps, sampler.sigma_min, sampler.rho) == pytest.approx(1.0, abs=0.05)
+
+    def test_as_many_levels_at_rho_7_widen_it(self) -> None:
+        assert self.variance(20, 0.002, 7.0) > 1.1

@@ -6,7 +6,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv
+from synther_buffers.sb3 import SynthERBuffer, SynthERDictBuffer, SynthERNStepBuffer
 
 from synther_buffers.config import PRESETS, NetworkConfig
 from synther_buffers.upsampler import FitReport
@@ -115,6 +117,42 @@ class RandomEnv(gym.Env):
 
 def box(*shape, low=-1, high=1, dtype=np.float32):
     return spaces.Box(low, high, shape, dtype)
+
+
+PLAIN = {SynthERBuffer: ReplayBuffer, SynthERDictBuffer: DictReplayBuffer, SynthERNStepBuffer: NStepReplayBuffer}
+
+DICT = spaces.Dict(
+    {
+        "position": box(2),
+        "matrix": box(2, 3, dtype=np.float64),
+        "mode": spaces.Discrete(3, start=1),
+        "switches": spaces.MultiBinary(2),
+        "gears": spaces.MultiDiscrete([3, 5]),
+    }
+)
+
+# name: (class, observation space, action space)
+SPACES = {
+    "vector": (SynthERBuffer, box(3), box(2)),
+    "matrix": (SynthERBuffer, box(2, 3), box(2)),
+    "float64": (SynthERBuffer, box(3, dtype=np.float64), box(2, dtype=np.float64)),
+    "float16": (SynthERBuffer, box(3, dtype=np.float16), box(2)),
+    "int32": (SynthERBuffer, box(3, low=-9, high=9, dtype=np.int32), box(2)),
+    "int8": (SynthERBuffer, box(3, low=-9, high=9, dtype=np.int8), box(2)),
+    "uint8 vector": (SynthERBuffer, box(3, low=0, high=255, dtype=np.uint8), box(2)),
+    "discrete": (SynthERBuffer, spaces.Discrete(5), spaces.Discrete(3)),
+    "discrete from -2": (SynthERBuffer, spaces.Discrete(5, start=-2), spaces.Discrete(3)),
+    "multi-discrete": (SynthERBuffer, spaces.MultiDiscrete([3, 4]), spaces.MultiDiscrete([2, 3])),
+    "multi-binary": (SynthERBuffer, spaces.MultiBinary(4), spaces.MultiBinary(3)),
+    "multi-binary matrix": (SynthERBuffer, spaces.MultiBinary([2, 3]), box(2)),
+    "action matrix": (SynthERBuffer, box(3), box(2, 3)),
+    "action scalar": (SynthERBuffer, box(3), box()),
+    "dict": (SynthERDictBuffer, DICT, box(2)),
+    "dict, discrete actions": (SynthERDictBuffer, DICT, spaces.Discrete(4)),
+    "n-step": (SynthERNStepBuffer, box(3), box(2)),
+    "n-step, discrete": (SynthERNStepBuffer, spaces.Discrete(5), spaces.Discrete(3)),
+    "n-step, float64": (SynthERNStepBuffer, box(3, dtype=np.float64), box(2, 2, dtype=np.float64)),
+}
 
 
 def make_buffer(cls, size=400, observation_space=None, action_space=None, *, n_envs=1, **kwargs):

@@ -45,7 +45,7 @@ def losses(model):
 
 
 @pytest.mark.parametrize(
-    "replay", [{"synthetic_fraction": 0.0}, {"retrain_every": 301}], ids=["fraction 0", "before the first refresh"]
+    "replay", [{"synthetic_fraction": 0.0}, {"retrain_every": 201}], ids=["fraction 0", "before the first refresh"]
 )
 @pytest.mark.parametrize("algorithm", [SAC, TD3, DQN])
 def test_without_synthetic_rows_the_agent_is_the_one_the_plain_buffer_trains(algorithm, replay):
@@ -56,7 +56,7 @@ def test_without_synthetic_rows_the_agent_is_the_one_the_plain_buffer_trains(alg
     for model in (plain, ours):
         # The training draws from the global streams, so one is finished before the other is seeded again.
         model.set_random_seed(4)
-        model.learn(300)
+        model.learn(200)
     assert torch.equal(parameters(ours), parameters(plain))
     assert not torch.equal(parameters(ours), initial)
     np.testing.assert_array_equal(ours.replay_buffer.observations, plain.replay_buffer.observations)

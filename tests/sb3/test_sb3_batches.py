@@ -9,6 +9,8 @@ import torch
 from gymnasium import spaces
 from sb3_helpers import (
     MARK,
+    PLAIN,
+    SPACES,
     TINY,
     Bootstrap,
     RandomEnv,
@@ -22,44 +24,9 @@ from sb3_helpers import (
     random_into,
     vec,
 )
-from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 from synther_buffers.sb3 import SynthERBuffer, SynthERDictBuffer, SynthERNStepBuffer
-
-PLAIN = {SynthERBuffer: ReplayBuffer, SynthERDictBuffer: DictReplayBuffer, SynthERNStepBuffer: NStepReplayBuffer}
-
-DICT = spaces.Dict(
-    {
-        "position": box(2),
-        "matrix": box(2, 3, dtype=np.float64),
-        "mode": spaces.Discrete(3, start=1),
-        "switches": spaces.MultiBinary(2),
-        "gears": spaces.MultiDiscrete([3, 5]),
-    }
-)
-
-# name: (class, observation space, action space)
-SPACES = {
-    "vector": (SynthERBuffer, box(3), box(2)),
-    "matrix": (SynthERBuffer, box(2, 3), box(2)),
-    "float64": (SynthERBuffer, box(3, dtype=np.float64), box(2, dtype=np.float64)),
-    "float16": (SynthERBuffer, box(3, dtype=np.float16), box(2)),
-    "int32": (SynthERBuffer, box(3, low=-9, high=9, dtype=np.int32), box(2)),
-    "int8": (SynthERBuffer, box(3, low=-9, high=9, dtype=np.int8), box(2)),
-    "uint8 vector": (SynthERBuffer, box(3, low=0, high=255, dtype=np.uint8), box(2)),
-    "discrete": (SynthERBuffer, spaces.Discrete(5), spaces.Discrete(3)),
-    "discrete from -2": (SynthERBuffer, spaces.Discrete(5, start=-2), spaces.Discrete(3)),
-    "multi-discrete": (SynthERBuffer, spaces.MultiDiscrete([3, 4]), spaces.MultiDiscrete([2, 3])),
-    "multi-binary": (SynthERBuffer, spaces.MultiBinary(4), spaces.MultiBinary(3)),
-    "multi-binary matrix": (SynthERBuffer, spaces.MultiBinary([2, 3]), box(2)),
-    "action matrix": (SynthERBuffer, box(3), box(2, 3)),
-    "action scalar": (SynthERBuffer, box(3), box()),
-    "dict": (SynthERDictBuffer, DICT, box(2)),
-    "dict, discrete actions": (SynthERDictBuffer, DICT, spaces.Discrete(4)),
-    "n-step": (SynthERNStepBuffer, box(3), box(2)),
-    "n-step, discrete": (SynthERNStepBuffer, spaces.Discrete(5), spaces.Discrete(3)),
-    "n-step, float64": (SynthERNStepBuffer, box(3, dtype=np.float64), box(2, 2, dtype=np.float64)),
-}
 
 
 def filled_pair(case, n_envs=1, num_steps=150, size=400, **kwargs):
