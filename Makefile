@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STEPS ?= 4000
+STEPS ?= 3000
 export MUJOCO_GL ?= disable
 
 .PHONY: demo test test-fast lint types imports wheel check bench-smoke bench clean

@@ -1,6 +1,6 @@
 """SAC with and without synthetic transitions at the same UTD, side by side, and a picture of what came out.
 
-    python examples/demo.py [--steps 4000] [--logdir runs/demo]
+    python examples/demo.py [--steps 3000] [--logdir runs/demo]
 
 Two processes with one thread each run `examples/sb3_sac.py`; about six minutes on two cores.
 """
@@ -36,6 +36,7 @@ def run_both(args: argparse.Namespace) -> None:
         command = [
             sys.executable, str(script), *flags, "--env", args.env, "--steps", str(args.steps), "--utd", str(args.utd),
             "--seed", str(args.seed), "--retrain-every", str(args.steps // 4), "--num-synthetic", "20000",
+            "--train-steps", "1500",
             "--logdir", str(folder(args, name)),
         ]  # fmt: skip
         child = subprocess.Popen(
@@ -120,14 +121,14 @@ def verdict(finals: dict[str, np.ndarray]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--env", default="HalfCheetah-v5")
-    parser.add_argument("--steps", type=int, default=4_000)
+    parser.add_argument("--steps", type=int, default=3_000)
     parser.add_argument("--utd", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--logdir", type=Path, default=Path("runs/demo"))
     args = parser.parse_args()
     print(
         f"SAC on {args.env} for {args.steps:,} steps at UTD {args.utd}, with and without synthetic transitions, "
-        "in two processes.\nAbout six minutes for 4,000 steps on two cores; each run says how far it is.",
+        "in two processes.\nAbout six minutes for 3,000 steps on two cores; each run says how far it is.",
         flush=True,
     )
     for name in RUNS:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -19,6 +20,8 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.monitor import Monitor
 from synther_buffers.sb3 import SynthERBuffer, SynthERCallback
+
+from synther_buffers.config import resolve_config, resolve_device
 
 
 class ProgressLines(BaseCallback):
@@ -51,6 +54,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--logdir", type=Path, default=Path("runs/sb3_sac"))
     parser.add_argument("--retrain-every", type=int, default=1_000, help="environment steps between refreshes")
     parser.add_argument("--num-synthetic", type=int, default=50_000)
+    parser.add_argument("--train-steps", type=int, help="the upsampler's gradient steps (default: the preset's)")
     return parser.parse_args()
 
 
@@ -59,18 +63,23 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args.logdir.mkdir(parents=True, exist_ok=True)
 
+    upsampler = "auto"
+    if args.train_steps:
+        preset = resolve_config("auto", resolve_device("auto"))
+        upsampler = replace(preset, train_steps=args.train_steps, warm_steps=max(args.train_steps // 3, 1))
     # The one change: the buffer's class. At fraction 0 it is Stable-Baselines3's own, batch for batch.
     model = SAC(
         "MlpPolicy",
         Monitor(gym.make(args.env)),
         replay_buffer_class=SynthERBuffer,
         replay_buffer_kwargs={
+            "upsampler": upsampler,
             "retrain_every": args.retrain_every,
             "num_synthetic": args.num_synthetic,
             "synthetic_fraction": 0.0 if args.no_synthetic else 0.5,
             "refresh_log": args.logdir / "refreshes.jsonl",
         },
-        learning_starts=min(1_000, args.steps // 4),
+        learning_starts=min(1_000, args.steps // 3),
         train_freq=1,
         gradient_steps=args.utd,
         seed=args.seed,

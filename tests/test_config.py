@@ -114,11 +114,19 @@ class TestPresets:
 
 class TestResolve:
     @pytest.mark.parametrize(("device", "preset"), [("cpu", "cpu"), ("cuda", "gpu"), ("cuda:1", "gpu"), ("mps", "cpu")])
-    def test_auto_depends_on_the_device(self, device: str, preset: str) -> None:
-        assert resolve_config("auto", torch.device(device)) is PRESETS[preset]
+    def test_auto_depends_on_the_device(self, device: str, preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+        assert resolve_config("auto", torch.device(device)) == PRESETS[preset]
+
+    def test_no_bfloat16_where_the_cpu_has_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+        preset, resolved = PRESETS["cpu"], resolve_config("auto", torch.device("cpu"))
+        assert not resolved.training.bfloat16
+        assert not resolved.sampler.bfloat16
+        assert replace(resolved, training=preset.training, sampler=preset.sampler) == preset
 
     def test_a_name_does_not_depend_on_it(self) -> None:
-        assert resolve_config("paper-online", torch.device("cpu")) is PRESETS["paper-online"]
+        assert resolve_config("paper-online", torch.device("cpu")) == PRESETS["paper-online"]
 
     def test_a_configuration_is_taken_as_it_is(self) -> None:
         assert resolve_config(CONFIG, torch.device("cuda")) is CONFIG

@@ -140,8 +140,8 @@ _PAPER_OFFLINE = replace(
     num_synthetic=5_000_000,
 )
 # Ours, sized for a minute on two cores; width, depth, batch and learning rate by short experiments on Walker2d-v5 rows
-# (one seed). The levels are almost log-uniform (a large rho): at rho = 7 the steps between the levels that matter are so
-# long that 20 of them widen a Gaussian's variance by more than 10 % (tests/diffusion/test_samplers.py).
+# (one seed). The levels are almost log-uniform (a large rho): at rho = 7 the steps between the levels that matter are
+# so long that 20 of them widen a Gaussian's variance by more than 10 % (tests/diffusion/test_samplers.py).
 _CPU = UpsamplerConfig(
     network=NetworkConfig(width=512, depth=3, embedding_dim=128),
     training=TrainingConfig(batch_size=512, learning_rate=2e-3, bfloat16=True),
@@ -201,7 +201,7 @@ def resolve_config(config: str | UpsamplerConfig, device: torch.device) -> Upsam
 def _multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16 matrix products."""
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
+        return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 

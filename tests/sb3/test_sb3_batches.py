@@ -83,6 +83,24 @@ def test_the_first_refresh_comes_with_the_batch_after_retrain_every_rows(num_ste
     assert buffer.synthetic.num_refreshes == (1 if num_steps == 120 else 0)
 
 
+class Numbered(Bootstrap):
+    """`Bootstrap` whose rows have minus the number of the fit as their reward."""
+
+    def sample(self, num_samples):
+        rows = super().sample(num_samples)
+        rows.reward = torch.full_like(rows.reward, -self.num_fits)
+        return rows
+
+
+@pytest.mark.parametrize("cls", [SynthERBuffer, SynthERNStepBuffer])
+def test_each_refresh_replaces_the_rows_that_batches_are_drawn_from(cls):
+    buffer = make_buffer(cls, upsampler=Numbered)
+    for number in (1, 2, 3):
+        count_into(buffer, 0, 120)
+        for _ in range(2):
+            assert buffer.sample(4).rewards[2:].flatten().tolist() == [-number, -number]
+
+
 def test_start_after_moves_only_the_first_refresh():
     buffer = make_buffer(SynthERBuffer, size=1_000, start_after=200, retrain_every=120)
     refreshed_at = []
@@ -123,6 +141,14 @@ def test_synthetic_rows_look_like_real_ones(case):
         # `Bootstrap` only repeats real rows.
         stored = {tuple(row) for row in everything[name].reshape(len(everything[name]), -1).tolist()}
         assert {tuple(row) for row in synthetic.reshape(20, -1).tolist()} <= stored
+
+
+def test_actions_are_described_as_they_are_stored():
+    """Scaled to [-1, 1] whatever the environment's range is, flattened, and in float32."""
+    buffer = make_buffer(SynthERBuffer, action_space=box(2, 3, low=-5, high=2, dtype=np.float64))
+    action = buffer.synthetic.spec.action
+    assert (action.shape, action.dtype) == ((6,), "float32")
+    assert (action.low, action.high) == ((-1.0,) * 6, (1.0,) * 6)
 
 
 @pytest.mark.parametrize("case", ["vector", "int32", "uint8 vector", "discrete from -2", "multi-discrete", "dict"])
