@@ -80,10 +80,10 @@ def draw(args: argparse.Namespace, seconds: float) -> Path:
     for number, refresh in enumerate(refreshes):
         label = "refresh" if number == 0 else None
         returns.axvline(refresh["num_observed"], color="0.6", linewidth=0.8, linestyle=":", label=label)
-    returns.set(xlabel="environment steps", ylabel="return (mean and range of 3 evaluation episodes)")
+    returns.set_ylabel("return (mean and range of 3 evaluation episodes)")
     returns.set_title(f"SAC on {args.env}, UTD {args.utd}, seed {args.seed}", fontsize=11)
-    returns.legend(frameon=False, loc="upper left")
-    returns.text(0.02, 0.78, verdict(finals), transform=returns.transAxes, fontsize=8, color="0.3", va="top")
+    returns.legend(frameon=False, loc="best")
+    returns.set_xlabel(f"environment steps\n\n{verdict(finals)}")
 
     columns = [("observation", 0), ("observation", 8), ("reward", None), ("action", 0)]
     for axis, (field, index) in zip(axes[:, 2:].ravel(), columns, strict=True):
@@ -114,8 +114,8 @@ def verdict(finals: dict[str, np.ndarray]) -> str:
     """What the two curves say, and what they do not."""
     ours, plain = finals["with synthetic"], finals["without"]
     apart = ours.min() > plain.max() or plain.min() > ours.max()
-    first = "the last evaluations do not overlap" if apart else "the two curves do not differ at the end"
-    return f"{first}\n({ours.mean():.0f} with, {plain.mean():.0f} without);\none seed is no evidence"
+    first = "The last evaluations do not overlap" if apart else "The two curves do not differ at the end"
+    return f"{first} ({ours.mean():.0f} with, {plain.mean():.0f} without). One seed is no evidence."
 
 
 def main() -> None:

@@ -66,7 +66,7 @@ def main() -> None:
     upsampler = "auto"
     if args.train_steps:
         preset = resolve_config("auto", resolve_device("auto"))
-        upsampler = replace(preset, train_steps=args.train_steps, warm_steps=max(args.train_steps // 3, 1))
+        upsampler = replace(preset, train_steps=args.train_steps, warm_steps=max(2 * args.train_steps // 3, 1))
     # The one change: the buffer's class. At fraction 0 it is Stable-Baselines3's own, batch for batch.
     model = SAC(
         "MlpPolicy",

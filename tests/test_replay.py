@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import SPEC, TINY, FailsAtSecondFit, Resampler, equal, gaussian, global_state, walk
 
-from synther_buffers import Transitions
+from synther_buffers import PRESETS, Transitions
 from synther_buffers.holdout import RowOrder
 from synther_buffers.replay import SyntheticReplay
 
@@ -201,6 +201,17 @@ def test_5_a_new_set_that_is_not_valid_never_serves(wrong, message, caplog):
     assert replay.rows is last
 
 
+def test_5_rows_that_cannot_be_read_are_a_failed_refresh(caplog):
+    def read():
+        raise MemoryError("no room for the rows")
+
+    replay = refreshed()
+    last = replay.rows
+    assert replay.refresh(read) is None
+    assert replay.rows is last
+    assert "no room for the rows" in caplog.text
+
+
 def test_6_the_process_is_left_as_it_was():
     before = global_state()
     replay = refreshed(TINY, gaussian(400))
@@ -247,6 +258,25 @@ def test_7_a_pickle_holds_no_live_model():
     # 32-wide net: the state dict is a few kB; the pickle must not hold optimisers or the rows twice.
     replay = refreshed(TINY, gaussian(400))
     assert len(pickle.dumps(replay)) < replay.rows.nbytes + 100_000
+
+
+def test_7_a_pickle_loads_where_a_presets_name_means_another_configuration(monkeypatch):
+    monkeypatch.setitem(PRESETS, "cpu", TINY)
+    replay = refreshed("auto", gaussian(400), upsampler_device="cpu")
+    stored = pickle.dumps(replay)
+    monkeypatch.setitem(PRESETS, "cpu", replace(TINY, network=replace(TINY.network, width=48)))
+    assert equal(pickle.loads(stored).upsampler.sample(10), replay.upsampler.sample(10))
+
+
+def test_7_a_pickle_loads_where_its_devices_are_missing(caplog):
+    replay = refreshed(TINY, gaussian(400))
+    replay._upsampler_args["device"] = "cuda:77"
+    replay.device = torch.device("cuda:77")  # as it would have been written on another machine
+    replay._generator = torch.Generator()
+    loaded = pickle.loads(pickle.dumps(replay))
+    assert loaded.device == torch.device("cpu")
+    assert len(loaded.sample(4)) == 4
+    assert "The upsampler's device cuda:77 is not here; it goes on on 'auto'." in caplog.text
 
 
 def test_8_a_batch_costs_a_draw_and_nothing_else(monkeypatch):

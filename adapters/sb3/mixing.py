@@ -132,7 +132,7 @@ class SynthERMixin(ReplayBuffer):
         """
         synthetic = self.synthetic
         if synthetic.refresh_due:
-            synthetic.refresh(self._real_transitions(), self._row_order())
+            synthetic.refresh(self._real_transitions, self._row_order)
         num_real, num_synthetic = synthetic.split(batch_size)
         if num_synthetic == 0:
             return super().sample(batch_size, env)

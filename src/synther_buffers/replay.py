@@ -8,6 +8,7 @@ import math
 import platform
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,9 @@ class SyntheticReplay:
 
     # -- refresh -----------------------------------------------------------------------------------------------------
 
-    def refresh(self, real: Transitions, order: RowOrder | None = None) -> RefreshReport | None:
+    def refresh(
+        self, real: Transitions | Callable[[], Transitions], order: RowOrder | Callable[[], RowOrder] | None = None
+    ) -> RefreshReport | None:
         """Retrain the upsampler on the real rows and replace the synthetic set.
 
         The old set serves until the new one is complete and checked. Whatever goes wrong is logged and leaves it in
@@ -220,8 +223,10 @@ class SyntheticReplay:
         training rows as a float32 matrix, the new set beside the old one, and the upsampler's chunk.
 
         Args:
-            real: every real row of the buffer, raw (not normalised by the framework), in any order.
-            order: when each row was written; None if they are in the order of writing and none was overwritten.
+            real: every real row of the buffer, raw (not normalised by the framework), in any order; or what reads
+                them, so that a failure to read them is one of the refresh.
+            order: when each row was written, or what tells it; None if the rows are in the order of writing and none
+                was overwritten.
 
         Returns:
             What was done, or None if the refresh was skipped or failed.
@@ -230,7 +235,10 @@ class SyntheticReplay:
         try:
             # Gradients and inference tensors of the caller's context must not reach the upsampler's training.
             with torch.inference_mode(False), torch.enable_grad():
-                report = self._refresh(real, RowOrder.appended(len(real)) if order is None else order)
+                rows = real() if callable(real) else real
+                if order is None:
+                    order = RowOrder.appended(len(rows))
+                report = self._refresh(rows, order() if callable(order) else order)
         except Exception:
             # Anything at all: a diverged training, no memory, a full disk, a user's own upsampler.
             logger.exception(
@@ -421,16 +429,25 @@ class SyntheticReplay:
         state["_generator"] = (self.device.type, self._generator.get_state().cpu())
         state["rows"] = None if self.rows is None else self.rows.to("cpu")
         state["device"] = str(self.device)
+        # A preset's name can stand for another configuration elsewhere; the weights fit this one.
+        config = getattr(self.upsampler, "config", None)
+        if isinstance(self._upsampler_args["upsampler"], str) and isinstance(config, UpsamplerConfig):
+            state["_upsampler_args"] = {**self._upsampler_args, "upsampler": config}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         (drawn_on, drawn), upsampler, device = state.pop("_generator"), state.pop("upsampler"), state.pop("device")
         self.__dict__.update(state)
-        self.device = torch.device(device if torch.device(device).type == "cpu" or torch.cuda.is_available() else "cpu")
+        self.device = torch.device(device if _usable(device) else "cpu")
         self._generator = torch.Generator(self.device).manual_seed((self.seed + self._usage.num_batches) % 2**64)
         if drawn_on == self.device.type:
             self._generator.set_state(drawn)
         self.rows = None if self.rows is None else self.rows.to(self.device)
+        if not _usable(self._upsampler_args["device"]):
+            logger.warning(
+                "The upsampler's device %s is not here; it goes on on 'auto'.", self._upsampler_args["device"]
+            )
+            self._upsampler_args = {**self._upsampler_args, "device": "auto"}
         self.upsampler = self._make_upsampler()
         self.upsampler.load_state_dict(upsampler)
         self._say_farewell()
@@ -446,6 +463,14 @@ def _farewell(usage: _Usage) -> None:
             "comes at start_after=%d. Lower start_after or retrain_every, or run longer.",
             usage.num_observed, usage.start_after,
         )  # fmt: skip
+
+
+def _usable(device: str | torch.device) -> bool:
+    try:
+        resolve_device(device)
+    except ValueError:
+        return False
+    return True
 
 
 def _preset_rows(upsampler: Upsampler) -> int:

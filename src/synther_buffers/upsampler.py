@@ -65,7 +65,10 @@ class Upsampler(Protocol):
     """What `SyntheticReplay` asks of a model of transitions."""
 
     def fit(self, transitions: Transitions, *, held_out: Transitions | None = None) -> FitReport:
-        """Learn real transitions; `held_out` rows may be used to judge, never to learn."""
+        """Learn real transitions; `held_out` rows may be used to judge, never to learn.
+
+        Both may be views of a live buffer: copy what is kept beyond the call.
+        """
         ...
 
     def sample(self, num_samples: int) -> Transitions:
