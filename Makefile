@@ -1,4 +1,5 @@
-# `make demo` and `make test` set up what they need in .venv; nothing else has to be installed than Python and make.
+# `make demo` and `make test` set up what they need in .venv; nothing else has to be installed than Python 3.11 or newer
+# (`make PYTHON=python3.12 test` picks one) and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ export MUJOCO_GL ?= disable
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	# PyTorch first and alone: the pinned CPU build, not the CUDA build a range would bring.
+	# PyTorch first and alone, at the pinned version; the rest must not bring another.
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --config-settings editable_mode=strict --editable ".[dev]"
 	touch $@
@@ -47,12 +48,14 @@ bench-smoke: $(VENV)/.installed
 	$(BIN)/python benchmarks/buffer_overhead.py --toy --out build/bench/buffer_overhead.json
 	$(BIN)/python benchmarks/refresh.py --toy --out build/bench/refresh.json
 	$(BIN)/python benchmarks/terminals.py --toy --out build/bench/terminals.json
+	$(BIN)/python benchmarks/precision.py --toy --out build/bench/precision.json
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/buffer_overhead.py
 	$(BIN)/python benchmarks/refresh.py
 	$(BIN)/python benchmarks/terminals.py
+	$(BIN)/python benchmarks/precision.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

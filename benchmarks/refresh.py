@@ -9,17 +9,19 @@ is one eager float32 training step of the paper's preset, timed in the same run,
 from __future__ import annotations
 
 import argparse
-import resource
+import threading
 import time
 from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import torch
 from measuring import machine, write
 
 from synther_buffers import PRESETS, DiffusionUpsampler, Transitions, TransitionSpec, UpsamplerConfig
 from synther_buffers.config import resolve_config, resolve_device
+from synther_buffers.diffusion.samplers import num_function_evaluations
 
 
 def random_transitions(env_id: str, num_rows: int) -> tuple[TransitionSpec, Transitions]:
@@ -37,6 +39,27 @@ def random_transitions(env_id: str, num_rows: int) -> tuple[TransitionSpec, Tran
     return TransitionSpec.from_spaces(env.observation_space, env.action_space), Transitions(*columns)
 
 
+class PeakMemory:
+    """Polls the resident memory of the process in a thread."""
+
+    def __init__(self) -> None:
+        self.process = psutil.Process()
+        self.before = self.peak = self.process.memory_info().rss
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._poll)
+        self.thread.start()
+
+    def _poll(self) -> None:
+        while not self.done.wait(0.02):
+            self.peak = max(self.peak, self.process.memory_info().rss)
+
+    def stop(self) -> float:
+        """MiB at the peak beyond those at the start."""
+        self.done.set()
+        self.thread.join()
+        return (self.peak - self.before) / 2**20
+
+
 def step_seconds(spec: TransitionSpec, rows: Transitions, config: UpsamplerConfig, device: str, steps: int) -> float:
     """Seconds of one training step of a configuration."""
     upsampler = DiffusionUpsampler(spec, replace(config, train_steps=steps, model_terminals=False), device)
@@ -50,10 +73,12 @@ def measure(env_id: str, num_rows: int, num_synthetic: int, preset: str, device:
     if steps:
         config = replace(config, train_steps=steps, warm_steps=steps)
     unit = step_seconds(spec, rows, PRESETS["paper-online"], device, 3 if steps else 20)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = PeakMemory()
     upsampler = DiffusionUpsampler(spec, config, device, progress_bar=True)
     out = {"env": env_id, "rows": num_rows, "synthetic": num_synthetic, "preset": preset, "config": config.to_dict()}
     out["paper_step_seconds"] = unit
+    out["nfe"] = num_function_evaluations(config.sampler.solver, config.sampler.num_steps)
+    print(f"{out['nfe']} network evaluations per row; a paper training step takes {unit:.3f} s")
     for name, warm in (("scratch", False), ("warm", True)):
         report = upsampler.fit(rows, warm_start=warm)
         start = time.perf_counter()
@@ -66,8 +91,10 @@ def measure(env_id: str, num_rows: int, num_synthetic: int, preset: str, device:
         )
         for phase, seconds in phases.items():
             print(f"  {phase:<12}{seconds:>8.1f} s")
-    out["peak_mib_over_rows"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(f"\npeak memory beyond what was in use before: {out['peak_mib_over_rows']:.0f} MiB")
+    out["peak_mib"] = memory.stop()
+    print(
+        f"\npeak memory beyond what was in use before: {out['peak_mib']:.0f} MiB (the rows: {rows.nbytes / 2**20:.0f})"
+    )
     return out
 
 

@@ -102,7 +102,7 @@ def main() -> None:
     if synthetic.rows is not None:
         size = buffer.size()
         real = np.random.default_rng(0).integers(size, size=5_000)
-        drawn = synthetic.sample(5_000)
+        drawn = synthetic.sample(5_000).to("cpu")
         np.savez(
             args.logdir / "marginals.npz",
             **{f"real_{name}": getattr(buffer, stored)[:size, 0][real] for name, stored in FIELDS.items()},

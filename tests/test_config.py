@@ -112,6 +112,23 @@ class TestPresets:
         assert not dmc.model_terminals
 
 
+class TestRanges:
+    @pytest.mark.parametrize(
+        ("part", "name", "value", "wanted"),
+        [
+            ("training", "ema_every", 0, "at least 1"),
+            ("training", "ema_decay", 1.0, "at least 0 and below 1"),
+            ("training", "max_grad_norm", -1.0, "positive"),
+            ("training", "p_std", 0.0, "positive"),
+            ("sampler", "rho", 0.0, "positive"),
+            ("sampler", "s_churn", -5.0, "at least 0"),
+        ],
+    )
+    def test_values_out_of_range_are_named(self, part: str, name: str, value: float, wanted: str) -> None:
+        with pytest.raises(ValueError, match=rf"{part}\.{name} is {value}; it must be {wanted}"):
+            replace(CONFIG, **{part: replace(getattr(CONFIG, part), **{name: value})})
+
+
 class TestResolve:
     @pytest.mark.parametrize(("device", "preset"), [("cpu", "cpu"), ("cuda", "gpu"), ("cuda:1", "gpu"), ("mps", "cpu")])
     def test_auto_depends_on_the_device(self, device: str, preset: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,31 @@ def test_3_held_out_rows_stay_held_out_while_a_ring_wraps():
     assert not learned_ever & held_ever
 
 
+def test_3_n_step_rows_that_reach_into_held_out_ones_are_not_learned():
+    spec = replace(SPEC, discounts=(0.9, 0.81, 0.729))
+    replay = SyntheticReplay(spec, Resampler, retrain_every=200, num_synthetic=300, progress_bar=False)
+    rows = replace(walk(1_000), discount=torch.full((1_000,), 0.729))
+    replay.observe_total(1_000)
+    assert replay.refresh(rows) is not None
+    held = set(replay.upsampler.held_out.observation[:, 0].tolist())
+    learned = set(replay.upsampler.rows.observation[:, 0].tolist())
+    assert held
+    for row in learned:
+        assert not {row, row + 1, row + 2} & held
+
+
+def test_1_an_upsampler_that_writes_into_its_rows_does_not_reach_the_buffers():
+    class Writes(Resampler):
+        def fit(self, transitions, *, held_out=None):
+            transitions.reward.zero_()
+            held_out.reward.zero_()
+            return super().fit(transitions, held_out=held_out)
+
+    rows = walk(400)
+    refreshed(Writes, rows)
+    assert (rows.reward == 1).all()
+
+
 def test_4_synthetic_rows_are_legal():
     rows = refreshed(TINY, gaussian(500)).rows
     SPEC.check(rows)
@@ -163,6 +188,7 @@ def test_5_a_failed_refresh_leaves_the_last_set_in_service(caplog):
     (record,) = caplog.records
     assert "Synthetic refresh at 800 real transitions failed; the last synthetic set stays in service" in record.message
     assert "planted failure" in caplog.text
+    assert "Traceback" in caplog.text  # once; a failure that repeats is a line each time
     # The next attempt comes on schedule, not at every batch.
     assert not replay.refresh_due
 
@@ -266,6 +292,17 @@ def test_7_a_pickle_loads_where_a_presets_name_means_another_configuration(monke
     stored = pickle.dumps(replay)
     monkeypatch.setitem(PRESETS, "cpu", replace(TINY, network=replace(TINY.network, width=48)))
     assert equal(pickle.loads(stored).upsampler.sample(10), replay.upsampler.sample(10))
+
+
+def test_7_resetting_a_loaded_replay_goes_back_to_the_preset(monkeypatch, caplog):
+    monkeypatch.setitem(PRESETS, "cpu", TINY)
+    stored = pickle.dumps(refreshed("auto", gaussian(400), upsampler_device="cpu"))
+    wider = replace(TINY, network=replace(TINY.network, width=48))
+    monkeypatch.setitem(PRESETS, "cpu", wider)
+    loaded = pickle.loads(stored)
+    assert "The saved model has another configuration than 'auto' stands for here" in caplog.text
+    loaded.reset()
+    assert loaded.upsampler.config == wider
 
 
 def test_7_a_pickle_loads_where_its_devices_are_missing(caplog):
@@ -424,6 +461,16 @@ def test_a_run_without_a_refresh_says_so_at_its_end(caplog):
     assert "No batch held a synthetic row: the run ended after 4000 real transitions without a refresh" in caplog.text
 
 
+def test_a_run_whose_refreshes_failed_is_not_told_to_run_longer(caplog):
+    replay = make(start_after=300)
+    replay.observe_total(400)
+    replay.refresh(walk(50))
+    replay.split(32)
+    del replay
+    gc.collect()
+    assert "without a refresh; every attempt was skipped or failed" in caplog.text
+
+
 @pytest.mark.parametrize("used", [True, False])
 def test_other_runs_end_in_silence(used, caplog):
     replay = refreshed() if used else make()
@@ -452,6 +499,8 @@ def test_other_runs_end_in_silence(used, caplog):
         ({"retrain_every": 1e4}, TypeError, r"retrain_every is 10000.0 \(float\); wanted a whole number"),
         ({"start_after": -5}, ValueError, "start_after is -5; it must be at least 1"),
         ({"num_synthetic": -1}, ValueError, "num_synthetic is -1; it must be at least 1"),
+        ({"progress_bar": "yes"}, TypeError, "progress_bar is 'yes'; wanted True or False"),
+        ({"refresh_log": 5}, TypeError, "refresh_log is 5; wanted the path of a file, or None"),
         ({"seed": "x"}, TypeError, r"seed is 'x' \(str\)"),
         ({"upsampler": "papers"}, ValueError, "unknown preset 'papers'; known presets: auto, cpu, gpu"),
         ({"upsampler_device": "cuda:99"}, ValueError, "the device 'cuda:99' cannot be used here"),

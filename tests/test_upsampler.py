@@ -324,6 +324,13 @@ def test_errors():
         DiffusionUpsampler(SPEC, 3)
 
 
+def test_a_device_without_float64_is_refused():
+    if not torch.backends.mps.is_available():
+        pytest.skip("needs Apple's GPU")
+    with pytest.raises(ValueError, match="device is 'mps', which has no float64"):
+        DiffusionUpsampler(SPEC, TINY, "mps")
+
+
 def test_make_upsampler_errors():
     arguments = {"device": "cpu", "seed": 0, "progress_bar": False}
     with pytest.raises(TypeError, match="upsampler is a live DiffusionUpsampler; pass its configuration"):

@@ -14,8 +14,9 @@ logger = logging.getLogger(__name__)
 class SynthERCallback(BaseCallback):
     """Records ``synther/...`` after each refresh: loss, seconds, rows and fidelity, as curves in TensorBoard.
 
-    ``model.learn(100_000, callback=SynthERCallback())``. Stable-Baselines3 writes recorded values at its next log
-    (`log_interval` episodes); of two refreshes in between the later one is seen.
+    ``model.learn(100_000, callback=SynthERCallback())``. The logger is written right after each refresh, as SB3's own
+    evaluation callback does it, so that no refresh is missing between two logs. Also warns at the start of a run that
+    is too short for a refresh.
     """
 
     def __init__(self, verbose: int = 0) -> None:
@@ -36,6 +37,14 @@ class SynthERCallback(BaseCallback):
             )
             return
         self._recorded = _latest(replay)
+        total = replay.num_observed + self.model._total_timesteps - self.model.num_timesteps
+        if replay.synthetic_fraction > 0 and replay.num_refreshes == 0 and total < replay.start_after:
+            logger.warning(
+                "This run ends after %d transitions, before the first refresh at start_after=%d: it will see no "
+                "synthetic rows. Lower start_after or retrain_every, or run longer.",
+                total,
+                replay.start_after,
+            )
 
     def _on_step(self) -> bool:
         return True
@@ -47,6 +56,8 @@ class SynthERCallback(BaseCallback):
         self._recorded = latest
         for name, value in latest.metrics().items():
             self.logger.record(f"synther/{name}", value)
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.dump(self.num_timesteps)
 
     def _on_training_end(self) -> None:
         self._on_rollout_start()

@@ -233,9 +233,6 @@ class SynthERMixin(ReplayBuffer):
         """Leave out what is derived from the synthetic set."""
         return {**self.__dict__, "_batch_rows": {}, "_batch_rows_of": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-
 
 def _gather(real: NDArray[Any], real_rows: NDArray[np.int64], synthetic: Tensor, synthetic_rows: Tensor) -> Tensor:
     """Rows of both in one new tensor on the synthetic set's device, real ones first."""

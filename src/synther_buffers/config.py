@@ -83,7 +83,19 @@ class UpsamplerConfig:
             _at_least(f"network.{name}", getattr(self.network, name), 1)
         _at_least("network.fourier_dim", self.network.fourier_dim, 2)
         _at_least("training.batch_size", self.training.batch_size, 1)
+        _at_least("training.ema_every", self.training.ema_every, 1)
         _at_least("sampler.num_steps", self.sampler.num_steps, 1)
+        for name, value in (
+            ("training.max_grad_norm", self.training.max_grad_norm),
+            ("training.p_std", self.training.p_std),
+            ("sampler.rho", self.sampler.rho),
+        ):
+            if not value > 0:
+                raise ValueError(f"{name} is {value}; it must be positive.")
+        if not 0 <= self.training.ema_decay < 1:
+            raise ValueError(f"training.ema_decay is {self.training.ema_decay}; it must be at least 0 and below 1.")
+        if not self.sampler.s_churn >= 0:
+            raise ValueError(f"sampler.s_churn is {self.sampler.s_churn}; it must be at least 0.")
         if not self.training.learning_rate > 0:
             raise ValueError(f"training.learning_rate is {self.training.learning_rate}; it must be positive.")
         if not self.sigma_data > 0:

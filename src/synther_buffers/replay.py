@@ -138,7 +138,11 @@ class SyntheticReplay:
         self.num_synthetic = None if num_synthetic is None else _whole("num_synthetic", num_synthetic, 1)
         self.synthetic_fraction = _fraction("synthetic_fraction", synthetic_fraction)
         self.seed = _whole("seed", seed, 0)
+        if not isinstance(refresh_log, str | Path | None):
+            raise TypeError(f"refresh_log is {refresh_log!r}; wanted the path of a file, or None.")
         self.refresh_log = None if refresh_log is None else Path(refresh_log)
+        if not isinstance(progress_bar, bool):
+            raise TypeError(f"progress_bar is {progress_bar!r}; wanted True or False.")
         self.device = resolve_device(device)
         resolve_device(upsampler_device)
         self._upsampler_args: dict[str, Any] = {
@@ -219,8 +223,9 @@ class SyntheticReplay:
         """Retrain the upsampler on the real rows and replace the synthetic set.
 
         The old set serves until the new one is complete and checked. Whatever goes wrong is logged and leaves it in
-        service: an agent never stops learning because of a refresh. Peak memory beyond the stored rows: the
-        training rows as a float32 matrix, the new set beside the old one, and the upsampler's chunk.
+        service: an agent never stops learning because of a refresh. Peak memory beyond the stored rows: a copy of
+        the rows that are learned, and what the upsampler needs (docs/architecture.md); after training, the new set
+        beside the old one.
 
         Args:
             real: every real row of the buffer, raw (not normalised by the framework), in any order; or what reads
@@ -239,14 +244,17 @@ class SyntheticReplay:
                 if order is None:
                     order = RowOrder.appended(len(rows))
                 report = self._refresh(rows, order() if callable(order) else order)
-        except Exception:
+        except Exception as error:
             # Anything at all: a diverged training, no memory, a full disk, a user's own upsampler.
-            logger.exception(
-                "Synthetic refresh at %d real transitions failed; %s. Learning goes on, the next attempt is at %d.",
+            logger.error(
+                "Synthetic refresh at %d real transitions failed; %s. Learning goes on, next attempt at %d. (%r)",
                 self.num_observed,
                 "the last synthetic set stays in service" if self.rows is not None else "batches stay all real",
                 self._next_refresh,
+                error,
+                exc_info="failure" not in self._warned,  # the whole traceback once
             )
+            self._warned.add("failure")
             return None
         return report
 
@@ -262,7 +270,7 @@ class SyntheticReplay:
                 num_dropped, len(real), 100 * MAX_NON_FINITE,
             )  # fmt: skip
             return None
-        train_index = torch.from_numpy(np.flatnonzero(finite & ~held))
+        train_index = torch.from_numpy(np.flatnonzero(finite & ~self._reaches_held_out(held, order)))
         held_index = torch.from_numpy(np.flatnonzero(finite & held))
         if len(real) - num_dropped < MIN_ROWS:
             self._warn_once(
@@ -272,7 +280,7 @@ class SyntheticReplay:
             )
             return None
         held_rows = real[held_index]
-        train = real if len(train_index) == len(real) else real[train_index]
+        train = real[train_index]  # a copy: what an upsampler does to its rows must not reach the buffer's
 
         logger.info("Synthetic refresh at %d real transitions: learning %d rows.", self.num_observed, len(train))
         fit = self.upsampler.fit(train, held_out=held_rows)
@@ -307,6 +315,14 @@ class SyntheticReplay:
         self.reports.append(report)
         self._tell(report)
         return report
+
+    def _reaches_held_out(self, held: np.ndarray, order: RowOrder) -> np.ndarray:
+        """True for held-out rows, and for n-step rows whose rewards and next observation reach into them."""
+        key = order.stream.astype(np.int64) * 2**40 + order.write_index
+        reaches = held.copy()
+        for steps in range(1, len(self.spec.discounts)):
+            reaches |= np.isin(key + steps, key[held])
+        return reaches
 
     def _finite_rows(self, rows: Transitions, warn: bool = True) -> np.ndarray:
         """True for rows without NaN or infinity, ``[N]``."""
@@ -374,8 +390,8 @@ class SyntheticReplay:
         try:
             self.refresh_log.parent.mkdir(parents=True, exist_ok=True)
             with self.refresh_log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_without_nan(line)) + "\n")
-        except OSError as error:
+                file.write(json.dumps(_without_nan(line), default=str) + "\n")
+        except (OSError, TypeError, ValueError) as error:
             self._warn_once("log", f"The refresh log {self.refresh_log} cannot be written ({error}); learning goes on.")
 
     # -- telling the user --------------------------------------------------------------------------------------------
@@ -430,13 +446,13 @@ class SyntheticReplay:
         state["rows"] = None if self.rows is None else self.rows.to("cpu")
         state["device"] = str(self.device)
         # A preset's name can stand for another configuration elsewhere; the weights fit this one.
-        config = getattr(self.upsampler, "config", None)
-        if isinstance(self._upsampler_args["upsampler"], str) and isinstance(config, UpsamplerConfig):
-            state["_upsampler_args"] = {**self._upsampler_args, "upsampler": config}
+        named = isinstance(self._upsampler_args["upsampler"], str)
+        state["config"] = getattr(self.upsampler, "config", None) if named else None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         (drawn_on, drawn), upsampler, device = state.pop("_generator"), state.pop("upsampler"), state.pop("device")
+        config = state.pop("config")
         self.__dict__.update(state)
         self.device = torch.device(device if _usable(device) else "cpu")
         self._generator = torch.Generator(self.device).manual_seed((self.seed + self._usage.num_batches) % 2**64)
@@ -449,20 +465,33 @@ class SyntheticReplay:
             )
             self._upsampler_args = {**self._upsampler_args, "device": "auto"}
         self.upsampler = self._make_upsampler()
+        if config is not None and config != getattr(self.upsampler, "config", None):
+            logger.warning(
+                "The saved model has another configuration than %r stands for here; it goes on with its own "
+                "(%d training steps, width %d).",
+                self._upsampler_args["upsampler"], config.train_steps, config.network.width,
+            )  # fmt: skip
+            self.upsampler = self._make_upsampler(config)
         self.upsampler.load_state_dict(upsampler)
         self._say_farewell()
 
-    def _make_upsampler(self) -> Upsampler:
-        return make_upsampler(spec=self.spec, seed=self.seed, **self._upsampler_args)
+    def _make_upsampler(self, config: UpsamplerConfig | None = None) -> Upsampler:
+        given = self._upsampler_args if config is None else {**self._upsampler_args, "upsampler": config}
+        return make_upsampler(spec=self.spec, seed=self.seed, **given)
 
 
 def _farewell(usage: _Usage) -> None:
-    if usage.num_batches and not usage.num_refreshes:
-        logger.warning(
-            "No batch held a synthetic row: the run ended after %d real transitions without a refresh; the first one "
-            "comes at start_after=%d. Lower start_after or retrain_every, or run longer.",
-            usage.num_observed, usage.start_after,
-        )  # fmt: skip
+    if not usage.num_batches or usage.num_refreshes:
+        return
+    if usage.num_observed >= usage.start_after:
+        advice = "every attempt was skipped or failed, as logged when it happened."
+    else:
+        advice = f"the first one comes at start_after={usage.start_after}. Lower it or retrain_every, or run longer."
+    logger.warning(
+        "No batch held a synthetic row: the run ended after %d real transitions without a refresh; %s",
+        usage.num_observed,
+        advice,
+    )
 
 
 def _usable(device: str | torch.device) -> bool:

@@ -73,7 +73,8 @@ class TerminalClassifier:
         features = self._normalize(columns)
         first = linear(features.shape[1], _WIDTH, generator, self.device)
         self._net = self._build(first, generator)
-        positive, negative = (features[label], features[~label])
+        positive, negative = features[label], features[~label]
+        del features
         num_positive = int(_BATCH_SIZE * max(_POSITIVE_SHARE, min(self.rate, 0.75)))
         target = torch.zeros(_BATCH_SIZE, device=self.device, dtype=torch.float32)
         target[:num_positive] = 1.0

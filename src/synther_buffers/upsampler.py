@@ -113,6 +113,8 @@ class DiffusionUpsampler:
     ) -> None:
         self.spec = spec
         self.device = resolve_device(device)
+        if self.device.type == "mps":
+            raise ValueError("device is 'mps', which has no float64, and decoding rows needs it; use 'cpu'.")
         self.config = resolve_config(config, self.device)
         self.seed = seed
         self.progress_bar = progress_bar
@@ -175,14 +177,7 @@ class DiffusionUpsampler:
         else:
             self._codec.fit_frame(transitions)
         self._codec.fit_support(transitions)
-        rows = self._codec.encode(transitions, self.device)
-        largest = float(rows.abs().max())
-        self._sigma_max = max(self.config.sampler.sigma_max, 2.0 * largest)
-        if self._sigma_max > self.config.sampler.sigma_max and last._sigma_max != self._sigma_max:
-            logger.warning(
-                "The largest normalised value is %.1f; sampling starts at sigma_max=%.1f instead of %.1f to reach it.",
-                largest, self._sigma_max, self.config.sampler.sigma_max,
-            )  # fmt: skip
+        rows = self._encode(transitions, last._sigma_max)
         judged = None if held_out is None or len(held_out) == 0 else self._codec.encode(held_out, self.device)
         clock.lap("normalize")
 
@@ -195,7 +190,7 @@ class DiffusionUpsampler:
             if judged is not None and self._judge(self._denoiser, judged) > before:
                 reason = "a warm start ended worse on held-out rows than it began"
                 self._codec.fit_frame(transitions)
-                rows = self._codec.encode(transitions, self.device)
+                rows = self._encode(transitions, last._sigma_max)
                 judged = None if held_out is None else self._codec.encode(held_out, self.device)
         if reason:
             loss = self._train(self._new_denoiser(), rows, self.config.train_steps)
@@ -209,6 +204,18 @@ class DiffusionUpsampler:
         self._calibrate()
         clock.lap("calibrate")
         return FitReport(loss, held_out_loss, steps, 0.0, not reason, reason, clock.phases)
+
+    def _encode(self, transitions: Transitions, last_sigma_max: float) -> Tensor:
+        """The training rows; sampling has to start from noise that reaches the largest of them."""
+        rows = self._codec.encode(transitions, self.device)
+        largest, wanted = float(rows.abs().max()), self.config.sampler.sigma_max
+        self._sigma_max = max(wanted, 2.0 * largest)
+        if self._sigma_max > wanted and self._sigma_max != last_sigma_max:
+            logger.warning(
+                "The largest normalised value is %.1f; sampling starts at sigma_max=%.1f instead of %.1f to reach it.",
+                largest, self._sigma_max, wanted,
+            )  # fmt: skip
+        return rows
 
     def _train(self, denoiser: Preconditioner, rows: Tensor, num_steps: int) -> float:
         with _progress("training", num_steps, self.progress_bar) as bar:

@@ -49,8 +49,8 @@ def test_each_refresh_is_a_line_in_the_log(tmp_path, upsampler):
     model.learn(300, callback=SynthERCallback(), log_interval=1)
     lines = refresh_lines(tmp_path)
     assert [line["synther/refresh"] for line in lines] == [1, 2]
-    # Refreshed in the training after steps 120 and 240, written at the end of the next episode.
-    assert [line["time/total_timesteps"] for line in lines] == [140, 260]
+    # Refreshed in the training after steps 120 and 240, and written at once.
+    assert [line["time/total_timesteps"] for line in lines] == [120, 240]
     for line, report in zip(lines, model.replay_buffer.synthetic.reports, strict=True):
         assert {name.removeprefix("synther/") for name in line if name.startswith("synther/")} == NAMES
         assert line["synther/loss"] == pytest.approx(report.fit.loss)
@@ -85,7 +85,20 @@ def test_after_a_load_only_new_refreshes_are_recorded(tmp_path):
 def test_a_refresh_of_the_last_training_is_recorded(tmp_path):
     model = logged_model(tmp_path)
     model.learn(120, callback=SynthERCallback())
-    assert model.logger.name_to_value["synther/refresh"] == 1
+    assert [line["synther/refresh"] for line in refresh_lines(tmp_path)] == [1]
+
+
+def test_no_refresh_is_lost_between_two_logs(tmp_path):
+    model = logged_model(tmp_path)
+    model.learn(450, callback=SynthERCallback(), log_interval=10_000)
+    assert [line["synther/refresh"] for line in refresh_lines(tmp_path)] == [1, 2, 3]
+
+
+def test_a_run_too_short_for_a_refresh_is_warned_about_at_its_start(tmp_path, log):
+    model = logged_model(tmp_path)
+    with log.at_level(logging.WARNING):
+        model.learn(90, callback=SynthERCallback())
+    assert "This run ends after 90 transitions, before the first refresh at start_after=120" in log.text
 
 
 def test_a_callback_serves_several_runs(tmp_path):

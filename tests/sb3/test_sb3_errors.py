@@ -163,7 +163,7 @@ def test_after_a_failed_refresh_the_last_synthetic_rows_stay_and_learning_goes_o
     errors = [record for record in log.records if record.levelname == "ERROR"]
     assert [record.getMessage() for record in errors] == [
         "Synthetic refresh at 240 real transitions failed; the last synthetic set stays in service. "
-        "Learning goes on, the next attempt is at 360."
+        "Learning goes on, next attempt at 360. (FloatingPointError('planted failure'))"
     ]
     assert "planted failure" in str(errors[0].exc_info[1])
     assert synthetic.rows is first
@@ -223,7 +223,7 @@ def test_the_diffusion_model_fails_as_gracefully_as_any(log):
 
 FAREWELL = (
     "No batch held a synthetic row: the run ended after 100 real transitions without a refresh; "
-    "the first one comes at start_after=120. Lower start_after or retrain_every, or run longer."
+    "the first one comes at start_after=120. Lower it or retrain_every, or run longer."
 )
 
 
