@@ -46,18 +46,18 @@ class PeakMemory:
         self.process = psutil.Process()
         self.before = self.peak = self.process.memory_info().rss
         self.done = threading.Event()
-        self.thread = threading.Thread(target=self._poll)
+        self.thread = threading.Thread(target=self._poll, daemon=True)
         self.thread.start()
 
     def _poll(self) -> None:
         while not self.done.wait(0.02):
             self.peak = max(self.peak, self.process.memory_info().rss)
 
-    def stop(self) -> float:
-        """MiB at the peak beyond those at the start."""
+    def stop(self) -> dict[str, float]:
+        """MiB at the start and at the peak."""
         self.done.set()
         self.thread.join()
-        return (self.peak - self.before) / 2**20
+        return {"before": self.before / 2**20, "peak": self.peak / 2**20}
 
 
 def step_seconds(spec: TransitionSpec, rows: Transitions, config: UpsamplerConfig, device: str, steps: int) -> float:
@@ -72,29 +72,28 @@ def measure(env_id: str, num_rows: int, num_synthetic: int, preset: str, device:
     config = resolve_config(preset, resolve_device(device))
     if steps:
         config = replace(config, train_steps=steps, warm_steps=steps)
-    unit = step_seconds(spec, rows, PRESETS["paper-online"], device, 3 if steps else 20)
     memory = PeakMemory()
     upsampler = DiffusionUpsampler(spec, config, device, progress_bar=True)
     out = {"env": env_id, "rows": num_rows, "synthetic": num_synthetic, "preset": preset, "config": config.to_dict()}
-    out["paper_step_seconds"] = unit
     out["nfe"] = num_function_evaluations(config.sampler.solver, config.sampler.num_steps)
-    print(f"{out['nfe']} network evaluations per row; a paper training step takes {unit:.3f} s")
     for name, warm in (("scratch", False), ("warm", True)):
         report = upsampler.fit(rows, warm_start=warm)
         start = time.perf_counter()
         upsampler.sample(num_synthetic)
         phases = {**report.phases, "sample": time.perf_counter() - start}
-        total = sum(phases.values())
-        out[name] = {"phases": phases, "seconds": total, "steps": report.steps, "paper_steps": total / unit}
+        out[name] = {"phases": phases, "seconds": sum(phases.values()), "steps": report.steps}
         print(
-            f"\n{name}: {total:.1f} s, the time of {total / unit:.0f} paper training steps ({report.steps} own steps)"
+            f"\n{name}: {out[name]['seconds']:.1f} s, {report.steps} training steps, {out['nfe']} evaluations per row"
         )
         for phase, seconds in phases.items():
             print(f"  {phase:<12}{seconds:>8.1f} s")
-    out["peak_mib"] = memory.stop()
-    print(
-        f"\npeak memory beyond what was in use before: {out['peak_mib']:.0f} MiB (the rows: {rows.nbytes / 2**20:.0f})"
-    )
+    out["resident_mib"] = memory.stop()
+    before, peak = out["resident_mib"].values()
+    print(f"\nresident memory: {before:.0f} MiB before, {peak:.0f} MiB at the peak")
+    # After the memory was looked at, which this unit would blur.
+    out["paper_step_seconds"] = unit = step_seconds(spec, rows, PRESETS["paper-online"], device, 3 if steps else 20)
+    print(f"one paper training step: {unit:.3f} s; a refresh takes the time of", end=" ")
+    print(f"{out['scratch']['seconds'] / unit:.0f} of them, a warm one {out['warm']['seconds'] / unit:.0f}")
     return out
 
 
