@@ -25,8 +25,7 @@ _BATCH_SIZE = 512
 _LEARNING_RATE = 5e-3
 #: Share of terminal rows in a training batch. Rare terminals are drawn more often than they occur; `draw` undoes it.
 _POSITIVE_SHARE = 0.25
-#: Group-lasso weights of the next observation's columns and of all others. On Walker2d-v5 (50,000 rows) the flags of
-#: synthetic rows agree with the environment's rule at a precision of 0.98; with 0.003 for all columns, at 0.58.
+#: Group-lasso weights of the next observation's columns and of all others (benchmarks/terminals.py shows what they give).
 _PENALTY_NEXT, _PENALTY_OTHER = 3e-3, 1e-1
 
 
