@@ -25,7 +25,7 @@ _BATCH_SIZE = 512
 _LEARNING_RATE = 5e-3
 #: Share of terminal rows in a training batch. Rare terminals are drawn more often than they occur; `draw` undoes it.
 _POSITIVE_SHARE = 0.25
-#: Group-lasso weights of the next observation's columns and of all others (benchmarks/terminals.py shows what they give).
+#: Group-lasso weights of the next observation's columns and of all others (see benchmarks/terminals.py).
 _PENALTY_NEXT, _PENALTY_OTHER = 3e-3, 1e-1
 
 
