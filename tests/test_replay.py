@@ -523,3 +523,89 @@ def test_transitions_index_like_tensors():
     assert rows[2:4].observation[:, 0].tolist() == [2.0, 3.0]
     assert len(rows[torch.tensor([True] * 3 + [False] * 7)]) == 3
     assert isinstance(rows[[1, 5]], Transitions)
+
+
+# -- without a spec --------------------------------------------------------------------------------------------------
+
+
+def numbered(actions) -> Transitions:
+    """Row i: observation i, the given action, reward 1."""
+    actions = torch.as_tensor(actions)
+    index = torch.arange(len(actions), dtype=torch.float32)[:, None]
+    return Transitions(index, actions, torch.ones(len(actions)), index + 1, torch.zeros(len(actions), dtype=torch.bool))
+
+
+def unspecified(upsampler=Resampler, **kwargs) -> SyntheticReplay:
+    return SyntheticReplay(
+        None, upsampler, **{"retrain_every": 200, "num_synthetic": 300, "progress_bar": False} | kwargs
+    )
+
+
+def test_the_first_refresh_infers_the_spec():
+    replay = unspecified()
+    assert replay.spec is None
+    replay.observe_total(200)
+    assert replay.refresh(numbered(torch.arange(200) % 3)) is not None
+    assert replay.spec.action.num_categories == (3,)
+    assert len(replay.rows) == 300
+
+
+def test_new_categories_widen_the_spec_and_start_afresh(caplog):
+    replay = unspecified()
+    replay.refresh(numbered(torch.arange(200) % 3))
+    before = replay.upsampler
+    replay.refresh(numbered(torch.arange(200) % 2))
+    assert replay.upsampler is before  # what was seen once stays possible
+    with caplog.at_level(logging.INFO):
+        assert replay.refresh(numbered(torch.arange(200) % 5)) is not None
+    assert replay.upsampler is not before
+    assert replay.spec.action.num_categories == (5,)
+    assert "new categories; the upsampler starts afresh" in caplog.text
+    assert int(replay.rows.action.max()) == 4
+
+
+@pytest.mark.parametrize("refreshes", [0, 1])
+def test_7_a_replay_without_a_spec_copies(refreshes):
+    replay = unspecified(TINY)
+    for _ in range(refreshes):
+        assert replay.refresh(numbered(torch.arange(200) % 3)) is not None
+    again = pickle.loads(pickle.dumps(replay))
+    assert again.spec == replay.spec
+    left, right = (part.refresh(numbered(torch.arange(200) % 3)) for part in (replay, again))
+    assert left.fit.loss == right.fit.loss
+    assert left.fit.warm == bool(refreshes)
+    assert equal(replay.rows, again.rows)
+    replay.reset()
+    assert replay.spec is None
+
+
+@pytest.mark.parametrize(("upsampler", "rows"), [("paper-online", 1_000_000), (TINY, 200), (Resampler, 100_000)])
+def test_the_size_of_the_set_is_known_from_the_start(upsampler, rows):
+    assert unspecified(upsampler, num_synthetic=None).num_synthetic == rows
+    assert make(upsampler, num_synthetic=None).num_synthetic == rows
+
+
+@pytest.mark.parametrize(
+    ("upsampler", "error", "message"),
+    [("huge", ValueError, "unknown preset 'huge'"), (3, TypeError, "upsampler is 3"), (None, TypeError, "is None")],
+)
+def test_without_a_spec_the_upsampler_is_checked_all_the_same(upsampler, error, message):
+    with pytest.raises(error, match=message):
+        unspecified(upsampler)
+
+
+def test_a_store_smaller_than_a_refresh_is_refused():
+    make().check_capacity("size", 200)
+    make(synthetic_fraction=0.0).check_capacity("size", 1)
+    with pytest.raises(ValueError, match=r"retrain_every=200 is more than size=199: .* raise size\."):
+        make().check_capacity("size", 199)
+
+
+def test_extra_fields_are_learned_and_generated():
+    rows = numbered(torch.arange(300) % 3)
+    rows.extra = {"phase": torch.arange(300) % 4, "length": torch.full((300, 2), 0.5)}
+    replay = unspecified(TINY)
+    assert replay.refresh(rows) is not None
+    assert set(replay.rows.extra["phase"].tolist()) <= {0, 1, 2, 3}
+    assert replay.rows.extra["phase"].dtype == torch.int64
+    assert torch.equal(replay.rows.extra["length"], torch.full((300, 2), 0.5))

@@ -242,3 +242,85 @@ class TestTransitions:
         rows = nested_rows().to("meta")
         assert rows.device.type == "meta"
         assert all(tensor.device.type == "meta" for tensor in rows.flat().values())
+
+
+def discrete_rows(observation: torch.Tensor, action: torch.Tensor, **more: object) -> Transitions:
+    count = len(observation)
+    return Transitions(
+        observation, action, torch.ones(count), observation.clone(), torch.zeros(count, dtype=torch.bool), **more
+    )
+
+
+class TestInfer:
+    def test_floats_are_continuous_without_bounds(self) -> None:
+        rows = discrete_rows(torch.zeros(5, 2, 3, dtype=torch.float64), torch.zeros(5, 1))
+        spec = TransitionSpec.infer(rows)
+        spaces_spec = TransitionSpec.from_spaces(
+            spaces.Box(-np.inf, np.inf, (2, 3), np.float64), spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        )
+        assert spec == spaces_spec
+        spec.check(rows)
+
+    @pytest.mark.parametrize(("values", "count", "start"), [([2, 0, 3], 4, 0), ([5], 6, 0), ([-2, 1], 4, -2)])
+    def test_integer_actions_are_categories(self, values: list[int], count: int, start: int) -> None:
+        spec = TransitionSpec.infer(discrete_rows(torch.zeros(len(values), 2), torch.tensor(values)))
+        assert spec.action == Field("action", "categorical", (), "int64", num_categories=(count,), start=(start,))
+
+    def test_multi_discrete_actions_are_categories_per_element(self) -> None:
+        spec = TransitionSpec.infer(discrete_rows(torch.zeros(2, 2), torch.tensor([[0, 4], [1, 2]])))
+        assert spec.action.num_categories == (2, 5)
+
+    def test_single_integer_observations_are_categories_of_both_ends(self) -> None:
+        rows = discrete_rows(torch.tensor([0, 1]), torch.zeros(2, 1))
+        rows.next_observation = torch.tensor([1, 6])
+        assert TransitionSpec.infer(rows).observation[0].num_categories == (7,)
+
+    def test_other_integers_are_continuous(self) -> None:
+        spec = TransitionSpec.infer(discrete_rows(torch.zeros(2, 3, dtype=torch.int8), torch.tensor([0, 1_024])))
+        assert (spec.observation[0].kind, spec.observation[0].dtype) == ("continuous", "int8")
+        assert spec.action.kind == "continuous"
+
+    def test_booleans_are_binary(self) -> None:
+        spec = TransitionSpec.infer(discrete_rows(torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 1)))
+        assert spec.observation[0].kind == "binary"
+
+    def test_categories_once_seen_are_kept(self) -> None:
+        first = TransitionSpec.infer(discrete_rows(torch.zeros(2, 1), torch.tensor([0, 4])))
+        second = TransitionSpec.infer(discrete_rows(torch.zeros(2, 1), torch.tensor([-1, 2])), first)
+        assert second.action.start == (-1,)
+        assert second.action.num_categories == (6,)  # -1 to 4
+        assert TransitionSpec.infer(discrete_rows(torch.zeros(2, 1), torch.tensor([1, 2])), second) == second
+
+    def test_what_was_continuous_stays_so(self) -> None:
+        first = TransitionSpec.infer(discrete_rows(torch.zeros(2, 1), torch.tensor([0, 5_000])))
+        assert TransitionSpec.infer(discrete_rows(torch.zeros(2, 1), torch.tensor([0, 5])), first) == first
+
+    def test_discounts_come_in_the_order_of_their_steps(self) -> None:
+        rows = discrete_rows(torch.zeros(3, 1), torch.zeros(3, 1), discount=torch.tensor([0.25, 0.5, 0.5]))
+        spec = TransitionSpec.infer(rows)
+        assert spec.discounts == (0.5, 0.25)
+        spec.check(rows)
+
+    def test_extra_fields_are_found(self) -> None:
+        extra = {"goal": torch.zeros(3, 2), "phase": torch.tensor([0, 1, 2])}
+        rows = discrete_rows(torch.zeros(3, 1), torch.zeros(3, 1), extra=extra)
+        spec = TransitionSpec.infer(rows)
+        assert [(field.name, field.kind) for field in spec.extra] == [
+            ("extra.goal", "continuous"),
+            ("extra.phase", "categorical"),
+        ]
+        spec.check(rows)
+        assert list(rows.flat()) == [field.name for field in spec.fields]
+        assert TransitionSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+    def test_images_are_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"observation is an image \(uint8 of shape \(3, 8, 8\)\)"):
+            TransitionSpec.infer(discrete_rows(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 1)))
+
+    def test_no_rows_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="transitions has no rows"):
+            TransitionSpec.infer(discrete_rows(torch.zeros(0, 2), torch.zeros(0, 1)))
+
+    def test_complex_numbers_are_refused(self) -> None:
+        with pytest.raises(TypeError, match="observation has dtype complex64; wanted floats"):
+            TransitionSpec.infer(discrete_rows(torch.zeros(2, 2, dtype=torch.complex64), torch.zeros(2, 1)))

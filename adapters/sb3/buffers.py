@@ -155,7 +155,7 @@ class SynthERNStepBuffer(SynthERMixin, NStepReplayBuffer):
             going &= ~stops[now, envs]
         observation, action = self._flat(self.observations[:size]), self._flat(self.actions[:size])
         terminated = (self.dones[last, envs] > 0) & (self.timeouts[last, envs] == 0)
-        discounts = np.array(self.synthetic.spec.discounts, np.float32)
+        discounts = np.array(self._discounts(), np.float32)
         columns = {
             "observation": observation,
             "action": action,
@@ -167,6 +167,6 @@ class SynthERNStepBuffer(SynthERMixin, NStepReplayBuffer):
         return Transitions.from_flat(
             {
                 field.name: torch.from_numpy(columns[field.name].reshape(size * self.n_envs, *field.shape))
-                for field in self.synthetic.spec.fields
+                for field in self._make_spec().fields
             }
         )

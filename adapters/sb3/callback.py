@@ -6,7 +6,8 @@ import logging
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from ..replay import RefreshReport, SyntheticReplay
+from ..replay import SyntheticReplay
+from ..reports import RefreshReport
 
 logger = logging.getLogger(__name__)
 

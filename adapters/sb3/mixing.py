@@ -84,12 +84,7 @@ class SynthERMixin(ReplayBuffer):
             refresh_log=refresh_log,
             device=self.device,
         )
-        capacity = self.buffer_size * self.n_envs
-        if self.synthetic.synthetic_fraction > 0 and self.synthetic.retrain_every > capacity:
-            raise ValueError(
-                f"retrain_every={self.synthetic.retrain_every} is more than buffer_size={capacity}: rows would be "
-                "overwritten before a refresh could learn them. Lower retrain_every or raise buffer_size."
-            )
+        self.synthetic.check_capacity("buffer_size", self.buffer_size * self.n_envs)
         self._num_adds = 0
         self._batch_rows: dict[str, Tensor] = {}
         self._batch_rows_of: Transitions | None = None
@@ -211,7 +206,7 @@ class SynthERMixin(ReplayBuffer):
         ended, timed_out = self._flat(self.dones)[:num_rows], self._flat(self.timeouts)[:num_rows]
         columns["terminated"] = torch.from_numpy((ended * (1 - timed_out)) > 0)
         return Transitions.from_flat(
-            {field.name: columns[field.name].reshape(num_rows, *field.shape) for field in self.synthetic.spec.fields}
+            {field.name: columns[field.name].reshape(num_rows, *field.shape) for field in self._make_spec().fields}
         )
 
     def _row_order(self) -> RowOrder:

@@ -4,7 +4,8 @@ from .config import PRESETS, NetworkConfig, SamplerConfig, UpsamplerConfig
 from .diffusion.training import TrainingConfig
 from .fidelity import Fidelity, measure_fidelity
 from .holdout import RowOrder
-from .replay import RefreshReport, SyntheticReplay
+from .replay import SyntheticReplay
+from .reports import RefreshReport
 from .transitions import Transitions, TransitionSpec
 from .upsampler import DiffusionUpsampler, FitReport, Upsampler
 from .version import __version__

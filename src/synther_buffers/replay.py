@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import platform
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,9 @@ from torch import Tensor
 from .config import UpsamplerConfig, resolve_device
 from .fidelity import MAX_ROWS, Fidelity, measure_fidelity
 from .holdout import HoldOut, RowOrder
+from .reports import RefreshReport, append_to_log, describe_config, tell
 from .transitions import Transitions, TransitionSpec
-from .upsampler import FitReport, Upsampler, UpsamplerFactory, make_upsampler
-from .version import __version__
+from .upsampler import Upsampler, UpsamplerFactory, check_upsampler, make_upsampler, preset_rows
 
 logger = logging.getLogger(__name__)
 
@@ -30,55 +28,6 @@ logger = logging.getLogger(__name__)
 MIN_ROWS = 100
 #: A larger share of rows that are not finite skips the refresh.
 MAX_NON_FINITE = 0.01
-#: A marginal or correlation similarity this far below that of real rows against real rows is warned about.
-FIDELITY_GAP = 0.1
-
-
-@dataclass(frozen=True)
-class RefreshReport:
-    """What a refresh did; also the line it appends to the refresh log.
-
-    Attributes:
-        refresh: number of this refresh, from 1.
-        num_observed: real transitions written so far.
-        num_real, num_held_out, num_dropped: rows trained on, held out, and left out because they are not finite.
-        num_synthetic: rows of the new synthetic set.
-        fit: of the upsampler.
-        fit_seconds, sample_seconds, seconds: wall time of the fit, of the generation, and in all.
-        fidelity: new synthetic rows against held-out real rows.
-        fidelity_real: as many real training rows against held-out real rows, the best to be expected.
-    """
-
-    refresh: int
-    num_observed: int
-    num_real: int
-    num_held_out: int
-    num_dropped: int
-    num_synthetic: int
-    fit: FitReport
-    fit_seconds: float
-    sample_seconds: float
-    seconds: float
-    fidelity: Fidelity
-    fidelity_real: Fidelity
-
-    def metrics(self) -> dict[str, float]:
-        """The figures worth a curve, by the name a logger shows."""
-        return {
-            "refresh": self.refresh,
-            "loss": self.fit.loss,
-            "held_out_loss": self.fit.held_out_loss,
-            "warm_start": float(self.fit.warm),
-            "fit_seconds": self.fit_seconds,
-            "sample_seconds": self.sample_seconds,
-            "seconds": self.seconds,
-            "real_rows": self.num_real,
-            "synthetic_rows": self.num_synthetic,
-            "marginal_similarity": self.fidelity.marginal,
-            "marginal_similarity_of_real": self.fidelity_real.marginal,
-            "correlation_similarity": self.fidelity.correlation,
-            "correlation_similarity_of_real": self.fidelity_real.correlation,
-        }
 
 
 @dataclass
@@ -99,13 +48,14 @@ class SyntheticReplay:
     from `rows` with `draw_indices`).
 
     Args:
-        spec: the fields of a transition.
+        spec: the fields of a transition; None where no spaces tell them: the first refresh then infers them from its
+            rows (`TransitionSpec.infer`), and a later one that meets new categories widens them and starts afresh.
         upsampler: a preset's name, an `UpsamplerConfig`, or a picklable factory
             ``(spec, *, device, seed, progress_bar) -> Upsampler``.
         upsampler_device: where it trains; ``auto`` is CUDA where there is one.
         retrain_every: real transitions between refreshes (the paper: 10,000).
         start_after: real transitions before the first refresh; None for `retrain_every`.
-        num_synthetic: rows of the synthetic set; None for what the upsampler's preset says.
+        num_synthetic: rows of the synthetic set; None for what the upsampler's preset says, or 100,000 without one.
         synthetic_fraction: share of each batch that is synthetic, from 0 to 1 (the paper: 0.5). At 0 nothing is
             trained at all.
         seed: of everything random here; the global random streams are neither read nor moved.
@@ -119,7 +69,7 @@ class SyntheticReplay:
 
     def __init__(
         self,
-        spec: TransitionSpec,
+        spec: TransitionSpec | None,
         upsampler: str | UpsamplerConfig | UpsamplerFactory = "auto",
         *,
         upsampler_device: str | torch.device = "auto",
@@ -133,9 +83,9 @@ class SyntheticReplay:
         device: str | torch.device = "cpu",
     ) -> None:
         self.spec = spec
+        self._infers_spec = spec is None
         self.retrain_every = _whole("retrain_every", retrain_every, 1)
         self.start_after = _whole("start_after", retrain_every if start_after is None else start_after, 1)
-        self.num_synthetic = None if num_synthetic is None else _whole("num_synthetic", num_synthetic, 1)
         self.synthetic_fraction = _fraction("synthetic_fraction", synthetic_fraction)
         self.seed = _whole("seed", seed, 0)
         if not isinstance(refresh_log, str | Path | None):
@@ -144,13 +94,18 @@ class SyntheticReplay:
         if not isinstance(progress_bar, bool):
             raise TypeError(f"progress_bar is {progress_bar!r}; wanted True or False.")
         self.device = resolve_device(device)
-        resolve_device(upsampler_device)
+        check_upsampler(upsampler, upsampler_device)
         self._upsampler_args: dict[str, Any] = {
             "upsampler": upsampler,
             "device": upsampler_device,
             "progress_bar": progress_bar,
         }
-        self.upsampler: Upsampler = self._make_upsampler()
+        self.upsampler: Upsampler | None = None if spec is None else self._make_upsampler(spec)
+        self.num_synthetic = (
+            preset_rows(self.upsampler or upsampler, upsampler_device)
+            if num_synthetic is None
+            else _whole("num_synthetic", num_synthetic, 1)
+        )
         self.rows: Transitions | None = None
         self.reports: list[RefreshReport] = []
         self._generator = torch.Generator(self.device).manual_seed(self.seed)
@@ -170,6 +125,22 @@ class SyntheticReplay:
     def observe_total(self, total: int) -> None:
         """Say how many real transitions have been written in all. Only counts; nothing is trained in a write."""
         self._usage.num_observed = total
+
+    def check_capacity(self, argument: str, capacity: int) -> None:
+        """See that a store of `capacity` real rows can hold what a refresh is to learn.
+
+        Args:
+            argument: what the framework calls it.
+            capacity: rows in all.
+
+        Raises:
+            ValueError: it is smaller than `retrain_every`.
+        """
+        if self.synthetic_fraction > 0 and self.retrain_every > capacity:
+            raise ValueError(
+                f"retrain_every={self.retrain_every} is more than {argument}={capacity}: rows would be "
+                f"overwritten before a refresh could learn them. Lower retrain_every or raise {argument}."
+            )
 
     @property
     def refresh_due(self) -> bool:
@@ -260,7 +231,8 @@ class SyntheticReplay:
 
     def _refresh(self, real: Transitions, order: RowOrder) -> RefreshReport | None:
         start = time.perf_counter()
-        self.spec.check(real)
+        spec, upsampler = self._prepare(real)
+        spec.check(real)
         held = self._hold_out.mask(order)
         finite = self._finite_rows(real)
         num_dropped = len(real) - int(finite.sum())
@@ -270,7 +242,8 @@ class SyntheticReplay:
                 num_dropped, len(real), 100 * MAX_NON_FINITE,
             )  # fmt: skip
             return None
-        train_index = torch.from_numpy(np.flatnonzero(finite & ~self._reaches_held_out(held, order)))
+        reaches = _reaches_held_out(held, order, len(spec.discounts))
+        train_index = torch.from_numpy(np.flatnonzero(finite & ~reaches))
         held_index = torch.from_numpy(np.flatnonzero(finite & held))
         if len(real) - num_dropped < MIN_ROWS:
             self._warn_once(
@@ -283,19 +256,18 @@ class SyntheticReplay:
         train = real[train_index]  # a copy: what an upsampler does to its rows must not reach the buffer's
 
         logger.info("Synthetic refresh at %d real transitions: learning %d rows.", self.num_observed, len(train))
-        fit = self.upsampler.fit(train, held_out=held_rows)
+        fit = upsampler.fit(train, held_out=held_rows)
         fitted = time.perf_counter()
-        num_synthetic = self.num_synthetic or _preset_rows(self.upsampler)
-        rows = self.upsampler.sample(num_synthetic)
-        self.spec.check(rows)
-        if len(rows) != num_synthetic:
-            raise ValueError(f"the upsampler was asked for {num_synthetic} rows and gave {len(rows)}.")
+        rows = upsampler.sample(self.num_synthetic)
+        spec.check(rows)
+        if len(rows) != self.num_synthetic:
+            raise ValueError(f"the upsampler was asked for {self.num_synthetic} rows and gave {len(rows)}.")
         if not self._finite_rows(rows, warn=False).all():
             raise ValueError("the upsampler generated rows that are not finite.")
         rows = rows.to(self.device)
         sampled = time.perf_counter()
 
-        fidelity, fidelity_real = self._fidelity(rows, train, held_rows)
+        fidelity, fidelity_real = self._fidelity(spec, rows, train, held_rows)
         self.rows = rows
         self._usage.num_refreshes += 1
         report = RefreshReport(
@@ -313,16 +285,28 @@ class SyntheticReplay:
             fidelity_real=fidelity_real,
         )
         self.reports.append(report)
-        self._tell(report)
+        tell(report)
+        if self.refresh_log is not None:
+            settings = {
+                "seed": self.seed,
+                "config": describe_config(self._upsampler_args["upsampler"], upsampler),
+            }
+            try:
+                append_to_log(self.refresh_log, report, settings)
+            except (OSError, TypeError, ValueError) as error:
+                self._warn_once(
+                    "log", f"The refresh log {self.refresh_log} cannot be written ({error}); learning goes on."
+                )
         return report
 
-    def _reaches_held_out(self, held: np.ndarray, order: RowOrder) -> np.ndarray:
-        """True for held-out rows, and for n-step rows whose rewards and next observation reach into them."""
-        key = order.stream.astype(np.int64) * 2**40 + order.write_index
-        reaches = held.copy()
-        for steps in range(1, len(self.spec.discounts)):
-            reaches |= np.isin(key + steps, key[held])
-        return reaches
+    def _prepare(self, real: Transitions) -> tuple[TransitionSpec, Upsampler]:
+        """The spec, inferred where nobody gave one, and the upsampler for it."""
+        spec = TransitionSpec.infer(real, self.spec) if self._infers_spec or self.spec is None else self.spec
+        if self.upsampler is None or spec != self.spec:
+            if self.spec is not None:
+                logger.info("The real rows show new categories; the upsampler starts afresh.")
+            self.upsampler, self.spec = self._make_upsampler(spec), spec
+        return spec, self.upsampler
 
     def _finite_rows(self, rows: Transitions, warn: bool = True) -> np.ndarray:
         """True for rows without NaN or infinity, ``[N]``."""
@@ -344,7 +328,9 @@ class SyntheticReplay:
             finite &= good.all(1).cpu().numpy()
         return finite
 
-    def _fidelity(self, synthetic: Transitions, train: Transitions, held: Transitions) -> tuple[Fidelity, Fidelity]:
+    def _fidelity(
+        self, spec: TransitionSpec, synthetic: Transitions, train: Transitions, held: Transitions
+    ) -> tuple[Fidelity, Fidelity]:
         """Synthetic and, for comparison, real training rows, each against the held-out rows."""
         if len(held) < 20:
             nothing = Fidelity(math.nan, math.nan, "", math.nan)
@@ -355,44 +341,9 @@ class SyntheticReplay:
 
         def against_held(rows: Transitions) -> Fidelity:
             index = torch.randint(len(rows), (count,), generator=generator)
-            return measure_fidelity(held, rows[index.to(rows.device)], self.spec)
+            return measure_fidelity(held, rows[index.to(rows.device)], spec)
 
         return against_held(synthetic), against_held(train)
-
-    def _tell(self, report: RefreshReport) -> None:
-        """Log the report, warn of a wide gap, and append it to the refresh log."""
-        logger.info(
-            "Synthetic refresh %d done in %.1f s: %d synthetic rows, loss %.4f, marginal similarity %.3f (real %.3f).",
-            report.refresh, report.seconds, report.num_synthetic, report.fit.loss,
-            report.fidelity.marginal, report.fidelity_real.marginal,
-        )  # fmt: skip
-        for name in ("marginal", "correlation"):
-            synthetic, real = getattr(report.fidelity, name), getattr(report.fidelity_real, name)
-            if real - synthetic > FIDELITY_GAP:
-                logger.warning(
-                    "The synthetic rows are far from the real ones: %s similarity %.3f where real rows have %.3f "
-                    "(worst column: %s, %.3f). More training steps or more data may help.",
-                    name, synthetic, real, report.fidelity.worst_column, report.fidelity.worst_marginal,
-                )  # fmt: skip
-        if self.refresh_log is None:
-            return
-        line = {
-            **asdict(report),
-            "seed": self.seed,
-            "config": _describe(self._upsampler_args["upsampler"], self.upsampler),
-            "versions": {
-                "synther-buffers": __version__,
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-        }
-        try:
-            self.refresh_log.parent.mkdir(parents=True, exist_ok=True)
-            with self.refresh_log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_without_nan(line), default=str) + "\n")
-        except (OSError, TypeError, ValueError) as error:
-            self._warn_once("log", f"The refresh log {self.refresh_log} cannot be written ({error}); learning goes on.")
 
     # -- telling the user --------------------------------------------------------------------------------------------
 
@@ -420,7 +371,9 @@ class SyntheticReplay:
         """Forget everything: counters, held-out rows, the synthetic set and the model."""
         self.rows = None
         self.reports = []
-        self.upsampler = self._make_upsampler()
+        if self._infers_spec:
+            self.spec = None
+        self.upsampler = None if self.spec is None else self._make_upsampler(self.spec)
         self._generator = torch.Generator(self.device).manual_seed(self.seed)
         self._hold_out = HoldOut()
         self._warned = set()
@@ -441,7 +394,7 @@ class SyntheticReplay:
     def __getstate__(self) -> dict[str, Any]:
         """Plain data and CPU tensors: a pickle loads on a machine without this one's devices."""
         state = self.__dict__.copy()
-        state["upsampler"] = self.upsampler.state_dict()
+        state["upsampler"] = None if self.upsampler is None else self.upsampler.state_dict()
         state["_generator"] = (self.device.type, self._generator.get_state().cpu())
         state["rows"] = None if self.rows is None else self.rows.to("cpu")
         state["device"] = str(self.device)
@@ -464,20 +417,30 @@ class SyntheticReplay:
                 "The upsampler's device %s is not here; it goes on on 'auto'.", self._upsampler_args["device"]
             )
             self._upsampler_args = {**self._upsampler_args, "device": "auto"}
-        self.upsampler = self._make_upsampler()
-        if config is not None and config != getattr(self.upsampler, "config", None):
+        self.upsampler = None if self.spec is None else self._make_upsampler(self.spec)
+        if self.spec is not None and config is not None and config != getattr(self.upsampler, "config", None):
             logger.warning(
                 "The saved model has another configuration than %r stands for here; it goes on with its own "
                 "(%d training steps, width %d).",
                 self._upsampler_args["upsampler"], config.train_steps, config.network.width,
             )  # fmt: skip
-            self.upsampler = self._make_upsampler(config)
-        self.upsampler.load_state_dict(upsampler)
+            self.upsampler = self._make_upsampler(self.spec, config)
+        if self.upsampler is not None:
+            self.upsampler.load_state_dict(upsampler)
         self._say_farewell()
 
-    def _make_upsampler(self, config: UpsamplerConfig | None = None) -> Upsampler:
+    def _make_upsampler(self, spec: TransitionSpec, config: UpsamplerConfig | None = None) -> Upsampler:
         given = self._upsampler_args if config is None else {**self._upsampler_args, "upsampler": config}
-        return make_upsampler(spec=self.spec, seed=self.seed, **given)
+        return make_upsampler(spec=spec, seed=self.seed, **given)
+
+
+def _reaches_held_out(held: np.ndarray, order: RowOrder, max_steps: int) -> np.ndarray:
+    """True for held-out rows, and for rows of up to `max_steps` steps whose end reaches into them."""
+    key = order.stream.astype(np.int64) * 2**40 + order.write_index
+    reaches = held.copy()
+    for steps in range(1, max_steps):
+        reaches |= np.isin(key + steps, key[held])
+    return reaches
 
 
 def _farewell(usage: _Usage) -> None:
@@ -500,25 +463,6 @@ def _usable(device: str | torch.device) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _preset_rows(upsampler: Upsampler) -> int:
-    config = getattr(upsampler, "config", None)
-    return config.num_synthetic if isinstance(config, UpsamplerConfig) else 100_000
-
-
-def _describe(given: Any, upsampler: Upsampler) -> Any:
-    config = getattr(upsampler, "config", None)
-    return config.to_dict() if isinstance(config, UpsamplerConfig) else repr(given)
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null instead."""
-    if isinstance(value, dict):
-        return {key: _without_nan(child) for key, child in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _whole(name: str, value: Any, minimum: int) -> int:

@@ -16,6 +16,8 @@ Observation = Tensor | dict[str, "Observation"]
 
 #: Separates the keys of nested observations in a field's name: ``observation.arm.position``.
 SEPARATOR = "."
+#: Where no space tells, integers that range over at most this many values are categories.
+MAX_CATEGORIES = 1_024
 
 
 @dataclass
@@ -29,6 +31,7 @@ class Transitions:
         next_observation: like ``observation``; for n-step rows the one k steps later.
         terminated: ``[N]`` bool: bootstrapping stops here. A time limit does not set it.
         discount: ``[N]`` float32, gamma ** k of each n-step row; None for one-step rows.
+        extra: further tensors ``[N, *shape]`` that are learned and generated with the rest; None for none.
     """
 
     observation: Observation
@@ -37,6 +40,7 @@ class Transitions:
     next_observation: Observation
     terminated: Tensor
     discount: Tensor | None = None
+    extra: Observation | None = None
 
     def __len__(self) -> int:
         return self.reward.shape[0]
@@ -126,12 +130,14 @@ class Field:
 class TransitionSpec:
     """The fields of a transition, with their shapes, dtypes and bounds.
 
-    Build it with `from_spaces`; it is plain data, can be compared, pickled and written as JSON.
+    Build it with `from_spaces`, or with `infer` where no spaces are at hand; it is plain data, can be compared, pickled
+    and written as JSON.
     """
 
     observation: tuple[Field, ...]
     action: Field
     discounts: tuple[float, ...] = ()
+    extra: tuple[Field, ...] = ()
 
     @classmethod
     def from_spaces(
@@ -163,6 +169,44 @@ class TransitionSpec:
         (action,) = _space_fields("action", action_space, action_bounds)
         return cls(observation, action, tuple(float(value) for value in discounts))
 
+    @classmethod
+    def infer(cls, transitions: Transitions, known: TransitionSpec | None = None) -> TransitionSpec:
+        """Describe transitions by what they look like.
+
+        Floats are continuous without bounds (generated values stay in the range of the data in any case) and booleans
+        binary. Integers are categories from 0, or from the smallest value if that is negative, to the largest one:
+        those of an action, and single ones; elsewhere, and where they range over more than 1,024 values, they are
+        continuous and rounded.
+
+        Args:
+            transitions: at least one row.
+            known: what earlier rows looked like; categories that these rows do not show are kept.
+
+        Raises:
+            ValueError: no rows, or an image observation (uint8 of rank 3).
+            TypeError: a dtype that is no number.
+        """
+        if len(transitions) == 0:
+            raise ValueError("transitions has no rows; at least one is needed to see what they are like.")
+        columns = transitions.flat()
+        before = {} if known is None else {field.name: field for field in known.fields}
+
+        def field(name: str) -> Field:
+            tensors = [columns[other] for other in (name, f"next_{name}") if other in columns]
+            return _inferred(name, tensors, before.get(name))
+
+        discounts: set[float] = set() if known is None else set(known.discounts)
+        if transitions.discount is not None:
+            discounts |= set(torch.unique(transitions.discount).tolist())
+            if len(discounts) > MAX_CATEGORIES:
+                raise ValueError(f"discount has {len(discounts)} different values; wanted gamma ** k for a few k.")
+        return cls(
+            tuple(field(name) for name in columns if name.split(SEPARATOR)[0] == "observation"),
+            field("action"),
+            tuple(sorted(discounts, reverse=True)),  # gamma ** 1 first
+            tuple(field(name) for name in columns if name.split(SEPARATOR)[0] == "extra"),
+        )
+
     @property
     def next_observation(self) -> tuple[Field, ...]:
         """The observation's fields under the names of the next observation's."""
@@ -179,7 +223,7 @@ class TransitionSpec:
                 ),
             )
         reward = Field("reward", "continuous", low=(-math.inf,), high=(math.inf,))
-        return (*self.observation, self.action, reward, *self.next_observation, *scalars)
+        return (*self.observation, self.action, reward, *self.next_observation, *scalars, *self.extra)
 
     def check(self, transitions: Transitions) -> None:
         """Raise a ValueError that names the first field of `transitions` that does not fit this spec."""
@@ -221,12 +265,51 @@ class TransitionSpec:
             return Field(**values)
 
         return cls(
-            tuple(field(entry) for entry in data["observation"]), field(data["action"]), tuple(data["discounts"])
+            tuple(field(entry) for entry in data["observation"]),
+            field(data["action"]),
+            tuple(data["discounts"]),
+            tuple(field(entry) for entry in data.get("extra", ())),
         )
 
 
 def _renamed(field: Field, name: str) -> Field:
     return replace(field, name=name)
+
+
+def _inferred(name: str, tensors: list[Tensor], known: Field | None) -> Field:
+    """The field that tensors ``[N, *shape]`` of one dtype look like, together with what is known of it."""
+    dtype, shape = tensors[0].dtype, tuple(tensors[0].shape[1:])
+    kind, dtype_name, size = name.split(SEPARATOR)[0], str(dtype).removeprefix("torch."), math.prod(shape)
+    if dtype.is_complex:
+        raise TypeError(f"{name} has dtype {dtype_name}; wanted floats, integers or booleans.")
+    if dtype == torch.bool:
+        return Field(name, "binary", shape, dtype_name)
+    if kind == "observation" and dtype == torch.uint8 and len(shape) == 3:
+        raise ValueError(_image(name, f"uint8 of shape {shape}"))
+    if not dtype.is_floating_point and (kind == "action" or size == 1):
+        values = [tensor.reshape(len(tensor), size).to(torch.int64) for tensor in tensors]
+        start = torch.stack([value.amin(0) for value in values]).amin(0).clamp(max=0)
+        stop = torch.stack([value.amax(0) for value in values]).amax(0) + 1
+        if known is not None and known.kind == "categorical":
+            start = torch.minimum(start, torch.tensor(known.start))
+            stop = torch.maximum(stop, torch.tensor(known.start) + torch.tensor(known.num_categories))
+        if int((stop - start).max()) <= MAX_CATEGORIES and (known is None or known.kind == "categorical"):
+            return Field(
+                name,
+                "categorical",
+                shape,
+                dtype_name,
+                num_categories=tuple((stop - start).tolist()),
+                start=tuple(start.tolist()),
+            )
+    return Field(name, "continuous", shape, dtype_name, low=(-math.inf,) * size, high=(math.inf,) * size)
+
+
+def _image(name: str, found: str) -> str:
+    return (
+        f"{name} is an image ({found}): the upsampler models vectors. Encode images "
+        "first (a wrapper that replaces them with the features of a frozen encoder) and store the features."
+    )
 
 
 def _space_fields(name: str, space: spaces.Space, bounds: tuple[float, float] | None = None) -> Iterator[Field]:
@@ -240,10 +323,7 @@ def _space_fields(name: str, space: spaces.Space, bounds: tuple[float, float] | 
             yield from _space_fields(f"{name}{SEPARATOR}{key}", child)
     elif isinstance(space, spaces.Box):
         if space.dtype == np.uint8 and len(space.shape) == 3:
-            raise ValueError(
-                f"{name} is an image (uint8 Box of shape {space.shape}): the upsampler models vectors. Encode images "
-                "first (a wrapper that replaces them with the features of a frozen encoder) and store the features."
-            )
+            raise ValueError(_image(name, f"uint8 Box of shape {space.shape}"))
         size = math.prod(space.shape)
         low, high = (
             (space.low.ravel(), space.high.ravel()) if bounds is None else ([bounds[0]] * size, [bounds[1]] * size)

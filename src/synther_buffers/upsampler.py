@@ -113,8 +113,7 @@ class DiffusionUpsampler:
     ) -> None:
         self.spec = spec
         self.device = resolve_device(device)
-        if self.device.type == "mps":
-            raise ValueError("device is 'mps', which has no float64, and decoding rows needs it; use 'cpu'.")
+        check_upsampler(config, self.device)
         self.config = resolve_config(config, self.device)
         self.seed = seed
         self.progress_bar = progress_bar
@@ -431,6 +430,28 @@ class DiffusionUpsampler:
         return torch.Generator(device or self.device).manual_seed(seed)
 
 
+def check_upsampler(upsampler: str | UpsamplerConfig | UpsamplerFactory, device: str | torch.device) -> None:
+    """See that `upsampler` can be made, as far as that can be known before there is a spec.
+
+    Raises:
+        ValueError: unknown preset, unusable device.
+        TypeError: a live upsampler (a buffer takes plain configuration, so that it can be pickled small), or nothing
+            that can be called.
+    """
+    resolved = resolve_device(device)
+    if isinstance(upsampler, str | UpsamplerConfig):
+        if resolved.type == "mps":
+            raise ValueError("device is 'mps', which has no float64, and decoding rows needs it; use 'cpu'.")
+        resolve_config(upsampler, resolved)
+    elif isinstance(upsampler, Upsampler) and not isinstance(upsampler, type):
+        raise TypeError(
+            f"upsampler is a live {type(upsampler).__name__}; pass its configuration, or a factory "
+            "(spec, *, device, seed, progress_bar) -> Upsampler, so that saving the agent does not save the model too."
+        )
+    elif not callable(upsampler):
+        raise TypeError(f"upsampler is {upsampler!r}; wanted the name of a preset, an UpsamplerConfig or a factory.")
+
+
 def make_upsampler(
     upsampler: str | UpsamplerConfig | UpsamplerFactory,
     spec: TransitionSpec,
@@ -442,24 +463,25 @@ def make_upsampler(
     """The upsampler that a buffer's `upsampler` argument describes: a preset, a configuration, or a factory.
 
     Raises:
-        TypeError: a live upsampler (a buffer takes plain configuration, so that it can be pickled small), or a
-            factory that returns something else than an `Upsampler`.
+        ValueError, TypeError: as `check_upsampler`, or a factory that returns something else than an `Upsampler`.
     """
+    check_upsampler(upsampler, device)
     if isinstance(upsampler, str | UpsamplerConfig):
         return DiffusionUpsampler(spec, upsampler, device, seed, progress_bar)
-    if isinstance(upsampler, Upsampler) and not isinstance(upsampler, type):
-        raise TypeError(
-            f"upsampler is a live {type(upsampler).__name__}; pass its configuration, or a factory "
-            "(spec, *, device, seed, progress_bar) -> Upsampler, so that saving the agent does not save the model too."
-        )
-    if not callable(upsampler):
-        raise TypeError(f"upsampler is {upsampler!r}; wanted the name of a preset, an UpsamplerConfig or a factory.")
     made = upsampler(spec, device=device, seed=seed, progress_bar=progress_bar)
     if not isinstance(made, Upsampler):
         raise TypeError(
             f"the factory {upsampler!r} returned {made!r}, which has no fit, sample, state_dict and load_state_dict."
         )
     return made
+
+
+def preset_rows(upsampler: Any, device: str | torch.device) -> int:
+    """Rows of a synthetic set where nobody said how many: the configuration's, or 100,000 where there is none."""
+    config = getattr(upsampler, "config", upsampler)
+    if isinstance(config, str):
+        config = resolve_config(config, resolve_device(device))
+    return config.num_synthetic if isinstance(config, UpsamplerConfig) else 100_000
 
 
 class _Clock:
