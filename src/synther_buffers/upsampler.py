@@ -280,8 +280,35 @@ class DiffusionUpsampler:
             out.terminated.copy_(self._terminals.draw(all_logits, shift, generator))
         return out
 
+    @torch.inference_mode(False)
+    def trajectory(self, num_samples: int) -> list[tuple[float, Tensor]]:
+        """How noise becomes rows: what `sample` does, seen at every noise level. It does not count as a draw.
+
+        The matrix has the columns of the spec's fields in their order, normalised: one per element, or one per category
+        of a categorical element; `terminated` only where it is modelled, and the next observation's float columns as
+        the change from the observation where that is what is modelled.
+
+        Args:
+            num_samples: rows to follow.
+
+        Returns:
+            Pairs of a noise level sigma and the rows there, ``[num_samples, D]`` float32 on the upsampler's device,
+            from the noise of the largest level to the rows at level 0.
+
+        Raises:
+            RuntimeError: nothing was fitted yet.
+            ValueError: `num_samples` is not positive.
+        """
+        if self._denoiser is None:
+            raise RuntimeError("this upsampler has not been fitted yet: call fit(transitions) first.")
+        if num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples}; it must be at least 1.")
+        states: list[tuple[float, Tensor]] = []
+        self._generate(num_samples, self._generator("trajectory"), lambda sigma, x: states.append((sigma, x)))
+        return states
+
     @torch.no_grad()
-    def _generate(self, num_rows: int, generator: torch.Generator) -> Tensor:
+    def _generate(self, num_rows: int, generator: torch.Generator, watch: samplers.Watch | None = None) -> Tensor:
         """Rows of the matrix, ``[num_rows, D]`` float32."""
         config = self.config.sampler
         sigmas = samplers.karras_schedule(config.num_steps, config.sigma_min, self._sigma_max, config.rho)
@@ -294,9 +321,10 @@ class DiffusionUpsampler:
                 x = samplers.stochastic_heun(
                     denoiser, x, sigmas, generator,
                     s_churn=config.s_churn, s_tmin=config.s_tmin, s_tmax=config.s_tmax, s_noise=config.s_noise,
+                    watch=watch,
                 )  # fmt: skip
             else:
-                x = samplers.sde_dpm_solver_2m(denoiser, x, sigmas, generator)
+                x = samplers.sde_dpm_solver_2m(denoiser, x, sigmas, generator, watch)
         if not bool(torch.isfinite(x).all()):
             raise FloatingPointError("the model generated values that are not finite.")
         return x

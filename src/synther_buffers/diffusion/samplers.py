@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
+#: Called with each noise level of the schedule and the rows that a sampler has there; it must not change them.
+Watch = Callable[[float, Tensor], None]
 
 
 def karras_schedule(num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
@@ -35,6 +37,7 @@ def stochastic_heun(
     s_tmin: float,
     s_tmax: float,
     s_noise: float,
+    watch: Watch | None = None,
 ) -> Tensor:
     """EDM's stochastic sampler (Karras et al. 2022, Algorithm 2): churn, Euler step, second-order correction.
 
@@ -49,10 +52,13 @@ def stochastic_heun(
         s_tmin: noise level below which none is added.
         s_tmax: noise level above which none is added.
         s_noise: inflation of the added noise.
+        watch: sees the rows at every level, the result at level 0 included.
     """
     num_steps = len(sigmas) - 1
     gamma_max = min(s_churn / num_steps, math.sqrt(2.0) - 1.0)
     for sigma, sigma_next in pairwise(sigmas):
+        if watch is not None:
+            watch(sigma, x)
         gamma = gamma_max if s_tmin <= sigma <= s_tmax else 0.0
         sigma_hat = sigma * (1.0 + gamma)
         if gamma > 0.0:
@@ -65,10 +71,14 @@ def stochastic_heun(
             slope_next = (x_next - denoiser(x_next, _level(sigma_next, x))) / sigma_next
             x_next = x + step * 0.5 * (slope + slope_next)
         x = x_next
+    if watch is not None:
+        watch(0.0, x)
     return x
 
 
-def sde_dpm_solver_2m(denoiser: Denoiser, x: Tensor, sigmas: list[float], generator: torch.Generator) -> Tensor:
+def sde_dpm_solver_2m(
+    denoiser: Denoiser, x: Tensor, sigmas: list[float], generator: torch.Generator, watch: Watch | None = None
+) -> Tensor:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022, "DPM-Solver++", algorithm 4 and appendix), in sigma = exp(-lambda).
 
     Between two levels it integrates the reverse SDE exactly for a constant D: its value halfway in lambda, extrapolated
@@ -79,12 +89,17 @@ def sde_dpm_solver_2m(denoiser: Denoiser, x: Tensor, sigmas: list[float], genera
         x: ``[n, D]``, drawn from N(0, sigmas[0]^2).
         sigmas: descending noise levels that end with 0.
         generator: source of the SDE's noise, on the device of `x`.
+        watch: sees the rows at every level, the result at level 0 included.
     """
     previous: Tensor | None = None
     previous_step = 0.0
     for sigma, sigma_next in pairwise(sigmas):
+        if watch is not None:
+            watch(sigma, x)
         denoised = denoiser(x, _level(sigma, x))
         if sigma_next == 0.0:
+            if watch is not None:
+                watch(0.0, denoised)
             return denoised
         step = math.log(sigma / sigma_next)
         ratio = sigma_next / sigma

@@ -1,0 +1,30 @@
+"""Pictures as matplotlib figures, sized for a page (6.9 inches) or for a column (3.3 inches).
+
+Every function returns a `matplotlib.figure.Figure` that belongs to nobody: save it with ``figure.savefig(path)``, or
+leave it as the last value of a notebook cell. Nothing is shown, and pyplot, the backend and matplotlib's settings are
+left alone. Colours are Okabe and Ito's, and what they tell is told by line styles, markers or hatches too.
+"""
+
+try:
+    import matplotlib  # noqa: F401  (only to say what is missing)
+except ImportError as error:
+    raise ImportError('synther_buffers.plots needs matplotlib: pip install "synther-buffers[plots]"') from error
+
+from .comparison import distance_dynamics, fidelity_cost
+from .generation import generation_animation, generation_strip
+from .rows import correlations, marginals, projection
+from .runs import refreshes
+from .style import COLUMN, PAGE
+
+__all__ = [
+    "COLUMN",
+    "PAGE",
+    "correlations",
+    "distance_dynamics",
+    "fidelity_cost",
+    "generation_animation",
+    "generation_strip",
+    "marginals",
+    "projection",
+    "refreshes",
+]
