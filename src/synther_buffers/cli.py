@@ -1,0 +1,506 @@
+"""The command line: ``synther-buffers info | upsample | evaluate | plot``."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import numpy as np
+
+from .config import PRESETS, UpsamplerConfig, resolve_config, resolve_device
+from .transitions import Transitions, TransitionSpec
+from .version import __version__
+
+try:
+    import typer
+except ImportError as error:
+    raise ImportError('the command line needs typer: pip install "synther-buffers[offline]"') from error
+
+if TYPE_CHECKING:
+    from .datasets import Dataset
+
+#: Rows of each dataset that `evaluate` and `plot` read.
+SHOWN_ROWS = 50_000
+#: The augmentations by the name that ``--augmentation`` takes, and their classes in `synther_buffers.augmentation`.
+AUGMENTATIONS = {
+    "bootstrap": "Bootstrap",
+    "gaussian": "GaussianNoise",
+    "amplitude": "AmplitudeScaling",
+    "dynamics": "DynamicsNoise",
+}
+#: The pictures of `plot`: functions of `synther_buffers.plots`, called with (real, synthetic, spec).
+PICTURES = ("marginals", "correlations", "projection")
+
+FAILURE, USAGE = 1, 2
+
+app = typer.Typer(
+    name="synther-buffers",
+    help="Train a diffusion model on a dataset of transitions, and write, judge and picture synthetic ones.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage. Results go to stdout, messages and progress to stderr.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+_DATASET_HELP = (
+    "A file (D4RL's HDF5, SynthER's npz, a replay buffer saved by Stable-Baselines3 or Tianshou), the directory of a "
+    "Minari dataset, or the id of a local one."
+)
+DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help=_DATASET_HELP, show_default=False)]
+RealArgument = Annotated[str, typer.Argument(metavar="REAL", help=f"The real rows. {_DATASET_HELP}")]
+SyntheticArgument = Annotated[str, typer.Argument(metavar="SYNTHETIC", help="The synthetic rows, likewise.")]
+PickleOption = Annotated[
+    bool,
+    typer.Option("--allow-pickle", help="Unpickle where the format needs it. A pickle can run any code: only files "
+                 "from people you trust."),
+]  # fmt: skip
+JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout instead of text.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of everything random: the same seed gives the same result.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no messages but warnings.")]
+RowsOption = Annotated[int, typer.Option(min=1, help="Rows to read of each dataset: a uniform subset.")]
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Tell the version and stop.", is_eager=True, callback=_tell_version)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def info(
+    dataset: DatasetArgument,
+    format: Annotated[str | None, typer.Option(help="Its format, if it cannot be guessed.")] = None,
+    allow_pickle: PickleOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is in a dataset: format, rows, and the range of each field.
+
+    The whole dataset is read, in chunks.
+
+        synther-buffers info walker2d_medium_replay.hdf5
+    """
+    _log(quiet=False)
+    with _failing():
+        opened = _open(dataset, format, allow_pickle)
+        described = _describe(opened)
+    if as_json:
+        _write_json(described)
+        return
+    typer.echo(f"{described['path']}: {described['format']}, {described['num_rows']:,} rows")
+    if described["num_dropped"]:
+        typer.echo(f"{described['num_dropped']:,} more rows have no next observation and are left out")
+    typer.echo(f"terminal: {100 * described['terminal_rate']:.3f} % of the rows")
+    typer.echo(f"{'field':<28} {'kind':<12} {'dtype':<8} {'shape':<10} {'min':>11} {'mean':>11} {'max':>11}")
+    for field in described["fields"]:
+        shape = "x".join(map(str, field["shape"])) or "scalar"
+        numbers = " ".join(f"{field[name]:>11.4g}" for name in ("min", "mean", "max"))
+        typer.echo(f"{field['name']:<28} {field['kind']:<12} {field['dtype']:<8} {shape:<10} {numbers}")
+
+
+@app.command()
+def upsample(
+    dataset: DatasetArgument,
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where to write: a .hdf5 or .npz file, or a Minari id like mine/walk-v0 "
+            "for up to some 10,000 rows. Must not exist.",
+            show_default=False,
+        ),
+    ],
+    num_samples: Annotated[
+        int | None,
+        typer.Option(
+            "--num-samples",
+            "-n",
+            min=1,
+            help="Synthetic rows to write, for example 5_000_000; by default what the preset says.",
+            show_default=False,
+        ),
+    ] = None,
+    include_real: Annotated[
+        bool, typer.Option("--include-real", help="Write all rows of the dataset first, then the synthetic ones.")
+    ] = False,
+    preset: Annotated[
+        str, typer.Option(help=f"Size of model and training: auto (by device), {', '.join(PRESETS)}.")
+    ] = "auto",
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file with what shall differ from the preset, for example "
+            '{"train_steps": 20000, "network": {"width": 512}}.',
+            show_default=False,
+        ),
+    ] = None,
+    augmentation: Annotated[
+        str | None,
+        typer.Option(help=f"Instead of a model, perturb real rows: {', '.join(AUGMENTATIONS)}.", show_default=False),
+    ] = None,
+    train_rows: Annotated[
+        int, typer.Option(min=1, help="Rows to learn at most: a uniform subset, held in memory.")
+    ] = 1_000_000,
+    seed: SeedOption = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto is CUDA where there is one.")] = "auto",
+    format: Annotated[str | None, typer.Option(help="Format of the output, if its name does not tell.")] = None,
+    input_format: Annotated[str | None, typer.Option(help="Format of the dataset, if it cannot be guessed.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run of the same settings, if there is one.")
+    ] = False,
+    chunk_rows: Annotated[int, typer.Option(min=1, help="Rows drawn at a time; what a kill loses at most.")] = 100_000,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a large Minari output.")] = False,
+    quiet: QuietOption = False,
+    allow_pickle: PickleOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train on a dataset and write synthetic rows.
+
+    A diffusion model learns at most `--train-rows` rows of the dataset and then draws as many as you like, in chunks.
+    Until all are there they lie in OUTPUT.partial, with the trained model; after a kill, `--resume` goes on, and the
+    file is the same as without it. Terminal rows come at the data's rate; a time limit is no terminal.
+
+        synther-buffers upsample walker2d.hdf5 -n 5_000_000 -o walker2d_synthetic.hdf5
+
+        synther-buffers upsample mine/walker2d-v0 -n 1000 -o mine/walker2d-synthetic-v0
+
+        synther-buffers upsample buffer.pkl --allow-pickle --include-real -n 1_000_000 -o mixed.npz
+    """
+    _log(quiet)
+    upsampler, default_samples = _upsampler(preset, config, augmentation, device)
+    num_samples = num_samples or default_samples
+    from . import offline
+
+    with _failing():
+        opened = _open(dataset, input_format, allow_pickle)
+        with _usage():
+            from .datasets.registry import output_format
+
+            kind = output_format(output, format)
+        if kind == "minari":
+            total = num_samples + (len(opened) if include_real else 0)
+            yes = _confirm_minari(total, yes)
+        report = offline.upsample(
+            opened,
+            num_samples,
+            output,
+            upsampler=upsampler,
+            device=device,
+            train_rows=train_rows,
+            include_real=include_real,
+            seed=seed,
+            format=format,
+            resume=resume,
+            chunk_rows=chunk_rows,
+            progress_bar=not quiet,
+            allow_large_minari=yes,
+        )
+    if as_json:
+        _write_json(report.to_dict())
+        return
+    real = f"{report.num_real:,} real and " if report.num_real else ""
+    typer.echo(f"{report.output}: {real}{report.num_synthetic:,} synthetic rows, in {report.seconds:.0f} s")
+    typer.echo(f"next: synther-buffers evaluate {dataset} {output}")
+
+
+@app.command()
+def evaluate(
+    real: RealArgument,
+    synthetic: SyntheticArgument,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            help="The rows that were trained on, if REAL are others: adds the distance to the closest one.",
+            show_default=False,
+        ),
+    ] = None,
+    env: Annotated[
+        str | None,
+        typer.Option(
+            help="A Gymnasium MuJoCo environment, like Walker2d-v5: adds the error of dynamics and reward.",
+            show_default=False,
+        ),
+    ] = None,
+    rows: RowsOption = SHOWN_ROWS,
+    seed: SeedOption = 0,
+    allow_pickle: PickleOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how close synthetic rows are to real ones.
+
+    Similarity of columns and of pairs of columns, a classifier that tells the sets apart, neighbourhoods, the rate of
+    terminals; with `--env` what a simulator makes of the same actions. REAL should be rows that were not trained on.
+
+        synther-buffers evaluate walker2d.hdf5 walker2d_synthetic.hdf5 --env Walker2d-v5 --json
+    """
+    _log(quiet=False)
+    with _failing():
+        from . import metrics
+
+        spec, (real_rows, synthetic_rows, *train_rows) = _read_alike(
+            [real, synthetic, *([] if train is None else [train])], rows, seed, allow_pickle
+        )
+        simulator = None
+        if env is not None:
+            with _usage():
+                simulator = _simulator(env)
+        result = metrics.evaluate(
+            real_rows,
+            synthetic_rows,
+            spec,
+            train=train_rows[0] if train_rows else None,
+            simulator=simulator,
+            seed=seed,
+        ).to_dict()
+    if as_json:
+        _write_json({"real": real, "synthetic": synthetic, **result})
+        return
+    for name, value in _lines(result):
+        typer.echo(f"{name:<36} {value}")
+
+
+@app.command()
+def plot(
+    real: RealArgument,
+    synthetic: SyntheticArgument,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="A folder for the pictures; made if it is missing.", show_default=False),
+    ],
+    format: Annotated[str, typer.Option(help="Of the pictures: png, pdf or svg.")] = "png",
+    rows: RowsOption = SHOWN_ROWS,
+    seed: SeedOption = 0,
+    allow_pickle: PickleOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw real against synthetic rows: marginals, correlations, a projection to two dimensions.
+
+    synther-buffers plot walker2d.hdf5 walker2d_synthetic.hdf5 --output pictures
+    """
+    _log(quiet=False)
+    if format not in ("png", "pdf", "svg"):
+        raise typer.BadParameter(f"{format!r} is unknown; wanted png, pdf or svg.", param_hint="--format")
+    with _failing():
+        plots = importlib.import_module("synther_buffers.plots")  # only now: it needs matplotlib
+        spec, (real_rows, synthetic_rows) = _read_alike([real, synthetic], rows, seed, allow_pickle)
+        output.mkdir(parents=True, exist_ok=True)
+        written = []
+        for name in PICTURES:
+            figure = getattr(plots, name)(real_rows, synthetic_rows, spec)
+            figure.savefig(output / f"{name}.{format}", dpi=200)
+            written.append(str(output / f"{name}.{format}"))
+    if as_json:
+        _write_json({"pictures": written})
+    else:
+        typer.echo("\n".join(written))
+
+
+def main() -> None:
+    """The entry point."""
+    app()
+
+
+# -- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _log(quiet: bool) -> None:
+    """Messages to stderr, so that stdout holds the result alone."""
+    level = logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    """What a user can do something about ends in one line and exit code 1; anything else is our bug and is shown."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except (ValueError, ImportError, OSError, RuntimeError, MemoryError) as error:
+        _fail(str(error) or repr(error), FAILURE)
+    except KeyboardInterrupt:
+        _fail("interrupted; an upsampling goes on with --resume.", 130)
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """An option's value that is wrong in itself: exit code 2."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        _fail(str(error), USAGE)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def _write_json(data: Any) -> None:
+    typer.echo(json.dumps(data, allow_nan=False))
+
+
+def _open(path: str, format: str | None, allow_pickle: bool) -> Dataset:
+    from .datasets import FORMATS, open_dataset
+
+    if format is not None and format not in FORMATS:
+        _fail(f"format is {format!r}; known formats: {', '.join(FORMATS)}.", USAGE)
+    return open_dataset(path, format, allow_pickle)
+
+
+def _upsampler(preset: str, file: Path | None, augmentation: str | None, device: str) -> tuple[Any, int]:
+    """What to give to `offline.upsample`, and how many rows by default; usage errors end here."""
+    if augmentation is not None:
+        if file is not None or preset != "auto":
+            _fail("--augmentation trains no model; leave out --preset and --config.", USAGE)
+        if augmentation not in AUGMENTATIONS:
+            _fail(f"augmentation is {augmentation!r}; known ones: {', '.join(AUGMENTATIONS)}.", USAGE)
+        from . import augmentation as module
+
+        return getattr(module, AUGMENTATIONS[augmentation]), 100_000
+    with _usage():
+        base = resolve_config(preset, resolve_device(device))
+        config = base if file is None else _merged(base, file)
+    return config, config.num_synthetic
+
+
+def _merged(base: UpsamplerConfig, file: Path) -> UpsamplerConfig:
+    """The configuration with what a JSON file says in place of the preset's values."""
+    try:
+        changes = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is no JSON ({error}).") from error
+
+    def merge(values: dict[str, Any], changes: Any, where: str) -> dict[str, Any]:
+        if not isinstance(changes, dict):
+            raise ValueError(f"{file}: {where or 'the whole'} is {changes!r}; wanted an object.")
+        unknown = sorted(set(changes) - set(values))
+        if unknown:
+            raise ValueError(f"{file}: unknown {where}{unknown[0]}; known: {', '.join(values)}.")
+        return {
+            key: (merge(value, changes[key], f"{where}{key}.") if isinstance(value, dict) else changes[key])
+            if key in changes
+            else value
+            for key, value in values.items()
+        }
+
+    return UpsamplerConfig.from_dict(merge(base.to_dict(), changes, ""))
+
+
+def _confirm_minari(num_rows: int, yes: bool) -> bool:
+    """Ask before a Minari output that takes minutes; whether it may be written."""
+    from .datasets.minari import MAX_ROWS, cost
+
+    if num_rows <= MAX_ROWS or yes:
+        return yes
+    question = f"{num_rows:,} rows as a Minari dataset take {cost(num_rows)}"
+    if not sys.stdin.isatty():
+        _fail(f"{question}; confirm with --yes, or write .hdf5 or .npz.", USAGE)
+    if not typer.confirm(f"{question} (.hdf5 or .npz: seconds). Go on?", err=True):
+        _fail("nothing was written.", FAILURE)
+    return True
+
+
+def _simulator(env: str) -> Any:
+    import gymnasium
+
+    from .simulators import MujocoSimulator
+
+    try:
+        return MujocoSimulator(env)
+    except gymnasium.error.Error as error:
+        raise ValueError(f"env is {env!r}: {error}") from error
+
+
+def _read_alike(
+    paths: list[str], num_rows: int, seed: int, allow_pickle: bool
+) -> tuple[TransitionSpec, list[Transitions]]:
+    """Subsets of several datasets, with the fields and dtypes of the first one.
+
+    Raises:
+        ValueError: fields that the first one has not, or of another shape.
+    """
+    datasets = [_open(path, None, allow_pickle) for path in paths]
+    subsets = [dataset.subset(num_rows, seed) for dataset in datasets]
+    first = datasets[0].spec
+    for path, rows in zip(paths[1:], subsets[1:], strict=True):
+        shapes = {name: tuple(tensor.shape[1:]) for name, tensor in rows.flat().items()}
+        wanted = {field.name: field.shape for field in first.fields}
+        if shapes != wanted:
+            different = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
+            name = different[0]
+            raise ValueError(
+                f"{path} has other fields than {paths[0]}: {name} has rows of shape {shapes.get(name, 'nothing')}, "
+                f"there {wanted.get(name, 'nothing')}."
+            )
+    dtypes = {field.name: field.torch_dtype for field in first.fields}
+    alike = [
+        Transitions.from_flat({name: tensor.to(dtypes[name]) for name, tensor in rows.flat().items()})
+        for rows in subsets
+    ]
+    return first, alike
+
+
+def _describe(dataset: Dataset) -> dict[str, Any]:
+    """Everything `info` tells, in one pass over the rows."""
+    spec = dataset.spec
+    low: dict[str, float] = {}
+    high: dict[str, float] = {}
+    total: dict[str, float] = {}
+    num_rows = 0
+    for rows in dataset.chunks():
+        num_rows += len(rows)
+        for name, tensor in rows.flat().items():
+            values = tensor.double()
+            low[name] = min(low.get(name, np.inf), float(values.min()))
+            high[name] = max(high.get(name, -np.inf), float(values.max()))
+            total[name] = total.get(name, 0.0) + float(values.sum())
+    return {
+        "path": str(dataset.path),
+        "format": dataset.format,
+        "num_rows": num_rows,
+        "num_dropped": dataset.num_dropped,
+        "terminal_rate": total["terminated"] / num_rows,
+        "fields": [
+            {
+                "name": field.name,
+                "kind": field.kind,
+                "dtype": field.dtype,
+                "shape": list(field.shape),
+                "min": low[field.name],
+                "mean": total[field.name] / (num_rows * field.size),
+                "max": high[field.name],
+            }
+            for field in spec.fields
+        ],
+    }
+
+
+def _lines(result: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The figures of a nested result, a line each."""
+    for key, value in result.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, dict):
+            yield from _lines(value, f"{name}: ")
+        elif value is not None:
+            yield name, f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()
