@@ -1,0 +1,10 @@
+"""Tianshou: ``SynthERReplayBuffer`` wherever it takes a ``ReplayBuffer`` or a ``VectorReplayBuffer``."""
+
+try:
+    import tianshou  # noqa: F401
+except ImportError as error:
+    raise ImportError('synther_buffers.tianshou needs Tianshou: pip install "synther-buffers[tianshou]"') from error
+
+from .buffers import SynthERPrioritizedReplayBuffer, SynthERReplayBuffer
+
+__all__ = ["SynthERPrioritizedReplayBuffer", "SynthERReplayBuffer"]

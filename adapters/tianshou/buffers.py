@@ -1,0 +1,64 @@
+"""The buffer classes: Tianshou's vectorised and prioritised buffers with synthetic transitions mixed in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tianshou.data import PrioritizedVectorReplayBuffer, VectorReplayBuffer, to_numpy
+
+from .mixing import SynthERMixin
+from .slots import Indices
+
+
+class SynthERReplayBuffer(SynthERMixin, VectorReplayBuffer):
+    """`ReplayBuffer` (``buffer_num=1``) and `VectorReplayBuffer` with synthetic transitions mixed into each batch.
+
+    ``Collector(policy, envs, SynthERReplayBuffer(1_000_000, len(envs)))``
+
+    Args: see `SynthERMixin`; everything else is Tianshou's.
+    """
+
+    def _real_indices(self, num_rows: int) -> NDArray[Any]:
+        # The manager draws the sub-buffer of each row first, which takes half of the time, even from a single one.
+        return self.buffers[0].sample_indices(num_rows) if self.buffer_num == 1 else super()._real_indices(num_rows)
+
+
+class SynthERPrioritizedReplayBuffer(SynthERMixin, PrioritizedVectorReplayBuffer):
+    """`PrioritizedVectorReplayBuffer` with synthetic transitions mixed into each batch.
+
+    Only real rows have priorities: synthetic rows are drawn uniformly, and TD errors reported for them are dropped.
+    In a batch a synthetic row has the importance weight of a real row of mean priority, which is drawn as often as
+    under uniform sampling and so needs no correction.
+
+    Args: see `SynthERMixin`; ``alpha``, ``beta`` and everything else are Tianshou's.
+    """
+
+    def get_weight(self, index: Indices) -> Any:
+        """Importance weights, of real and synthetic rows; see Tianshou's own."""
+        index = np.asarray(index)
+        synthetic = index >= self.maxsize
+        if not synthetic.any():
+            return super().get_weight(index)
+        mean = self.weight.reduce() / len(self)
+        weight = np.where(synthetic, mean, self.weight[np.minimum(index, self.maxsize - 1)])
+        return (weight / self._min_prio) ** -self._beta
+
+    def update_weight(self, index: NDArray[Any], new_weight: NDArray[Any] | torch.Tensor) -> None:
+        """Set the priorities of the real rows among `index` to their TD errors."""
+        index, new_weight = np.asarray(index), to_numpy(new_weight)
+        real = index < self.maxsize
+        if real.any():
+            super().update_weight(index[real], new_weight[real])
+
+    def _rows_stored(self, slots: NDArray[Any]) -> None:
+        self.init_weight(slots)
+
+    def _rows_moved(self, source: NDArray[Any], target: NDArray[Any], before: NDArray[Any]) -> None:
+        super()._rows_moved(source, target, before)
+        weight = self.weight[source]
+        self.weight[before] = np.zeros(len(before))
+        if len(target):
+            self.weight[target] = weight

@@ -1,0 +1,326 @@
+"""What the Tianshou buffers share: counting writes, refreshing, and drawing mixed batches."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tianshou.data import Batch, ReplayBuffer, ReplayBufferManager
+from tianshou.data.batch import create_value
+from tianshou.data.types import RolloutBatchProtocol
+
+from ..config import UpsamplerConfig
+from ..holdout import RowOrder
+from ..replay import SyntheticReplay
+from ..transitions import Transitions, TransitionSpec
+from ..upsampler import UpsamplerFactory
+from .rows import to_transitions
+from .slots import SyntheticSlots
+
+
+class SynthERMixin(SyntheticSlots):
+    """Adds synthetic transitions to a vectorised Tianshou buffer class that stands to its right.
+
+    Real rows lie where the plain buffer has them, in slots 0 to ``maxsize - 1``; the synthetic rows follow as one more
+    sub-buffer, slots ``maxsize`` on, each an episode of one step. Only batches drawn with ``sample`` and
+    ``sample_indices`` of a positive size have any: ``len``, ``buffer[:]``, slices, ``sample_indices(0)`` and
+    ``sample_indices(None)``, ``hasnull``, ``unfinished_index`` and whatever counts rows know the real ones alone. The
+    raw arrays (``buffer.rew``) cover both. A batch has its real rows first. Keys that are not modelled (``info``,
+    ``policy``, what an episode hook adds) are 0, False or None in synthetic rows, as in a row that lacks them.
+
+    Args:
+        total_size: real rows in all, as of `VectorReplayBuffer`.
+        buffer_num: number of environments that write into the buffer, one sub-buffer for each.
+        upsampler, upsampler_device, retrain_every, start_after, num_synthetic, synthetic_fraction, progress_bar,
+        refresh_log: see `synther_buffers.SyntheticReplay`.
+        seed: of everything random in the synthetic part; None for torch's seed. Real rows are drawn as ever.
+        **kwargs: the plain buffer's own.
+
+    Attributes:
+        synthetic: the `SyntheticReplay`, with the schedule, the synthetic rows and the reports of the refreshes.
+
+    Raises:
+        ValueError: an argument out of range, one that leaves out next observations or stacks frames, or a
+            `total_size` smaller than `retrain_every`.
+        TypeError: an argument of the wrong type, or one that the plain buffer does not know.
+    """
+
+    synthetic: SyntheticReplay
+
+    def __init__(
+        self,
+        total_size: int,
+        buffer_num: int = 1,
+        *,
+        upsampler: str | UpsamplerConfig | UpsamplerFactory = "auto",
+        upsampler_device: str | torch.device = "auto",
+        retrain_every: int = 10_000,
+        start_after: int | None = None,
+        num_synthetic: int | None = None,
+        synthetic_fraction: float = 0.5,
+        seed: int | None = None,
+        progress_bar: bool = True,
+        refresh_log: str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        _check_sizes(total_size, buffer_num)
+        self._check_keywords(kwargs)
+        # The class to the right takes the sizes.
+        super().__init__(total_size, buffer_num, **kwargs)  # type: ignore[call-arg, arg-type]
+        self.synthetic = SyntheticReplay(
+            None,  # inferred from the rows: a Tianshou buffer never sees the spaces
+            upsampler,
+            upsampler_device=upsampler_device,
+            retrain_every=retrain_every,
+            start_after=start_after,
+            num_synthetic=num_synthetic,
+            synthetic_fraction=synthetic_fraction,
+            seed=torch.initial_seed() if seed is None else seed,
+            progress_bar=progress_bar,
+            refresh_log=refresh_log,
+        )
+        self.synthetic.check_capacity("total_size", self.maxsize)
+        mixes = self.synthetic.synthetic_fraction > 0
+        if mixes:
+            self._refuse_options()
+        self._num_slots = self.synthetic.num_synthetic if mixes else 0
+        self._num_written = [0] * buffer_num
+        self._write_index = np.zeros(self.maxsize, np.int64)
+        self._placed: Transitions | None = None
+
+    @classmethod
+    def _check_keywords(cls, kwargs: dict[str, Any]) -> None:
+        """Tianshou's classes swallow keywords that they do not know, and a misspelt one with them."""
+        known = {
+            name
+            for base in cls.__mro__
+            if issubclass(base, ReplayBuffer) and not issubclass(base, ReplayBufferManager)
+            for name in inspect.signature(base).parameters
+        } - {"size", "kwargs"}
+        unknown = sorted(set(kwargs) - known)
+        if unknown:
+            raise TypeError(f"{cls.__name__} does not know the keyword {unknown[0]!r}; Tianshou's are {sorted(known)}.")
+
+    def _refuse_options(self) -> None:
+        if not self._save_obs_next:
+            raise ValueError(
+                "ignore_obs_next=True is not supported: it does not store next observations, so the rows at episode "
+                "ends are wrong. Leave it False."
+            )
+        if self.stack_num > 1:
+            raise ValueError(
+                f"stack_num={self.stack_num} is not supported: synthetic rows have no rows before them to stack. "
+                "Stack frames in the environment (gymnasium.wrappers.FrameStackObservation) and leave stack_num 1."
+            )
+        if self._save_only_last_obs:
+            raise ValueError(
+                "save_only_last_obs=True is not supported: synthetic rows have no rows before them to stack again. "
+                "Leave it False."
+            )
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def add(
+        self, batch: RolloutBatchProtocol, buffer_ids: NDArray[Any] | list[int] | None = None
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Store one transition of each environment; see Tianshou's own `add`.
+
+        Args:
+            batch: ``[len(buffer_ids), ...]``; without `buffer_ids` and with one sub-buffer also a single transition,
+                as `ReplayBuffer` takes it.
+            buffer_ids: the sub-buffer of each row; None for all of them in turn.
+
+        Raises:
+            ValueError: no ``obs_next``, an image observation, rewards of several agents, or a sub-buffer that is not
+                there.
+            TypeError: observations or actions that are not numbers.
+        """
+        if buffer_ids is None and self.buffer_num == 1 and np.ndim(batch.terminated) == 0:
+            batch = Batch.stack([batch])
+        numbers = list(range(self.buffer_num)) if buffer_ids is None else np.asarray(buffer_ids).tolist()
+        if max(numbers, default=0) >= self.buffer_num:
+            raise ValueError(
+                f"buffer_ids has {max(numbers)}, but there are only {self.buffer_num} sub-buffers, from 0 on. "
+                "Set buffer_num to the number of environments."
+            )
+        keys, stored = batch.get_keys(), self._meta.get_keys()
+        if self._num_slots and (not stored or "obs_next" not in keys):
+            self._check(batch)
+        if self.buffer_num == 1 and not keys <= stored:
+            # `ReplayBuffer` stores a user's own keys, but a manager drops all except these.
+            self._reserved_keys += tuple(set(keys).difference(self._reserved_keys))
+        added = super().add(batch, buffer_ids)
+        for slot, number in zip(added[0].tolist(), numbers, strict=False):
+            self._write_index[slot] = self._num_written[number]
+            self._num_written[number] += 1
+        self.synthetic.observe_total(sum(self._num_written))
+        return added
+
+    def _check(self, batch: Any) -> None:
+        """See that the rows can be learned; the first ones say what all are like."""
+        if "obs_next" not in batch:
+            raise ValueError(
+                f"the batch has no obs_next, only {sorted(batch.keys())}: {type(self).__name__} learns whole "
+                "transitions. Add the next observations, or set synthetic_fraction=0."
+            )
+        TransitionSpec.infer(to_transitions(batch))
+
+    def update(self, buffer: ReplayBuffer) -> NDArray[Any]:
+        """Move the data of another buffer into this one, as `ReplayBuffer` does it; with one sub-buffer only.
+
+        Returns:
+            The slots they got, oldest first.
+        """
+        if self.buffer_num > 1:
+            return super().update(buffer)
+        if len(buffer) and self._num_slots:
+            self._check(buffer._meta)
+        if len(buffer) and not self._meta.get_keys():
+            self._meta = create_value(buffer._meta, self.maxsize, stack=False)  # type: ignore[assignment]
+            self._set_batch_for_children()
+        child = self.buffers[0]
+        slots = ReplayBuffer.update(child, buffer)
+        self._lengths[0], self.last_index[0] = len(child), child.last_index[0]
+        self._num_written[0] += len(slots)
+        self._write_index[slots] = np.arange(self._num_written[0] - len(slots), self._num_written[0])
+        self._rows_stored(slots)
+        self.synthetic.observe_total(sum(self._num_written))
+        return slots
+
+    def reset(self, keep_statistics: bool = False) -> None:
+        """Empty the buffer and forget the synthetic set, the model and the counters."""
+        super().reset(keep_statistics)
+        self._learn_afresh()
+
+    def set_batch(self, batch: RolloutBatchProtocol) -> None:
+        """Store other data, ``[maxsize, ...]``, and forget what was learned of the old; see Tianshou's `set_batch`."""
+        if self._num_slots:
+            self._check(batch)
+        super().set_batch(batch)
+        self._learn_afresh()
+
+    @classmethod
+    def from_data(
+        cls, obs: Any, act: Any, rew: Any, terminated: Any, truncated: Any, done: Any, obs_next: Any, **kwargs: Any
+    ) -> Self:
+        """A full buffer of given rows, as of `ReplayBuffer`.
+
+        Args:
+            obs: array or HDF5 dataset, ``[N, ...]``.
+            act: likewise.
+            rew: likewise.
+            terminated: likewise.
+            truncated: likewise.
+            done: likewise.
+            obs_next: likewise.
+            **kwargs: the constructor's, besides the sizes.
+        """
+        data = {"obs": obs, "act": act, "rew": rew, "terminated": terminated, "truncated": truncated, "done": done}
+        data["obs_next"] = obs_next
+        lengths = {name: len(array) for name, array in data.items()}
+        size = lengths["obs"]
+        if set(lengths.values()) != {size}:
+            raise ValueError(f"the arrays differ in length: {lengths}; wanted one row of each for every transition.")
+        buffer = cls(size, 1, **kwargs)
+        buffer.set_batch(Batch(data))
+        child = buffer.buffers[0]
+        child._size = buffer._lengths[0] = size
+        child.last_index[0] = buffer.last_index[0] = size - 1
+        buffer._rows_stored(np.arange(size))
+        buffer._learn_afresh()
+        return buffer
+
+    def _rows_stored(self, slots: NDArray[Any]) -> None:
+        """New real rows came into `slots` other than through `add`."""
+
+    def _rows_moved(self, source: NDArray[Any], target: NDArray[Any], before: NDArray[Any]) -> None:
+        self._write_index[target] = self._write_index[source]
+
+    def _learn_afresh(self) -> None:
+        """Forget the synthetic set and the model, and count the rows that are there."""
+        self.synthetic.reset()
+        self._placed = None
+        for number, (offset, child) in enumerate(zip(self._offset, self.buffers, strict=True)):
+            slots = child.sample_indices(0) + offset
+            self._write_index[slots] = np.arange(len(slots))
+            self._num_written[number] = len(slots)
+        self.synthetic.observe_total(sum(self._num_written))
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def sample_indices(self, batch_size: int | None) -> NDArray[Any]:
+        """Indices of a batch, partly synthetic once there has been a refresh; real ones first.
+
+        Args:
+            batch_size: rows in all; 0 or None for every real row, none below.
+        """
+        if batch_size is None or batch_size <= 0:
+            return super().sample_indices(batch_size)
+        synthetic = self.synthetic
+        if synthetic.refresh_due:
+            synthetic.refresh(self._real_transitions, self._row_order)
+        if synthetic.rows is not self._placed:
+            self._place()
+        num_real, num_synthetic = synthetic.split(batch_size)
+        if num_synthetic == 0:
+            return super().sample_indices(batch_size)
+        drawn = synthetic.draw_indices(num_synthetic).numpy() + self.maxsize
+        # Asked for no rows at all, the plain buffer gives every one.
+        return np.concatenate((self._real_indices(num_real), drawn)) if num_real else drawn
+
+    def _real_indices(self, num_rows: int) -> NDArray[Any]:
+        """Indices of real rows for a mixed batch, those that the plain buffer would draw."""
+        return super().sample_indices(num_rows)
+
+    def _place(self) -> None:
+        """Write the synthetic set into its slots; once per refresh."""
+        if self.synthetic.rows is not None:
+            self._write_synthetic(self.synthetic.rows)
+        self._placed = self.synthetic.rows
+
+    # -- the real rows -----------------------------------------------------------------------------------------------
+
+    def _real_slots(self) -> slice | NDArray[np.int64]:
+        """The slots that were written, sub-buffer by sub-buffer; a slice where there is no gap."""
+        sizes = [len(child) for child in self.buffers]
+        if all(len(child) == child.maxsize for child in self.buffers[:-1]):
+            return slice(0, sum(sizes))
+        return np.concatenate(
+            [np.arange(offset, offset + size) for offset, size in zip(self._offset, sizes, strict=True)]
+        )
+
+    def _real_transitions(self) -> Transitions:
+        """Every row that was written; views of the storage where it has no gap."""
+        return to_transitions(self._meta[self._real_slots()])
+
+    def _row_order(self) -> RowOrder:
+        """When each row was written, in the order of `_real_transitions`."""
+        slots = self._real_slots()
+        stream = np.repeat(np.arange(self.buffer_num), [len(child) for child in self.buffers])
+        return RowOrder(self._write_index[slots], stream, np.asarray(self.done[slots], np.bool_))
+
+    # -- persistence -------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_placed": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "synthetic" not in state:
+            raise ValueError(
+                f"this file was not saved by {type(self).__name__}: it has no settings of a synthetic set. Load it "
+                "with the class that saved it, and give its rows to from_data or update of a new buffer."
+            )
+        super().__setstate__(state)
+        self._place()
+
+
+def _check_sizes(total_size: int, buffer_num: int) -> None:
+    for name, value in (("total_size", total_size), ("buffer_num", buffer_num)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"{name} is {value!r}; it must be a whole number, at least 1.")
+        if value < 1:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1.")
