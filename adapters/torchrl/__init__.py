@@ -1,0 +1,12 @@
+"""TorchRL: ``LazyTensorStorage`` becomes ``SynthERStorage``."""
+
+try:
+    import torchrl  # noqa: F401
+except ImportError as error:
+    raise ImportError('synther_buffers.torchrl needs TorchRL: pip install "synther-buffers[torchrl]"') from error
+
+from .addresses import is_synthetic
+from .sampler import SynthERPrioritizedSampler
+from .storage import SynthERMemmapStorage, SynthERStorage
+
+__all__ = ["SynthERMemmapStorage", "SynthERPrioritizedSampler", "SynthERStorage", "is_synthetic"]

@@ -1,0 +1,79 @@
+"""Prioritised replay: real rows by their priority, synthetic rows uniformly and without one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torchrl.data import PrioritizedSampler
+
+from .addresses import is_synthetic
+
+if TYPE_CHECKING:
+    from .storage import SynthERStorageMixin
+
+
+class SynthERPrioritizedSampler(PrioritizedSampler):  # type: ignore[misc]  # TorchRL ships no types
+    """`PrioritizedSampler` whose batches are partly synthetic where the storage is a `SynthERStorage`.
+
+    Real rows are drawn by their priority, as ever. Synthetic rows are drawn uniformly, carry no priority and ignore
+    updates of it. Their importance weight is that of a real row of mean priority: a uniform draw needs no correction,
+    so it is 1 before all weights are divided by the largest possible one.
+
+    A plain `PrioritizedSampler` becomes one as soon as its buffer writes or reads, so nobody has to name this class.
+
+    Args: `PrioritizedSampler`'s.
+    """
+
+    def sample(self, storage: SynthERStorageMixin, batch_size: int) -> tuple[Any, dict[str, Any]]:
+        """Addresses of a batch, real rows first, and ``priority_weight`` ``[N]``."""
+        if not hasattr(storage, "split_batch"):
+            return super().sample(storage, batch_size)
+        num_real, num_synthetic = storage.split_batch(batch_size)
+        if num_synthetic == 0:
+            return super().sample(storage, batch_size)
+        # The trees cannot be asked for no row at all, and give no dimension to the weight of a single one.
+        index, info = super().sample(storage, max(num_real, 1))
+        weight = info["priority_weight"].reshape(-1)[:num_real]
+        info["priority_weight"] = torch.cat((weight, self._uniform_weight(storage, weight).expand(num_synthetic)))
+        index = tuple(part[:num_real] for part in index) if isinstance(index, tuple) else index[:num_real]
+        return storage.add_synthetic(index, num_synthetic), info
+
+    def _uniform_weight(self, storage: SynthERStorageMixin, like: Tensor) -> Tensor:
+        """The weight that `PrioritizedSampler` gives a row of mean priority, ``[]``."""
+        first: Any = 0
+        last: Any = len(storage)
+        if self.device.type == "cuda":
+            first, last = (torch.tensor(bound, device=self.device) for bound in (first, last))
+        lowest, total = self._min_tree.query(first, last), self._sum_tree.query(first, last)
+        mean = torch.as_tensor(total, dtype=like.dtype, device=like.device) / len(storage)
+        return torch.pow(mean / lowest, -self._beta)
+
+    def update_priority(self, index: Any, priority: Any, *, storage: Any = None) -> None:
+        """Set the priorities of the real rows; those of synthetic rows are ignored.
+
+        Args:
+            index: ``[N]`` addresses, or ``[N, ndim]`` ones.
+            priority: ``[N]``, or one for all.
+            storage: where the rows are.
+        """
+        if isinstance(index, Tensor) and index.ndim > 0:
+            real = ~is_synthetic(index)
+            if not bool(real.all()):
+                index, priority = index[real], torch.as_tensor(priority)
+                if len(index) == 0:
+                    return
+                if priority.numel() > 1:
+                    priority = priority.reshape(len(real))[real.to(priority.device)]
+        super().update_priority(index, priority, storage=storage)
+
+
+def adopt(sampler: Any) -> bool:
+    """Whether this sampler's batches can hold synthetic rows; a plain prioritised one is taught to.
+
+    It changes its class rather than being replaced: whoever holds it (a scheduler of its beta) goes on holding it.
+    """
+    if type(sampler) is PrioritizedSampler:
+        sampler.__class__ = SynthERPrioritizedSampler
+    return isinstance(sampler, SynthERPrioritizedSampler)

@@ -1,0 +1,432 @@
+"""The storages: TorchRL's lazy ones, whose batches are partly synthetic once there has been a refresh."""
+
+from __future__ import annotations
+
+import logging
+import math
+import pickle
+from collections.abc import Sequence
+from multiprocessing.context import get_spawning_popen
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl import data as torchrl_data
+from torchrl.data import LazyMemmapStorage, LazyTensorStorage, RandomSampler, RoundRobinWriter, replay_buffers
+
+from ..config import UpsamplerConfig
+from ..holdout import RowOrder
+from ..replay import SyntheticReplay
+from ..transitions import Transitions
+from ..upsampler import UpsamplerFactory
+from .addresses import address_of, is_synthetic, row_of
+from .gather import Gatherer, can_gather
+from .layout import Key, Layout, normalized_keys
+from .sampler import adopt
+
+logger = logging.getLogger(__name__)
+
+#: The file beside TorchRL's own that `dumps` writes.
+_FILE = "synthetic.pickle"
+
+#: Later than the oldest TorchRL that works: no class at all where they are missing.
+_HINDSIGHT: Any = getattr(torchrl_data, "HERReplayBuffer", ())
+_SINGLE_ROWS: Any = getattr(replay_buffers, "Transition", ())
+
+Index = Tensor | tuple[Tensor, ...]
+
+
+class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL ships no types
+    """Adds synthetic transitions to a lazy TorchRL storage class that stands to its right.
+
+    The storage holds real rows only: its length, its slices and its iteration know no others. A sampler that asks it
+    for random rows (`RandomSampler`) or knows it (`SynthERPrioritizedSampler`, which `PrioritizedSampler` becomes) gets
+    the addresses of real rows followed by those of synthetic rows, and reading such an address gives a row with every
+    key of a real one: modelled where it is part of a transition or declared in `modelled_keys`, ``done`` as the only
+    step of an episode, ``traj_ids`` -1, and anything else as some real row has it.
+
+    The arguments left of the star and every other keyword are the storage's own.
+
+    Args:
+        max_size: rows of the storage.
+        upsampler, upsampler_device, retrain_every, start_after, num_synthetic, synthetic_fraction, progress_bar,
+        refresh_log: see `synther_buffers.SyntheticReplay`.
+        seed: of everything random in the synthetic part; None for torch's initial seed.
+        modelled_keys: keys of your own that the upsampler is to learn along with the transition.
+
+    Attributes:
+        synthetic: the `SyntheticReplay`, with the schedule, the synthetic rows and the reports of the refreshes.
+
+    Raises:
+        ValueError: an argument out of range, or a storage smaller than `retrain_every`.
+        TypeError: an argument of the wrong type, or a `HERReplayBuffer`.
+    """
+
+    synthetic: SyntheticReplay
+
+    def __init__(
+        self,
+        max_size: int,
+        *,
+        upsampler: str | UpsamplerConfig | UpsamplerFactory = "auto",
+        upsampler_device: str | torch.device = "auto",
+        retrain_every: int = 10_000,
+        start_after: int | None = None,
+        num_synthetic: int | None = None,
+        synthetic_fraction: float = 0.5,
+        seed: int | None = None,
+        progress_bar: bool = True,
+        refresh_log: str | Path | None = None,
+        modelled_keys: Sequence[Any] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(max_size, **kwargs)
+        self.modelled_keys = normalized_keys(modelled_keys)
+        self.synthetic = SyntheticReplay(
+            None,
+            upsampler,
+            upsampler_device=upsampler_device,
+            retrain_every=retrain_every,
+            start_after=start_after,
+            num_synthetic=num_synthetic,
+            synthetic_fraction=synthetic_fraction,
+            # Reading the seed draws nothing.
+            seed=torch.initial_seed() if seed is None else seed,
+            progress_bar=progress_bar,
+            refresh_log=refresh_log,
+            # It moves to the storage's device with the first refresh; before, that device may still be unknown.
+            device="cpu",
+        )
+        self.synthetic.check_capacity("max_size", self.max_size)
+        self._is_checked = False
+        self._num_set = self._num_forgotten = 0
+        self._warned_of: set[str] = set()
+        self._forget_derived()
+
+    def _forget_derived(self) -> None:
+        self._leaves: dict[Key, Tensor] = {}
+        self._leaves_of: tuple[Transitions, TensorDictBase] | None = None
+        self._gatherer: Gatherer | None = None
+        self._drawn: tuple[Index, Index, Tensor] | None = None
+
+    @property
+    def _is_mixing(self) -> bool:
+        return self.synthetic.synthetic_fraction > 0
+
+    # -- who reads and writes ----------------------------------------------------------------------------------------
+
+    def attach(self, buffer: Any) -> None:
+        """Take note of a buffer that uses this storage."""
+        if self._is_mixing and isinstance(buffer, _HINDSIGHT):
+            raise TypeError(
+                f"{type(self).__name__} does not support HERReplayBuffer: it looks up later rows of the same episode, "
+                "which synthetic rows do not have. Use LazyTensorStorage, or a TensorDictReplayBuffer."
+            )
+        super().attach(buffer)
+
+    def _may_mix(self, warn: bool = True) -> bool:
+        """Whether random rows may be synthetic for every buffer here; teaches prioritised samplers to mix.
+
+        Samplers are set after `attach`, and can be replaced at any time: so look at each use.
+        """
+        may_mix, real_only = True, []
+        for buffer in self._attached_entities:
+            unit = getattr(buffer, "_sample_unit", None)
+            if unit is not None and not isinstance(unit, _SINGLE_ROWS):
+                may_mix = False  # which of its buffers asks, the storage is not told
+                real_only.append(f"of all buffers of a storage with the sample unit {type(unit).__name__}")
+            sampler = getattr(buffer, "_prioritized_sampler", None) or getattr(buffer, "_sampler", None)
+            if sampler is not None and not isinstance(sampler, RandomSampler) and not adopt(sampler):
+                real_only.append(f"that {type(sampler).__name__} draws")
+        for which in real_only if warn else ():
+            if which not in self._warned_of:
+                self._warned_of.add(which)
+                logger.warning(
+                    "Batches %s hold real rows only: it chooses rows by their place in the storage, and synthetic "
+                    "rows have none. For synthetic rows use RandomSampler (the default) or PrioritizedSampler and "
+                    "single transitions; otherwise LazyTensorStorage does the same.",
+                    which,
+                )
+        return may_mix
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
+        """Store rows; see the storage's own `set`.
+
+        Raises:
+            ValueError: the rows are no transitions, or not of the storage's shape.
+            TypeError: the data are no tensordict.
+        """
+        num_rows = 0
+        if self._is_mixing:
+            num_rows = self._checked_rows(cursor, data) if set_cursor else 0
+            self._may_mix(warn=False)
+        if self._gatherer is not None and not self._gatherer.knows(data):
+            self._gatherer = None  # a new key: until the next refresh rows are read the longer way
+        # Not by super(): torch.compile does not find what stands behind its attribute.
+        LazyTensorStorage.set(self, cursor, data, set_cursor=set_cursor)
+        self._num_set += num_rows
+
+    def _checked_rows(self, cursor: Any, data: Any) -> int:
+        """How many rows `data` are, if they are transitions."""
+        rows = data[0] if isinstance(data, list) and data else data
+        if not isinstance(rows, TensorDictBase):
+            raise TypeError(
+                f"{type(self).__name__} stores transitions as tensordicts (got {type(rows).__name__}): it has to know "
+                "observations from rewards. Convert them with tensordict.TensorDict, or use LazyTensorStorage."
+            )
+        is_one = isinstance(cursor, int | np.integer) or (isinstance(cursor, Tensor) and cursor.ndim == 0)
+        num_dims = self.ndim - is_one
+        if isinstance(data, list):
+            num_dims -= 1
+        if rows.batch_dims != num_dims:
+            raise ValueError(
+                f"the data have batch size {list(rows.batch_size)}, but a storage with ndim={self.ndim} wants "
+                f"{num_dims} batch dimension{'s' * (num_dims != 1)} here. Flatten them first (data.reshape(-1)), or "
+                f"build the storage with ndim={self.ndim + rows.batch_dims - num_dims}."
+            )
+        if self.initialized and rows.batch_size[num_dims - self.ndim + 1 :] != self._total_shape[1:]:
+            raise ValueError(
+                f"the data have batch size {list(rows.batch_size)}, but earlier ones were stored as "
+                f"{list(self._total_shape)}: all but the first dimension have to agree."
+            )
+        if not self._is_checked:
+            Layout.of(rows, self.modelled_keys)
+            self._is_checked = True
+        return rows.batch_size.numel() * (len(data) if isinstance(data, list) else 1)
+
+    def _empty(self) -> None:
+        """Forget the rows, and with them the synthetic set, the model and the counters."""
+        super()._empty()
+        self.synthetic.reset()
+        self._num_set, self._num_forgotten = 0, self._write_count()
+        self._forget_derived()
+
+    def _num_written(self) -> int:
+        """Rows ever written: as the writers count them, whatever process they write in, or at least as seen here."""
+        written = self._write_count() - self._num_forgotten
+        if self.ndim > 1:
+            written *= self._rows_per_slot()
+        return max(written, self._num_set, self._len)
+
+    def _write_count(self) -> int:
+        """What the writers have counted, in slots along the first dimension."""
+        writers = [getattr(buffer, "_writer", None) for buffer in self._attached_entities]
+        return sum(int(getattr(writer, "_write_count", 0)) for writer in writers)
+
+    # -- drawing -----------------------------------------------------------------------------------------------------
+
+    def _rand_given_ndim(self, batch_size: int) -> Index:
+        """Addresses of a batch: what `RandomSampler` asks for."""
+        num_real, num_synthetic = self.split_batch(batch_size)
+        index = super()._rand_given_ndim(num_real)
+        return index if num_synthetic == 0 else self.add_synthetic(index, num_synthetic)
+
+    def split_batch(self, batch_size: int) -> tuple[int, int]:
+        """``(n_real, n_synthetic)`` of the batch that is to be drawn now, after a refresh if one is due."""
+        if self._is_mixing and not self._may_mix():
+            return batch_size, 0
+        self.synthetic.observe_total(self._num_written())
+        if self.synthetic.refresh_due:
+            if not self.initialized and self.shared_init:
+                self._wait_for_init()
+            self.synthetic.to(self.device)
+            self.synthetic.refresh(self._real_transitions, self._row_order)
+        return self.synthetic.split(batch_size)
+
+    def _rows_per_slot(self) -> int:
+        return math.prod(self._total_shape[1:]) if self.ndim > 1 and self._total_shape is not None else 1
+
+    def add_synthetic(self, index: Index, num_synthetic: int) -> Index:
+        """Addresses of real rows followed by those of synthetic ones, drawn uniformly.
+
+        Args:
+            index: ``[N]`` real addresses, or one such tensor per dimension of the storage.
+            num_synthetic: how many to add.
+        """
+        self._lay_out()
+        rows = self.synthetic.draw_indices(num_synthetic)
+        address = address_of(rows)
+        if not isinstance(index, tuple):
+            index = index.to(self.device)
+            drawn: Index = torch.cat((index, address))
+            read_at: Index = torch.cat((index, _as_many(index, num_synthetic)))
+        else:
+            index = tuple(part.to(self.device) for part in index)
+            drawn = tuple(torch.cat((part, address)) for part in index)
+            read_at = tuple(torch.cat((part, _as_many(part, num_synthetic))) for part in index)
+        self._drawn = (drawn, read_at, rows)
+        return drawn
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def get(self, index: Any) -> Any:
+        """Rows at `index`; synthetic ones where it says so, wherever in it that is."""
+        drawn, self._drawn = self._drawn, None
+        if drawn is not None and _same(index, drawn[0]):
+            _, read_at, rows = drawn
+            if self._gatherer is not None:
+                return self._gatherer.rows(read_at, rows)
+            # Every address is in range, which spares the slice of the written rows that the storage would take.
+            data = self._storage[read_at]
+            first = len(data) - len(rows)
+            for key, leaf in self._leaves.items():
+                torch.index_select(leaf, 0, rows, out=data.get(key)[first:])
+            return data
+        if self._is_mixing:
+            self._may_mix()
+            if self.synthetic.rows is not None and not isinstance(index, slice):
+                return self._get_any(index)
+        return super().get(index)
+
+    def _get_any(self, index: Any) -> Any:
+        """Rows at any index, such as that of an earlier batch."""
+        first = index[0] if isinstance(index, tuple) and index else index
+        if not isinstance(first, int | np.integer | Tensor | np.ndarray | list | range):
+            return super().get(index)
+        address = torch.as_tensor(first if not isinstance(first, range) else list(first), device=self.device)
+        if address.dtype == torch.bool or not bool((synthetic := is_synthetic(address)).any()):
+            return super().get(index)
+        self._lay_out()
+        rows = row_of(address[synthetic] if address.ndim else address.reshape(1))
+        assert self.synthetic.rows is not None
+        if int(rows.max()) >= len(self.synthetic.rows):
+            raise IndexError("the index names synthetic rows that a refresh has replaced.")
+        parts = index if isinstance(index, tuple) else (index,)
+        read_at = [torch.as_tensor(part, device=self.device).masked_fill(synthetic, 0) for part in parts]
+        data = super().get(tuple(read_at) if isinstance(index, tuple) else read_at[0])
+        for key, leaf in self._leaves.items():
+            data.get(key)[synthetic] = leaf[rows] if address.ndim else leaf[rows[0]]
+        return data
+
+    def _lay_out(self) -> None:
+        """Give the synthetic set the keys, shapes and dtypes of the stored rows; once per refresh."""
+        rows = self.synthetic.rows
+        assert rows is not None
+        of = self._leaves_of
+        if of is not None and of[0] is rows and of[1] is self._storage:
+            return
+        self.synthetic.to(self.device)
+        rows = self.synthetic.rows
+        assert rows is not None
+        addresses = address_of(torch.arange(len(rows), device=self.device))
+        with torch.inference_mode(False):
+            stored = self._written()
+            self._leaves = Layout.of(stored, self.modelled_keys).synthetic_leaves(rows, stored, addresses)
+        self._gatherer = Gatherer(self._storage, self._leaves) if can_gather(self._storage) else None
+        self._leaves_of = (rows, self._storage)
+
+    # -- the real rows -----------------------------------------------------------------------------------------------
+
+    def _written(self) -> TensorDictBase:
+        """Every row that was written, ``[N]``, views of the storage."""
+        stored = self._storage[: self._len_along_dim0]
+        return stored if self.ndim == 1 else stored.flatten(0, self.ndim - 1)
+
+    def _real_transitions(self) -> Transitions:
+        layout = Layout.of(self._storage, self.modelled_keys)
+        spec = self.synthetic.spec
+        one_hot = None if spec is None else layout.are_categories(spec.action.shape)
+        return layout.transitions(self._written(), one_hot)
+
+    def _row_order(self) -> RowOrder:
+        """When each row was written, in the order of `_written`; by its place where the writer's order is unknown."""
+        num_slots, per_slot = self._len_along_dim0, self._rows_per_slot()
+        slots = np.arange(num_slots)
+        if len(self._attached_entities) == 1:
+            writer = self._attached_entities[0]._writer
+            if isinstance(writer, RoundRobinWriter):
+                if self._is_full:
+                    # The oldest row lies at the write position.
+                    slots = (slots - writer._cursor) % num_slots
+                slots = slots + max(writer._write_count, num_slots) - num_slots
+        ends = Layout.of(self._storage, self.modelled_keys).episode_ends(self._written())
+        return RowOrder(np.repeat(slots, per_slot), np.tile(np.arange(per_slot), num_slots), ends.cpu().numpy())
+
+    # -- persistence -------------------------------------------------------------------------------------------------
+
+    def dumps(self, path: str | Path) -> None:
+        """Save to a directory; the synthetic part beside TorchRL's own files, which LazyTensorStorage still loads."""
+        super().dumps(path)
+        Path(path, _FILE).write_bytes(self._packed())
+
+    def loads(self, path: str | Path) -> None:
+        """Load what `dumps` saved, with the arguments it was saved with; the synthetic part is unpickled.
+
+        What LazyTensorStorage saved loads too, without a synthetic set.
+        """
+        super().loads(path)
+        file = Path(path, _FILE)
+        self._unpack(file.read_bytes() if file.exists() else None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The storage's state and the synthetic part, as bytes in a uint8 tensor."""
+        packed = torch.frombuffer(bytearray(self._packed()), dtype=torch.uint8)
+        return {**super().state_dict(), "synthetic": packed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state of this class's `state_dict` or of LazyTensorStorage's."""
+        super().load_state_dict(state_dict)
+        packed = state_dict.get("synthetic")
+        self._unpack(None if packed is None else packed.cpu().numpy().tobytes())
+
+    def _packed(self) -> bytes:
+        return pickle.dumps((self.synthetic, self._num_forgotten))
+
+    def _unpack(self, packed: bytes | None) -> None:
+        self._forget_derived()
+        self._num_set = 0
+        if packed is None:
+            self.synthetic.reset()
+            self._num_forgotten = 0
+        else:
+            self.synthetic, self._num_forgotten = pickle.loads(packed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is derived from the synthetic set."""
+        state = {**super().__getstate__(), "_leaves": {}, "_leaves_of": None, "_gatherer": None, "_drawn": None}
+        if get_spawning_popen() is not None:
+            # A worker gets tensors as handles, which dangle where the tensor was made for the pickle alone.
+            state["synthetic"] = pickle.dumps(self.synthetic)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if isinstance(self.synthetic, bytes):
+            self.synthetic = pickle.loads(self.synthetic)
+
+
+class SynthERStorage(SynthERStorageMixin, LazyTensorStorage):  # type: ignore[misc]
+    """`LazyTensorStorage` whose batches are partly synthetic.
+
+    ``TensorDictReplayBuffer(storage=SynthERStorage(100_000), batch_size=256)``
+
+    Args: see `SynthERStorageMixin`; everything else is TorchRL's.
+    """
+
+
+class SynthERMemmapStorage(SynthERStorageMixin, LazyMemmapStorage):  # type: ignore[misc]
+    """`LazyMemmapStorage` whose batches are partly synthetic; the synthetic set lies in memory.
+
+    Args: see `SynthERStorageMixin`; everything else is TorchRL's.
+    """
+
+
+def _as_many(index: Tensor, num_rows: int) -> Tensor:
+    """`num_rows` addresses out of the batch's own real ones; the first row of the storage if it has none."""
+    if len(index) == 0:
+        return index.new_zeros(num_rows)
+    if len(index) < num_rows:
+        index = index.repeat(-(-num_rows // len(index)))
+    return index[:num_rows]
+
+
+def _same(index: Any, drawn: Index) -> bool:
+    """Whether `index` is the one just drawn; a tuple may have been built anew from the same tensors."""
+    if isinstance(drawn, tuple):
+        return isinstance(index, tuple) and len(index) == len(drawn) and index[0] is drawn[0]
+    return index is drawn
