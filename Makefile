@@ -49,6 +49,7 @@ bench-smoke: $(VENV)/.installed
 	$(BIN)/python benchmarks/refresh.py --toy --out build/bench/refresh.json
 	$(BIN)/python benchmarks/terminals.py --toy --out build/bench/terminals.json
 	$(BIN)/python benchmarks/precision.py --toy --out build/bench/precision.json
+	$(BIN)/python benchmarks/fidelity_cost.py --toy --out build/bench/fidelity_cost.jsonl
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/import_time.py

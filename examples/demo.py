@@ -8,7 +8,6 @@ Two processes with one thread each run `examples/sb3_sac.py`; six to seven minut
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -16,15 +15,10 @@ import threading
 import time
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from experiment import draw, read_refreshes
 
 RUNS = {"with synthetic": [], "without": ["--no-synthetic"]}
-COLOURS = {"with synthetic": "#0072B2", "without": "#D55E00"}  # colour-blind safe (Okabe and Ito)
-STYLES = {"with synthetic": "-", "without": "--"}
 
 
 def run_both(args: argparse.Namespace) -> None:
@@ -62,58 +56,6 @@ def folder(args: argparse.Namespace, name: str) -> Path:
     return args.logdir / name.replace(" ", "-")
 
 
-def draw(args: argparse.Namespace, seconds: float) -> Path:
-    """The picture: returns of both runs over environment steps, and real against synthetic marginals."""
-    log = folder(args, "with synthetic") / "refreshes.jsonl"
-    refreshes = [json.loads(line) for line in log.open()] if log.exists() else []
-    if len(refreshes) < 2:
-        sys.exit(f"{len(refreshes)} refreshes in {args.steps} steps; give more --steps.")
-    rows = np.load(folder(args, "with synthetic") / "marginals.npz")
-    figure, axes = plt.subplots(2, 4, figsize=(12, 6.2), layout="constrained")
-    grid = axes[0, 0].get_gridspec()
-    for axis in axes[:, :2].ravel():
-        axis.remove()
-    returns = figure.add_subplot(grid[:, :2])
-    finals = {}
-    for name in RUNS:
-        evaluations = np.load(folder(args, name) / "evaluations.npz")
-        steps, results = evaluations["timesteps"], evaluations["results"]
-        finals[name] = results[-1]
-        returns.plot(steps, results.mean(1), STYLES[name], color=COLOURS[name], label=name, linewidth=2)
-        returns.fill_between(steps, results.min(1), results.max(1), color=COLOURS[name], alpha=0.15)
-    for number, refresh in enumerate(refreshes):
-        label = "refresh" if number == 0 else None
-        returns.axvline(refresh["num_observed"], color="0.6", linewidth=0.8, linestyle=":", label=label)
-    returns.set_ylabel("return (mean and range of 3 evaluation episodes)")
-    returns.set_title(f"SAC on {args.env}, UTD {args.utd}, seed {args.seed}", fontsize=11)
-    returns.legend(frameon=False, loc="best")
-    returns.set_xlabel(f"environment steps\n\n{verdict(finals)}")
-
-    columns = [("observation", 0), ("observation", 5), ("reward", None), ("action", 0)]
-    for axis, (field, index) in zip(axes[:, 2:].ravel(), columns, strict=True):
-        real, synthetic = (np.atleast_2d(rows[f"{kind}_{field}"].T).T for kind in ("real", "synthetic"))
-        index = None if index is None else min(index, real.shape[1] - 1)
-        real, synthetic = real[:, index or 0], synthetic[:, index or 0]
-        bins = np.linspace(*np.quantile(real, [0.005, 0.995]), 41) if np.ptp(real) else np.array([-1.0, 0.0, 1.0])
-        axis.hist(real, bins, density=True, color="0.75", label="real")
-        axis.hist(
-            synthetic,
-            bins,
-            density=True,
-            histtype="step",
-            linewidth=1.6,
-            color=COLOURS["with synthetic"],
-            label="synthetic",
-        )
-        axis.set_title(field if index is None else f"{field}[{index}]", fontsize=10)
-        axis.set_yticks([])
-    axes[0, 2].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"Real and synthetic replay: {len(refreshes)} refreshes, {seconds / 60:.1f} minutes", fontsize=12)
-    path = args.logdir / "demo.png"
-    figure.savefig(path, dpi=150)
-    return path
-
-
 def verdict(finals: dict[str, np.ndarray]) -> str:
     """What the two curves say, and what they do not."""
     ours, plain = finals["with synthetic"], finals["without"]
@@ -138,13 +80,19 @@ def main() -> None:
     )
     if args.steps < 400:
         parser.error(f"--steps is {args.steps}; at least 400, so that there is something to learn for two refreshes.")
-    for name in RUNS:
+    folders = {name: folder(args, name) for name in RUNS}
+    for directory in folders.values():
         for output in ("refreshes.jsonl", "marginals.npz", "evaluations.npz"):
-            (folder(args, name) / output).unlink(missing_ok=True)
+            (directory / output).unlink(missing_ok=True)
     start = time.perf_counter()
     run_both(args)
-    path = draw(args, time.perf_counter() - start)
-    print(f"\nThe picture is {path.resolve()}")
+    minutes = (time.perf_counter() - start) / 60
+    refreshes = len(read_refreshes(folders["with synthetic"]))
+    if refreshes < 2:
+        sys.exit(f"{refreshes} refreshes in {args.steps} steps; give more --steps.")
+    finals = {name: np.load(directory / "evaluations.npz")["results"][-1] for name, directory in folders.items()}
+    path = draw(folders, args, args.logdir / "demo.png", verdict(finals))
+    print(f"\nThe picture is {path.resolve()} ({minutes:.1f} minutes).")
 
 
 if __name__ == "__main__":

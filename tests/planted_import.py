@@ -14,6 +14,9 @@ PLANTED = {
     "src/synther_buffers/version.py": "",  # nothing forbidden: the contracts hold
     "src/synther_buffers/diffusion/loss.py": "from synther_buffers import transitions",
     "src/synther_buffers/replay.py": "import stable_baselines3",
+    "src/synther_buffers/holdout.py": "import tensordict",
+    "src/synther_buffers/upsampler.py": "import tianshou",
+    "src/synther_buffers/reports.py": "from synther_buffers import torchrl",
     "src/synther_buffers/codec.py": "from synther_buffers import upsampler",
 }
 
@@ -25,7 +28,8 @@ def main() -> None:
             # Side by side, as the build lays the packages out.
             package = Path(folder) / "synther_buffers"
             shutil.copytree(ROOT / "src/synther_buffers", package)
-            shutil.copytree(ROOT / "adapters/sb3", package / "sb3")
+            for adapter in (ROOT / "adapters").iterdir():
+                shutil.copytree(adapter, package / adapter.name)
             shutil.copy(ROOT / "pyproject.toml", folder)
             planted = Path(folder) / target.removeprefix("src/")
             planted.write_text(f"{planted.read_text()}\n{line}\n")

@@ -1,6 +1,7 @@
 """The command line: what it prints, its exit codes, and that it does what the Python functions do."""
 
 import json
+import logging
 import sys
 
 import numpy as np
@@ -22,6 +23,15 @@ WIDE = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 def _store(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _logging():
+    """A command sets up the logging of its process, which here is that of all tests."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
 
 
 @pytest.fixture
@@ -277,8 +287,10 @@ def test_failures_are_1_and_end_in_one_line(real, tmp_path, arguments, message):
 
 
 def test_a_missing_extra_is_told(real, monkeypatch):
-    monkeypatch.setitem(sys.modules, "synther_buffers.plots", None)
+    for name in [name for name in sys.modules if name.startswith("synther_buffers.plots")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("synther_buffers.plots", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     message = run("plot", real, real, "-o", "pictures", code=1).stderr
     assert 'pip install "synther-buffers[plots]"' in message
 

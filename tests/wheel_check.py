@@ -16,14 +16,21 @@ assert "site-packages" in synther_buffers.__file__, synther_buffers.__file__
 assert not {"stable_baselines3", "tianshou", "torchrl"} & set(sys.modules), "a framework came with the core"
 from pathlib import Path
 assert (Path(synther_buffers.__file__).parent / "py.typed").exists()
+"""
+#: What each extra has to bring, by the adapter's name.
+ADAPTERS = {
+    "sb3": "SynthERBuffer, SynthERCallback, SynthERDictBuffer, SynthERNStepBuffer",
+    "tianshou": "SynthERPrioritizedReplayBuffer, SynthERReplayBuffer",
+    "torchrl": "SynthERMemmapStorage, SynthERStorage",
+}
+MISSING = """
 try:
-    import synther_buffers.sb3
+    import synther_buffers.{adapter}
 except ImportError as error:
-    assert 'pip install "synther-buffers[sb3]"' in str(error), error
-    print("without Stable-Baselines3:", error)
+    assert 'pip install "synther-buffers[{adapter}]"' in str(error), error
+    print("without its framework:", error)
 else:
-    from synther_buffers.sb3 import SynthERBuffer, SynthERCallback, SynthERDictBuffer, SynthERNStepBuffer
-    print("with Stable-Baselines3:", SynthERBuffer.__mro__[2])
+    raise AssertionError("{adapter} is importable without its framework")
 """
 
 
@@ -48,8 +55,12 @@ def main() -> None:
         run(python, "-m", "pip", "install", "--quiet", *constraint, "torch")
         run(python, "-m", "pip", "install", "--quiet", *constraint, wheel)
         run(python, "-c", CHECK, cwd=folder)
-        run(python, "-m", "pip", "install", "--quiet", *constraint, f"{wheel}[sb3]")
-        run(python, "-c", CHECK, cwd=folder)
+        for adapter in ADAPTERS:
+            run(python, "-c", MISSING.format(adapter=adapter), cwd=folder)
+        for adapter, names in ADAPTERS.items():
+            run(python, "-m", "pip", "install", "--quiet", *constraint, f"{wheel}[{adapter}]")
+            run(python, "-c", f"{CHECK}\nfrom synther_buffers.{adapter} import {names}", cwd=folder)
+            print(f"with {adapter}: {names}")
     print("wheel ok")
 
 

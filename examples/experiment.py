@@ -1,0 +1,187 @@
+"""What the examples share: flags, evaluation, progress and the picture of a run. No user of the library needs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium as gym
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from synther_buffers import SyntheticReplay, UpsamplerConfig
+from synther_buffers.config import resolve_config, resolve_device
+
+COLOURS = {"with synthetic": "#0072B2", "without": "#D55E00"}  # colour-blind safe (Okabe and Ito)
+STYLES = {"with synthetic": "-", "without": "--"}
+FIELDS = ("observation", "action", "reward", "next_observation")
+
+
+def parse_args(description: str, logdir: str) -> argparse.Namespace:
+    """The flags of every example."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--env", default="HalfCheetah-v5")
+    parser.add_argument("--steps", type=int, default=5_000, help="environment steps")
+    parser.add_argument("--utd", type=int, default=10, help="gradient steps per environment step")
+    parser.add_argument("--no-synthetic", action="store_true", help="plain replay at the same UTD")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--logdir", type=Path, default=Path(logdir))
+    parser.add_argument("--retrain-every", type=int, default=1_000, help="environment steps between refreshes")
+    parser.add_argument("--num-synthetic", type=int, default=50_000)
+    parser.add_argument("--train-steps", type=int, help="the upsampler's gradient steps (default: the preset's)")
+    args = parser.parse_args()
+    args.logdir.mkdir(parents=True, exist_ok=True)
+    args.learning_starts = min(1_000, args.steps // 3)
+    return args
+
+
+def synther_arguments(args: argparse.Namespace) -> dict:
+    """The keywords that every buffer of this library takes."""
+    upsampler: str | UpsamplerConfig = "auto"
+    if args.train_steps:
+        preset = resolve_config("auto", resolve_device("auto"))
+        upsampler = replace(preset, train_steps=args.train_steps, warm_steps=max(2 * args.train_steps // 3, 1))
+    return {
+        "upsampler": upsampler,
+        "retrain_every": args.retrain_every,
+        "num_synthetic": args.num_synthetic,
+        # At fraction 0 the buffer is the framework's own, batch for batch.
+        "synthetic_fraction": 0.0 if args.no_synthetic else 0.5,
+        "refresh_log": args.logdir / "refreshes.jsonl",
+    }
+
+
+class Record:
+    """Evaluates the agent ten times in a run, says how far the run is, and keeps what the picture needs.
+
+    Args:
+        args: the example's flags.
+        act: the agent's deterministic action, in the environment's units, for one observation.
+        log: writes figures at an environment step into the framework's own logger.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        act: Callable[[np.ndarray], np.ndarray],
+        log: Callable[[dict[str, float], int], None],
+    ) -> None:
+        self.args, self.act, self.log = args, act, log
+        self.env = gym.make(args.env)
+        self.steps: list[int] = []
+        self.returns: list[list[float]] = []
+        self.num_reports = 0
+        self.learning_since: tuple[float, int] | None = None
+        (args.logdir / "refreshes.jsonl").unlink(missing_ok=True)
+
+    def step(self, step: int, synthetic: SyntheticReplay | None = None) -> None:
+        """After each environment step; with `synthetic`, the figures of new refreshes are logged too."""
+        args = self.args
+        if synthetic is not None and len(synthetic.reports) > self.num_reports:
+            self.num_reports = len(synthetic.reports)
+            self.log({f"synther/{name}": value for name, value in synthetic.reports[-1].metrics().items()}, step)
+        if step % max(args.steps // 10, 1) == 0:
+            self.steps.append(step)
+            self.returns.append([self._episode(seed) for seed in range(3)])
+            self.log({"eval/mean_reward": float(np.mean(self.returns[-1]))}, step)
+        if self.learning_since is None and step > args.learning_starts:
+            self.learning_since = (time.perf_counter(), step)
+        if step % max(args.steps // 20, 1) == 0 and self.learning_since is not None:
+            start, first = self.learning_since
+            left = (time.perf_counter() - start) / max(step - first, 1) * (args.steps - step)
+            print(f"step {step:,} of {args.steps:,}, about {left / 60:.1f} min left", flush=True)
+
+    def _episode(self, seed: int) -> float:
+        observation, _ = self.env.reset(seed=self.args.seed + 1_000 + seed)
+        total, over = 0.0, False
+        while not over:
+            observation, reward, terminated, truncated, _ = self.env.step(self.act(observation))
+            total, over = total + float(reward), terminated or truncated
+        return total
+
+    def finish(self, synthetic: SyntheticReplay, real: dict[str, np.ndarray]) -> None:
+        """Write the evaluations, some real and synthetic rows, and the picture.
+
+        Args:
+            synthetic: the buffer's.
+            real: all real rows by field, ``[N, ...]``.
+        """
+        logdir = self.args.logdir
+        np.savez(logdir / "evaluations.npz", timesteps=self.steps, results=self.returns)
+        if synthetic.rows is not None:
+            index = np.random.default_rng(0).integers(len(real["reward"]), size=5_000)
+            drawn = synthetic.sample(5_000).to("cpu")
+            np.savez(
+                logdir / "marginals.npz",
+                **{f"real_{name}": np.asarray(real[name])[index] for name in FIELDS},
+                **{f"synthetic_{name}": getattr(drawn, name).numpy() for name in FIELDS},
+            )
+            print(f"the picture is {draw({'with synthetic': logdir}, self.args, logdir / 'result.png')}")
+        print(f"final evaluation: {np.mean(self.returns[-1]):.0f}", flush=True)
+
+
+def read_refreshes(logdir: Path) -> list[dict]:
+    """The refresh log of a run."""
+    log = logdir / "refreshes.jsonl"
+    return [json.loads(line) for line in log.open()] if log.exists() else []
+
+
+def draw(runs: dict[str, Path], args: argparse.Namespace, path: Path, caption: str = "") -> Path:
+    """The picture: returns of the runs over environment steps, and real against synthetic marginals.
+
+    Args:
+        runs: folder of each run; that of ``with synthetic`` has the marginals.
+        args: the flags of the runs.
+        path: of the picture.
+        caption: a line below the returns.
+    """
+    refreshes = read_refreshes(runs["with synthetic"])
+    rows = np.load(runs["with synthetic"] / "marginals.npz")
+    figure, axes = plt.subplots(2, 4, figsize=(12, 6.2), layout="constrained")
+    grid = axes[0, 0].get_gridspec()
+    for axis in axes[:, :2].ravel():
+        axis.remove()
+    returns = figure.add_subplot(grid[:, :2])
+    for name, folder in runs.items():
+        evaluations = np.load(folder / "evaluations.npz")
+        steps, results = evaluations["timesteps"], evaluations["results"]
+        returns.plot(steps, results.mean(1), STYLES[name], color=COLOURS[name], label=name, linewidth=2)
+        returns.fill_between(steps, results.min(1), results.max(1), color=COLOURS[name], alpha=0.15)
+    for number, refresh in enumerate(refreshes):
+        label = "refresh" if number == 0 else None
+        returns.axvline(refresh["num_observed"], color="0.6", linewidth=0.8, linestyle=":", label=label)
+    returns.set_ylabel("return (mean and range of 3 evaluation episodes)")
+    returns.set_title(f"SAC on {args.env}, UTD {args.utd}, seed {args.seed}", fontsize=11)
+    returns.legend(frameon=False, loc="best")
+    returns.set_xlabel("environment steps" + (f"\n\n{caption}" if caption else ""))
+
+    columns = [("observation", 0), ("observation", 5), ("reward", None), ("action", 0)]
+    for axis, (field, index) in zip(axes[:, 2:].ravel(), columns, strict=True):
+        real, synthetic = (rows[f"{kind}_{field}"].reshape(5_000, -1) for kind in ("real", "synthetic"))
+        index = None if index is None else min(index, real.shape[1] - 1)
+        real, synthetic = real[:, index or 0], synthetic[:, index or 0]
+        bins = np.linspace(*np.quantile(real, [0.005, 0.995]), 41) if np.ptp(real) else np.array([-1.0, 0.0, 1.0])
+        axis.hist(real, bins, density=True, color="0.75", label="real")
+        axis.hist(
+            synthetic,
+            bins,
+            density=True,
+            histtype="step",
+            linewidth=1.6,
+            color=COLOURS["with synthetic"],
+            label="synthetic",
+        )
+        axis.set_title(field if index is None else f"{field}[{index}]", fontsize=10)
+        axis.set_yticks([])
+    axes[0, 2].legend(frameon=False, fontsize=8)
+    figure.suptitle(f"Real and synthetic replay: {len(refreshes)} refreshes", fontsize=12)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
