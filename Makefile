@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STEPS ?= 3000
 export MUJOCO_GL ?= disable
 
-.PHONY: demo test test-fast lint types imports wheel check bench-smoke bench clean
+.PHONY: demo test test-fast lint types imports wheel docs check bench-smoke bench clean
 
 # A strict editable install: the type checker and import-linter see the adapters under synther_buffers.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -40,6 +40,9 @@ imports: $(VENV)/.installed
 
 wheel: $(VENV)/.installed
 	$(BIN)/python tests/wheel_check.py
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m sphinx -n -W --keep-going -q docs build/docs
 
 check: test lint types imports wheel bench-smoke
 

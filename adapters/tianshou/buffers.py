@@ -18,6 +18,9 @@ class SynthERReplayBuffer(SynthERMixin, VectorReplayBuffer):
 
     ``Collector(policy, envs, SynthERReplayBuffer(1_000_000, len(envs)))``
 
+    Branching DQN (BDQN) and Calibrated CQL do not go with synthetic rows: the first reads ends of episodes from the raw
+    storage and never bootstraps from them, the second finds 0 as their Monte Carlo return. Use `synthetic_fraction=0`.
+
     Args: see `SynthERMixin`; everything else is Tianshou's.
     """
 
@@ -52,6 +55,12 @@ class SynthERPrioritizedReplayBuffer(SynthERMixin, PrioritizedVectorReplayBuffer
         real = index < self.maxsize
         if real.any():
             super().update_weight(index[real], new_weight[real])
+
+    def reset(self, keep_statistics: bool = False) -> None:
+        """Empty the buffer; its old rows lose their priorities too, which Tianshou's own buffer leaves them."""
+        super().reset(keep_statistics)
+        if self._num_slots:
+            self.weight[np.arange(self.maxsize)] = np.zeros(self.maxsize)
 
     def _rows_stored(self, slots: NDArray[Any]) -> None:
         self.init_weight(slots)

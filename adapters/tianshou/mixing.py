@@ -90,7 +90,7 @@ class SynthERMixin(SyntheticSlots):
         self._num_slots = self.synthetic.num_synthetic if mixes else 0
         self._num_written = [0] * buffer_num
         self._write_index = np.zeros(self.maxsize, np.int64)
-        self._placed: Transitions | None = None
+        self._placed: tuple[Transitions | None, Any] = (None, None)
 
     @classmethod
     def _check_keywords(cls, kwargs: dict[str, Any]) -> None:
@@ -142,11 +142,12 @@ class SynthERMixin(SyntheticSlots):
         if buffer_ids is None and self.buffer_num == 1 and np.ndim(batch.terminated) == 0:
             batch = Batch.stack([batch])
         numbers = list(range(self.buffer_num)) if buffer_ids is None else np.asarray(buffer_ids).tolist()
-        if max(numbers, default=0) >= self.buffer_num:
-            raise ValueError(
-                f"buffer_ids has {max(numbers)}, but there are only {self.buffer_num} sub-buffers, from 0 on. "
-                "Set buffer_num to the number of environments."
-            )
+        for number in numbers:
+            if not 0 <= number < self.buffer_num:
+                raise ValueError(
+                    f"buffer_ids has {number}, but there are only {self.buffer_num} sub-buffers, from 0 on. "
+                    "Set buffer_num to the number of environments."
+                )
         keys, stored = batch.get_keys(), self._meta.get_keys()
         if self._num_slots and (not stored or "obs_next" not in keys):
             self._check(batch)
@@ -243,7 +244,7 @@ class SynthERMixin(SyntheticSlots):
     def _learn_afresh(self) -> None:
         """Forget the synthetic set and the model, and count the rows that are there."""
         self.synthetic.reset()
-        self._placed = None
+        self._placed = (None, None)
         for number, (offset, child) in enumerate(zip(self._offset, self.buffers, strict=True)):
             slots = child.sample_indices(0) + offset
             self._write_index[slots] = np.arange(len(slots))
@@ -263,7 +264,8 @@ class SynthERMixin(SyntheticSlots):
         synthetic = self.synthetic
         if synthetic.refresh_due:
             synthetic.refresh(self._real_transitions, self._row_order)
-        if synthetic.rows is not self._placed:
+        # Cal-QL replaces the storage.
+        if synthetic.rows is not self._placed[0] or self._meta is not self._placed[1]:
             self._place()
         num_real, num_synthetic = synthetic.split(batch_size)
         if num_synthetic == 0:
@@ -280,7 +282,7 @@ class SynthERMixin(SyntheticSlots):
         """Write the synthetic set into its slots; once per refresh."""
         if self.synthetic.rows is not None:
             self._write_synthetic(self.synthetic.rows)
-        self._placed = self.synthetic.rows
+        self._placed = (self.synthetic.rows, self._meta)
 
     # -- the real rows -----------------------------------------------------------------------------------------------
 
@@ -306,7 +308,7 @@ class SynthERMixin(SyntheticSlots):
     # -- persistence -------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_placed": None}
+        return {**super().__getstate__(), "_placed": (None, None)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "synthetic" not in state:

@@ -138,6 +138,8 @@ def rows_with_null(batch: Batch) -> NDArray[np.bool_]:
 
 def _put(target: Any, slots: slice, value: Observation) -> None:
     if isinstance(value, Tensor):
+        if isinstance(target, np.ndarray) and target.dtype.kind in "iu" and value.is_floating_point():
+            value = value.round()  # writing into integers truncates
         target[slots] = value if isinstance(target, Tensor) else value.numpy()
     else:
         for key, child in value.items():

@@ -5,18 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: The address of synthetic row 0; row j has ``FIRST - j``. Far below what counts from the end of any storage.
+#: The address of row 0 of synthetic set 0; row j of set g has ``FIRST - g * _SET - j``. Far below what counts from the
+#: end of any storage.
 FIRST = -(2**40)
+_SET = 2**32
 
 
-def address_of(rows: Tensor) -> Tensor:
-    """The addresses of rows of the synthetic set, ``[N]`` int64."""
-    return FIRST - rows
+def address_of(rows: Tensor, generation: int) -> Tensor:
+    """The addresses of rows of the synthetic set that a refresh made, ``[N]`` int64."""
+    return FIRST - generation * _SET - rows
 
 
 def row_of(address: Tensor) -> Tensor:
-    """The rows of the synthetic set at `address`, ``[N]`` int64."""
-    return FIRST - address
+    """The rows at `address` of their synthetic sets, ``[N]`` int64."""
+    return (FIRST - address) % _SET
+
+
+def generation_of(address: Tensor) -> Tensor:
+    """The refreshes that made the rows at `address`, ``[N]`` int64."""
+    return (FIRST - address) // _SET
 
 
 def is_synthetic(index: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -29,14 +29,12 @@ class Gatherer:
         self._shape = stored.batch_size
         pairs = [(key, leaf.flatten(0, stored.batch_dims - 1), synthetic.get(key)) for key, leaf in leaves_of(stored)]
         self._keys = {key for key, *_ in pairs}
-        self._arrays: list[tuple[Key, Any, Any]] | None = None
-        self._tensors = pairs
-        if all(leaf.device.type == "cpu" and leaf.dtype not in _NOT_NUMPYS for _, leaf, _ in pairs):
-            # A constant is one row: NumPy would copy the whole of an array that repeats it.
-            self._arrays = [
-                (key, leaf.numpy(), None if rows is None else (rows[:1] if _is_constant(rows) else rows).numpy())
-                for key, leaf, rows in pairs
-            ]
+        self._on_cpu = all(leaf.device.type == "cpu" and leaf.dtype not in _NOT_NUMPYS for _, leaf, _ in pairs)
+        # A constant is one row: NumPy would copy the whole of an array that repeats it.
+        self._tensors = [
+            (key, leaf, rows[:1] if rows is not None and self._on_cpu and _is_constant(rows) else rows)
+            for key, leaf, rows in pairs
+        ]
 
     def knows(self, data: Any) -> bool:
         """Whether the storage had every key of these rows when the leaves were taken."""
@@ -52,7 +50,7 @@ class Gatherer:
         """
         at = read_at if isinstance(read_at, Tensor) else _flat(read_at, self._shape)
         first = len(at) - len(rows)
-        if self._arrays is not None:
+        if self._on_cpu:
             found: Iterable[tuple[Key, Tensor]] = self._from_arrays(at.numpy(), rows.numpy(), first)
         else:
             found = self._from_tensors(at, rows, first)
@@ -65,18 +63,19 @@ class Gatherer:
         return TensorDict(nested, [len(at)], device=self._device)
 
     def _from_arrays(self, at: Any, rows: Any, first: int) -> Iterable[tuple[Key, Tensor]]:
-        assert self._arrays is not None
-        for key, stored, synthetic in self._arrays:
-            if synthetic is None:
+        for key, leaf, filling in self._tensors:
+            # Not kept: a tensor's memory moves when it is shared with a worker process.
+            stored = leaf.numpy()
+            if filling is None:
                 yield key, torch.from_numpy(stored.take(at, 0))
                 continue
             out = np.empty((len(at), *stored.shape[1:]), stored.dtype)
             # Every index is in range: "clip" only spares a copy of `out`.
             stored.take(at[:first], 0, out[:first], "clip")
-            if len(synthetic) == 1:
-                out[first:] = synthetic
+            if len(filling) == 1:
+                out[first:] = filling.numpy()
             else:
-                synthetic.take(rows, 0, out[first:], "clip")
+                filling.numpy().take(rows, 0, out[first:], "clip")
             yield key, torch.from_numpy(out)
 
     def _from_tensors(self, at: Tensor, rows: Tensor, first: int) -> Iterable[tuple[Key, Tensor]]:

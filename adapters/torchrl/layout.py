@@ -16,7 +16,7 @@ Key = tuple[str, ...]
 
 _FLAGS = frozenset({"done", "terminated", "truncated"})
 #: What TorchRL's collectors and transforms write beside the transition; by the last part of the key.
-_BOOKKEEPING = _FLAGS | {"reward", "index", "traj_ids", "step_count", "episode_reward", "is_init", "_reset"}
+_BOOKKEEPING = _FLAGS | {"reward", "traj_ids", "step_count", "episode_reward", "is_init", "_reset"}
 #: What `MultiStepTransform` writes: the discount of the row's steps, and what follows from it.
 _DISCOUNT, _STEPS, _FROM_DISCOUNT = ("gamma",), ("steps_to_next_obs",), (("steps_to_next_obs",), ("nonterminal",))
 
@@ -101,6 +101,10 @@ class Layout:
         for name in ("reward", "discount"):
             if name in columns:
                 columns[name] = columns[name].reshape(num_rows).to(torch.float32)
+        for name, column in columns.items():
+            if name.startswith("observation"):
+                # A transition wants both in one dtype; stored and served they keep their own.
+                columns[f"next_{name}"] = columns[f"next_{name}"].to(column.dtype)
         ended = columns["terminated"].reshape(num_rows).to(torch.bool)
         if not self.is_terminated and self.truncated is not None:
             ended = ended & ~stored.get(self.truncated).reshape(num_rows).to(torch.bool)
@@ -148,7 +152,7 @@ class Layout:
                 filled[key] = self._flag(key[-1], terminated)
             elif key[-1] == "traj_ids":
                 filled[key] = _constant(-1, addresses)
-            elif key[-1] == "index" and leaves[key].dtype == torch.int64:
+            elif key == ("index",) and leaves[key].dtype == torch.int64:
                 filled[key] = addresses
             elif key in _FROM_DISCOUNT and rows.discount is not None:
                 filled[key] = _looked_up(leaves[key], stored.get(_DISCOUNT), rows.discount)
@@ -194,6 +198,7 @@ def _observations(leaves: Mapping[Key, Tensor]) -> list[tuple[str, Key]]:
         for key in leaves
         if ("next", *key) in leaves
         and key[0] not in ("next", "collector")
+        and key != ("index",)
         and key[-1] not in _BOOKKEEPING
         and "action" not in key
     ]

@@ -22,7 +22,7 @@ from ..holdout import RowOrder
 from ..replay import SyntheticReplay
 from ..transitions import Transitions
 from ..upsampler import UpsamplerFactory
-from .addresses import address_of, is_synthetic, row_of
+from .addresses import address_of, generation_of, is_synthetic, row_of
 from .gather import Gatherer, can_gather
 from .layout import Key, Layout, normalized_keys
 from .sampler import adopt
@@ -250,7 +250,7 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         """
         self._lay_out()
         rows = self.synthetic.draw_indices(num_synthetic)
-        address = address_of(rows)
+        address = address_of(rows, self.synthetic.num_refreshes)
         if not isinstance(index, tuple):
             index = index.to(self.device)
             drawn: Index = torch.cat((index, address))
@@ -292,15 +292,15 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         if address.dtype == torch.bool or not bool((synthetic := is_synthetic(address)).any()):
             return super().get(index)
         self._lay_out()
-        rows = row_of(address[synthetic] if address.ndim else address.reshape(1))
-        assert self.synthetic.rows is not None
-        if int(rows.max()) >= len(self.synthetic.rows):
+        address = address[synthetic] if address.ndim else address.reshape(1)
+        if bool((generation_of(address) != self.synthetic.num_refreshes).any()):
             raise IndexError("the index names synthetic rows that a refresh has replaced.")
+        rows = row_of(address)
         parts = index if isinstance(index, tuple) else (index,)
         read_at = [torch.as_tensor(part, device=self.device).masked_fill(synthetic, 0) for part in parts]
         data = super().get(tuple(read_at) if isinstance(index, tuple) else read_at[0])
         for key, leaf in self._leaves.items():
-            data.get(key)[synthetic] = leaf[rows] if address.ndim else leaf[rows[0]]
+            data.get(key)[synthetic] = leaf[rows] if synthetic.ndim else leaf[rows[0]]
         return data
 
     def _lay_out(self) -> None:
@@ -313,7 +313,7 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         self.synthetic.to(self.device)
         rows = self.synthetic.rows
         assert rows is not None
-        addresses = address_of(torch.arange(len(rows), device=self.device))
+        addresses = address_of(torch.arange(len(rows), device=self.device), self.synthetic.num_refreshes)
         with torch.inference_mode(False):
             stored = self._written()
             self._leaves = Layout.of(stored, self.modelled_keys).synthetic_leaves(rows, stored, addresses)
@@ -385,6 +385,8 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
             self._num_forgotten = 0
         else:
             self.synthetic, self._num_forgotten = pickle.loads(packed)
+        if self._is_mixing:
+            self._may_mix(warn=False)  # before the first batch, which may come before the next write
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is derived from the synthetic set."""

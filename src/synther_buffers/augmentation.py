@@ -225,9 +225,9 @@ class AmplitudeScaling(Bootstrap):
 #: By the name that a command line takes.
 AUGMENTATIONS: dict[str, type[Bootstrap]] = {
     "bootstrap": Bootstrap,
-    "gaussian-noise": GaussianNoise,
-    "amplitude-scaling": AmplitudeScaling,
-    "dynamics-noise": DynamicsNoise,
+    "gaussian": GaussianNoise,
+    "amplitude": AmplitudeScaling,
+    "dynamics": DynamicsNoise,
 }
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import numpy as np
 
+from .augmentation import AUGMENTATIONS
 from .config import PRESETS, UpsamplerConfig, resolve_config, resolve_device
 from .transitions import Transitions, TransitionSpec
 from .version import __version__
@@ -27,13 +28,6 @@ if TYPE_CHECKING:
 
 #: Rows of each dataset that `evaluate` and `plot` read.
 SHOWN_ROWS = 50_000
-#: The augmentations by the name that ``--augmentation`` takes, and their classes in `synther_buffers.augmentation`.
-AUGMENTATIONS = {
-    "bootstrap": "Bootstrap",
-    "gaussian": "GaussianNoise",
-    "amplitude": "AmplitudeScaling",
-    "dynamics": "DynamicsNoise",
-}
 #: The pictures of `plot`: functions of `synther_buffers.plots`, called with (real, synthetic, spec).
 PICTURES = ("marginals", "correlations", "projection")
 
@@ -371,9 +365,7 @@ def _upsampler(preset: str, file: Path | None, augmentation: str | None, device:
             _fail("--augmentation trains no model; leave out --preset and --config.", USAGE)
         if augmentation not in AUGMENTATIONS:
             _fail(f"augmentation is {augmentation!r}; known ones: {', '.join(AUGMENTATIONS)}.", USAGE)
-        from . import augmentation as module
-
-        return getattr(module, AUGMENTATIONS[augmentation]), 100_000
+        return AUGMENTATIONS[augmentation], 100_000
     with _usage():
         base = resolve_config(preset, resolve_device(device))
         config = base if file is None else _merged(base, file)

@@ -103,6 +103,8 @@ def test_more_environments_than_sub_buffers():
     buffer = make_buffer(buffer_num=2)
     with pytest.raises(ValueError, match="buffer_ids has 2, but there are only 2 sub-buffers"):
         buffer.add(rows(0, 2), [1, 2])
+    with pytest.raises(ValueError, match="buffer_ids has -1, but there are only 2 sub-buffers"):
+        buffer.add(rows(0, 2), [0, -1])
     assert len(buffer) == 0
     env = CounterEnv(num_actions=2)
     with pytest.raises(ValueError, match="only 2 buffers"):

@@ -94,3 +94,14 @@ def test_rows_that_come_in_bulk_can_be_drawn():
         batch, index = buffer.sample(600)
         assert set(index) == set(range(60))
         assert np.isfinite(batch.weight).all()
+
+
+def test_after_a_reset_the_old_rows_have_no_priorities():
+    buffer = prioritized()
+    buffer.reset()
+    assert buffer.weight.reduce() == 0.0
+    count_into(buffer, 0, 65)
+    batch, index = buffer.sample(40)
+    assert (index[:20] < 400).all()
+    assert (index[:20] % 200 < 65).all()
+    np.testing.assert_allclose(batch.weight, 1.0)

@@ -179,6 +179,35 @@ def test_a_key_put_into_the_storage_directly():
     assert batch.calibration_returns.tolist() == [3.0] * 30 + [0.0] * 30
 
 
+def test_a_storage_replaced_while_synthetic_rows_are_served():
+    buffer = make_buffer()
+    count_into(buffer, 0, 130)
+    buffer.sample(60)
+    buffer._meta = Batch(**buffer._meta.__dict__, calibration_returns=np.full(130, 3.0))
+    batch, _ = buffer.sample(60)
+    assert (batch.rew == MARK).sum() == 30
+    assert batch.calibration_returns.tolist() == [3.0] * 30 + [0.0] * 30
+
+
+class NearlyTwo(Marked):
+    """Draws rewards just below 2."""
+
+    def sample(self, num_samples):
+        drawn = super().sample(num_samples)
+        drawn.reward[:] = 1.9
+        return drawn
+
+
+def test_synthetic_rewards_are_rounded_where_rewards_are_integers():
+    columns = data(200) | {"rew": np.ones(200, np.int64)}
+    buffer = SynthERReplayBuffer.from_data(
+        **columns, upsampler=NearlyTwo, retrain_every=150, num_synthetic=100, progress_bar=False
+    )
+    rewards = buffer.sample(40)[0].rew
+    assert rewards.dtype == np.int64
+    assert rewards.tolist() == [1] * 20 + [2] * 20
+
+
 def null_into(buffer, steps):
     """NaN into the given slots, as an incomplete hook leaves it."""
     buffer.set_array_at_key(np.zeros(buffer.maxsize), "mine")

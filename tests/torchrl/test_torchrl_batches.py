@@ -63,7 +63,7 @@ def test_the_rows_of_a_batch_are_real_ones_and_rows_of_the_synthetic_set():
     assert torch.equal(real["observation"][:, 0], real["index"].float())
     assert (real["next", "reward"] == 1).all()
     generated = buffer.storage.synthetic.rows
-    j = -(2**40) - synthetic["index"]
+    j = (-(2**40) - synthetic["index"]) % 2**32
     assert len(j.unique()) > 50
     assert torch.equal(synthetic["observation"], generated.observation[j])
     assert torch.equal(synthetic["action"], generated.action[j])
@@ -605,3 +605,45 @@ def test_a_dtype_that_numpy_lacks_is_gathered_all_the_same():
         assert batch["loc"].dtype == torch.bfloat16
         assert num_marked(batch) == 32
         assert torch.equal(batch["next", "observation"], batch["observation"] + torch.tensor([1.0, -1.0]))
+
+
+@pytest.mark.parametrize("ndim", [1, 2])
+def test_real_rows_stay_right_when_the_storages_memory_moves(ndim):
+    """Sending a storage to worker processes moves its tensors into shared memory, in place."""
+    buffer = make_buffer(retrain_every=100, ndim=ndim)
+    data = rows(200)
+    buffer.extend(data if ndim == 1 else data.reshape(40, 5))
+    buffer.sample(8)
+    buffer.storage._storage.share_memory_()
+    held = torch.full((50_000,), 3.5)  # over what was freed
+    batch = real_of(buffer.sample(64))
+    torch.testing.assert_close(batch["next", "observation"], batch["observation"] + torch.tensor([1.0, -1.0]))
+    assert (batch["next", "reward"] == 1).all()
+    assert (held == 3.5).all()
+
+
+def test_the_index_of_a_batch_is_good_until_the_next_refresh():
+    buffer = make_buffer(retrain_every=100)
+    buffer.extend(rows(100))
+    batch = buffer.sample(32)
+    assert torch.equal(buffer[batch["index"]]["observation"], batch["observation"])
+    buffer.extend(rows(100, 100))
+    buffer.sample(32)
+    with pytest.raises(IndexError, match="the index names synthetic rows that a refresh has replaced"):
+        buffer[batch["index"]]
+
+
+def test_a_users_own_key_called_index_is_a_real_rows():
+    buffer = make_buffer(retrain_every=100)
+    buffer.extend(rows(150, item__index=torch.arange(150) % 5))
+    assert set(synthetic_of(buffer.sample(64))["item", "index"].tolist()) <= set(range(5))
+
+
+def test_observations_may_have_another_dtype_next():
+    buffer = make_buffer(retrain_every=100)
+    data = rows(150)
+    data["next", "observation"] = data["next", "observation"].double()
+    buffer.extend(data)
+    batch = buffer.sample(64)
+    assert num_marked(batch) == 32
+    assert (batch["observation"].dtype, batch["next", "observation"].dtype) == (torch.float32, torch.float64)

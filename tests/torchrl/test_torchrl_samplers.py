@@ -304,3 +304,14 @@ def test_the_ring_wraps_under_priorities():
         buffer.update_tensordict_priority(batch)
         assert (real_of(batch)["observation"][:, 0] > first + 25 - 131).all()
     assert num_marked(batch) == 16
+
+
+@needs_priorities
+def test_the_first_prioritised_batch_after_loading_is_mixed(tmp_path):
+    buffer = prioritized()
+    buffer.extend(rows(150))
+    buffer.sample(8)
+    buffer.dumps(tmp_path)
+    again = prioritized()
+    again.loads(tmp_path)
+    assert num_marked(again.sample(32)) == 16
