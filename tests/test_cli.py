@@ -1,7 +1,6 @@
 """The command line: what it prints, its exit codes, and that it does what the Python functions do."""
 
 import json
-import logging
 import sys
 
 import numpy as np
@@ -23,15 +22,6 @@ WIDE = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 def _store(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def _logging():
-    """A command sets up the logging of its process, which here is that of all tests."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
 
 
 @pytest.fixture
