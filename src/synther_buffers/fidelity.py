@@ -87,7 +87,7 @@ def _columns(left: Transitions, right: Transitions, spec: TransitionSpec) -> tup
     names: list[str] = []
     discrete: list[bool] = []
     for field in spec.fields:
-        names += [field.name] if field.shape == () else [f"{field.name}[{element}]" for element in range(field.size)]
+        names += field.elements
         discrete += [field.kind != "continuous"] * field.size
     sides = []
     for rows in (left, right):

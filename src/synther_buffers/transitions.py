@@ -122,6 +122,11 @@ class Field:
         return math.prod(self.shape)
 
     @property
+    def elements(self) -> list[str]:
+        """A name for each element of a row, in row-major order: ``reward``, or ``observation[0]`` and so on."""
+        return [self.name] if self.shape == () else [f"{self.name}[{element}]" for element in range(self.size)]
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)
 

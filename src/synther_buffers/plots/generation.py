@@ -199,12 +199,11 @@ def matrix_columns(upsampler: DiffusionUpsampler) -> list[str]:
     for field in upsampler.spec.fields:
         if field.name == "terminated" and not upsampler.config.model_terminals:
             continue
-        elements = [field.name] if field.shape == () else [f"{field.name}[{element}]" for element in range(field.size)]
         if field.kind == "categorical":
-            for element, start, count in zip(elements, field.start, field.num_categories, strict=True):
+            for element, start, count in zip(field.elements, field.start, field.num_categories, strict=True):
                 names += [f"{element}={value}" for value in field.values or range(start, start + count)]
         else:
-            names += elements
+            names += field.elements
     return names
 
 

@@ -228,8 +228,7 @@ class _Sides:
         names: list[str] = []
         discrete: list[bool] = []
         for field in spec.fields:
-            elements = [""] if field.shape == () else [f"[{element}]" for element in range(field.size)]
-            names += [field.name + element for element in elements]
+            names += field.elements
             discrete += [field.kind != "continuous"] * field.size
         left, right = (columns(thin(rows, MAX_ROWS, seed), spec).numpy() for seed, rows in enumerate((real, synthetic)))
         return cls(names, np.array(discrete), left, right)
