@@ -446,6 +446,7 @@ class DiffusionUpsampler:
             depth=sizes.depth,
             embedding_dim=sizes.embedding_dim,
             fourier_dim=sizes.fourier_dim,
+            activation=sizes.activation,
             generator=self._generator("network", device="cpu"),
             device=self.device,
         )

@@ -1,24 +1,22 @@
-"""The training loop: minibatches, optimiser, moving average, precision. Nothing in it waits for the device."""
+"""The training loop: learning rate, moving average, progress. Nothing in it waits for the device but its reports."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel
+from torch.nn.utils import vector_to_parameters
 
 from .loss import denoising_loss, draw_sigma
 from .preconditioning import Preconditioner
+from .step import GradientStep
 
 #: The loss is looked at (and the progress shown) this many times; each look waits for the device.
 _REPORTS = 50
-
-_Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -32,6 +30,7 @@ class TrainingConfig:
     Attributes:
         batch_size: rows per step, drawn with replacement.
         learning_rate: peak of AdamW's learning rate; a cosine takes it to 0 (Loshchilov and Hutter 2017).
+        warmup_steps: steps over which the rate rises to its place on the cosine; large rates diverge without.
         betas, weight_decay: AdamW's.
         max_grad_norm: gradients are clipped to this norm.
         p_mean, p_std: of ln sigma (EDM, Table 1).
@@ -42,6 +41,7 @@ class TrainingConfig:
 
     batch_size: int
     learning_rate: float
+    warmup_steps: int = 0
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -53,7 +53,7 @@ class TrainingConfig:
 
 
 @torch.inference_mode(False)
-@torch.enable_grad()
+@torch.no_grad()
 def train_denoiser(
     denoiser: Preconditioner,
     rows: Tensor,
@@ -62,7 +62,7 @@ def train_denoiser(
     generator: torch.Generator,
     on_progress: Callable[[int, float], None] | None = None,
 ) -> tuple[Preconditioner, float]:
-    """Train a denoiser in place and return the moving average of its weights.
+    """Train a denoiser, whose network is a `ResidualMLP`, in place and return the moving average of its weights.
 
     Args:
         denoiser: D, on the device of `rows`.
@@ -78,45 +78,44 @@ def train_denoiser(
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
     """
-    device = rows.device
-    parameters = list(denoiser.parameters())
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    step = GradientStep(
+        denoiser,
+        rows,
+        batch_size=config.batch_size,
+        p_mean=config.p_mean,
+        p_std=config.p_std,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        bfloat16=config.bfloat16,
+        generator=generator,
     )
-    average = AveragedModel(denoiser, multi_avg_fn=_ramped_average(config.ema_decay))
+    average = step.weights.clone()
+    num_averaged = 0
     report_every = max(num_steps // _REPORTS, 1)
     tail_start = num_steps - max(num_steps // 10, 1)
-    recent = torch.zeros((), device=device, dtype=torch.float32)
-    tail = torch.zeros((), device=device, dtype=torch.float32)
-    # Within another autocast, a cache would keep the weights of the first step for all the others.
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.bfloat16, cache_enabled=False)
-    with torch.autocast(device.type, enabled=False):
-        for step in range(num_steps):
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
-            index = torch.randint(len(rows), (config.batch_size,), generator=generator, device=device)
-            clean = rows.index_select(0, index)
-            noise = torch.randn(clean.shape, generator=generator, device=device, dtype=torch.float32)
-            sigma = draw_sigma(config.batch_size, config.p_mean, config.p_std, generator)
-            with autocast:
-                loss = denoising_loss(denoiser, clean, noise, sigma)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            clip_grad_norm_(parameters, config.max_grad_norm)
-            optimizer.step()
-            recent += loss.detach()
-            if step >= tail_start:
-                tail += loss.detach()
-            if (step + 1) % config.ema_every == 0 or step + 1 == num_steps:
-                average.update_parameters(denoiser)
-            if (step + 1) % report_every == 0 or step + 1 == num_steps:
-                mean = recent.item() / ((step % report_every) + 1)
+    recent, tail = torch.zeros_like(step.loss), torch.zeros_like(step.loss)
+    with torch.autocast(rows.device.type, enabled=False):
+        for index in range(num_steps):
+            step.learning_rate.fill_(config.learning_rate * _schedule(index, num_steps, config.warmup_steps))
+            step()
+            recent += step.loss
+            if index >= tail_start:
+                tail += step.loss
+            done = index + 1
+            if done % config.ema_every == 0 or done == num_steps:
+                decay = min(config.ema_decay, (1.0 + num_averaged) / (10.0 + num_averaged)) if num_averaged else 0.0
+                average.lerp_(step.weights, 1.0 - decay)
+                num_averaged += 1
+            if done % report_every == 0 or done == num_steps:
+                mean = recent.item() / ((index % report_every) + 1)
                 if not math.isfinite(mean):
-                    raise NonFiniteLossError(f"the training loss became {mean} within the first {step + 1} steps.")
+                    raise NonFiniteLossError(f"the training loss became {mean} within the first {done} steps.")
                 if on_progress is not None:
-                    on_progress(step + 1, mean)
+                    on_progress(done, mean)
                 recent.zero_()
-    averaged = cast(Preconditioner, average.module)
+    averaged = copy.deepcopy(denoiser)
+    vector_to_parameters(average, averaged.parameters())
     return averaged.requires_grad_(False), tail.item() / (num_steps - tail_start)
 
 
@@ -132,13 +131,7 @@ def evaluate_denoiser(
         return denoising_loss(denoiser, repeated, noise, sigma).item()
 
 
-def _ramped_average(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
-    """The `multi_avg_fn` of an exponential moving average whose decay ramps up; counts on the host."""
-    updates = 0
-
-    def update(averaged: _Tensors, current: _Tensors, _: Tensor | int) -> None:
-        nonlocal updates
-        updates += 1
-        torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1.0 + updates) / (10.0 + updates)))
-
-    return update
+def _schedule(index: int, num_steps: int, warmup_steps: int) -> float:
+    """Share of the peak learning rate at a step: a linear rise over the first steps, times a cosine down to 0."""
+    rise = min((index + 1) / warmup_steps, 1.0) if warmup_steps else 1.0
+    return rise * 0.5 * (1.0 + math.cos(math.pi * index / num_steps))

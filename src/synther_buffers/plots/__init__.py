@@ -10,7 +10,7 @@ try:
 except ImportError as error:
     raise ImportError('synther_buffers.plots needs matplotlib: pip install "synther-buffers[plots]"') from error
 
-from .comparison import distance_dynamics, fidelity_cost
+from .comparison import distance_dynamics, fidelity_cost, strength_sweeps
 from .generation import generation_animation, generation_strip
 from .rows import correlations, marginals, projection
 from .runs import refreshes
@@ -27,4 +27,5 @@ __all__ = [
     "marginals",
     "projection",
     "refreshes",
+    "strength_sweeps",
 ]

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from .density import measure_density
-from .style import COLOURS, LINES, MARKERS, PAGE, SMALL, WIDE, check_sets, label, legend, new_figure, split
+from .style import COLOURS, LINES, MARKERS, PAGE, SMALL, TEXT, WIDE, check_sets, label, legend, new_figure, split
 
 #: A set whose median is this far below the largest one has only rounding errors, and counts as 0.
 _ROUNDING = 1e-6
@@ -56,14 +58,96 @@ def distance_dynamics(results: Mapping[str, tuple[ArrayLike, ArrayLike]], *, wid
     """
     check_sets("results", results)
     sets = {name: _pairs(name, pair) for name, pair in results.items()}
-    x_axis, y_axis = (_LogAxis.fit([points[:, axis] for points in sets.values()]) for axis in range(2))
-
     figure = new_figure(width, (0.72 if width >= WIDE else 1.0) * width + 0.3)
     grid = figure.add_gridspec(2, 2, width_ratios=(4, 1), height_ratios=(1, 4))
-    joint = figure.add_subplot(grid[1, 0])
-    top = figure.add_subplot(grid[0, 0], sharex=joint)
-    side = figure.add_subplot(grid[1, 1], sharey=joint)
+    names = _draw_sets(figure, grid[1, 0], grid[0, 0], grid[1, 1], sets)
+    legend(figure, names, 4 if width >= WIDE else 2)
+    return figure
+
+
+def strength_sweeps(
+    environments: Mapping[str, tuple[Mapping[str, tuple[ArrayLike, ArrayLike]], Mapping[str, ArrayLike]]],
+    *,
+    width: float = PAGE,
+) -> Figure:
+    """`distance_dynamics` of several environments, and beside each what an augmentation's strength does to both.
+
+    An augmentation has a strength to choose, so its one cloud of rows says little: a weaker one is always closer to the
+    truth, and to the data. To the right, each line is an augmentation, each open marker the medians at one strength;
+    the large marker is the strength of the cloud. What has one strength only, such as a model, is a marker with a
+    dotted line at its distance: where it crosses the others, they are as far from the data. Distances are in standard
+    deviations of the real rows, errors in their squares.
+
+    Args:
+        environments: by name, what `distance_dynamics` takes, and by the same names the median distance and median
+            error at each strength, ``[K, 2]`` in order of the strengths; K = 1 for what has none. A set without
+            an entry there, such as real rows, is a cloud only.
+        width: of the figure in inches, at least 5.
+
+    Raises:
+        TypeError: not such a mapping.
+        ValueError: as for `distance_dynamics`; environments with other sets, or in another order; medians of another
+            shape, of no set, or not positive; a width below 5.
+    """
+    check_sets("environments", environments)
+    if width < WIDE:
+        raise ValueError(f"width is {width}; wanted at least {WIDE:g} inches, for panels beside each other.")
+    first = list(next(iter(environments.values()))[0])
+    figure = new_figure(width, 2.6 * len(environments) + 0.45)
+    grid = figure.add_gridspec(
+        2 * len(environments), 3, width_ratios=(4, 1, 3.4), height_ratios=(1, 4) * len(environments)
+    )
     names: dict[str, Any] = {}
+    for row, (environment, (results, curves)) in enumerate(environments.items()):
+        if list(results) != first:
+            raise ValueError(f"{environment} has the sets {list(results)}; wanted those of the first, {first}.")
+        check_sets(f"results of {environment}", results)
+        sets = {name: _pairs(name, pair) for name, pair in results.items()}
+        names = _draw_sets(figure, grid[2 * row + 1, 0], grid[2 * row, 0], grid[2 * row + 1, 1], sets)
+        joint, top, _ = figure.axes[-3:]
+        label(joint, "distance to the closest real row", "dynamics error (squared)")
+        top.set_title(environment, fontsize=TEXT, loc="left", fontweight="bold")
+        sweep = figure.add_subplot(grid[2 * row : 2 * row + 2, 2])
+        for name, curve in curves.items():
+            if name not in sets:
+                raise ValueError(f"{environment} has medians of {name!r}, but no such set; its sets are {first}.")
+            _draw_curve(sweep, first.index(name), _medians(name, curve), np.median(sets[name], axis=0))
+        sweep.set(xscale="log", yscale="log")
+        label(sweep, "median distance", "median dynamics error", "at each strength")
+        # Little more than a decade wide: its powers of ten alone would be one tick.
+        sweep.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        sweep.xaxis.set_major_formatter("{x:g}")
+        for axis in (sweep.xaxis, sweep.yaxis):
+            axis.set_minor_formatter(NullFormatter())
+    legend(figure, names, 3)
+    return figure
+
+
+def _draw_curve(axes: Axes, index: int, curve: np.ndarray, chosen: np.ndarray) -> None:
+    """Draw medians ``[K, 2]``, the one nearest to the `chosen` ones large."""
+    colour, line, marker = COLOURS[index], LINES[index], MARKERS[index]
+    if len(curve) == 1:
+        axes.axvline(curve[0, 0], color=colour, linestyle=":", linewidth=0.9)
+    else:
+        axes.plot(
+            curve[:, 0], curve[:, 1], color=colour, linestyle=line, linewidth=1.1,
+            marker=marker, markersize=3.5, markerfacecolor="white", markeredgewidth=0.8,
+        )  # fmt: skip
+    nearest = np.abs(np.log(curve) - np.log(np.maximum(chosen, 1e-300))).sum(1).argmin()
+    axes.plot(
+        *curve[nearest], marker, color=colour, markersize=6, markeredgecolor="white", markeredgewidth=0.8, zorder=3
+    )
+
+
+def _draw_sets(
+    figure: Figure, centre: SubplotSpec, above: SubplotSpec, beside: SubplotSpec, sets: Mapping[str, np.ndarray]
+) -> dict[str, Line2D]:
+    """Draw sets of points ``[N, 2]`` and their marginal densities into three places; for the legend, name -> line."""
+    x_axis, y_axis = (_LogAxis.fit([points[:, axis] for points in sets.values()]) for axis in range(2))
+    joint = figure.add_subplot(centre)
+    top = figure.add_subplot(above, sharex=joint)
+    side = figure.add_subplot(beside, sharey=joint)
+    names: dict[str, Line2D] = {}
     for index, (name, points) in enumerate(sets.items()):
         colour, line, marker = COLOURS[index], LINES[index], MARKERS[index]
         x, y = x_axis.log(points[:, 0]), y_axis.log(points[:, 1])
@@ -90,8 +174,7 @@ def distance_dynamics(results: Mapping[str, tuple[ArrayLike, ArrayLike]], *, wid
     side.tick_params(which="both", labelleft=False, left=False)
     top.set_yticks([])
     side.set_xticks([])
-    legend(figure, names, 4 if width >= WIDE else 2)
-    return figure
+    return names
 
 
 @dataclass(frozen=True)
@@ -165,6 +248,16 @@ def _pairs(name: str, pair: tuple[ArrayLike, ArrayLike]) -> np.ndarray:
     if points.min() < 0:
         raise ValueError(f"results[{name!r}] has negative values; distances and squared errors are at least 0.")
     return points
+
+
+def _medians(name: str, curve: ArrayLike) -> np.ndarray:
+    """Median distances and errors by strength as ``[K, 2]``."""
+    medians = np.asarray(curve, np.float64)
+    if medians.ndim != 2 or medians.shape[1] != 2 or len(medians) == 0:
+        raise ValueError(f"the medians of {name!r} have shape {medians.shape}; wanted [K, 2]: (distance, error).")
+    if not (np.isfinite(medians).all() and medians.min() > 0):
+        raise ValueError(f"the medians of {name!r} must be positive and finite, for the logarithmic axes.")
+    return medians
 
 
 def fidelity_cost(results: Mapping[str, Sequence[Mapping[str, float | None]]], *, width: float = PAGE) -> Figure:
