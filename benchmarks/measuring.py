@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's description, alternating timings, and writing results."""
+"""What the benchmarks share: the machine's description, timings, a plain training step as their unit, results."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from synther_buffers import UpsamplerConfig
+from synther_buffers.diffusion.loss import denoising_loss, draw_sigma
+from synther_buffers.diffusion.network import ResidualMLP
+from synther_buffers.diffusion.preconditioning import Preconditioner
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -44,6 +50,85 @@ def alternate(first: Callable[[], Any], second: Callable[[], Any], repeats: int,
                 function()
             seconds.append((time.perf_counter() - start) / repeats)
     return median(times[0]), median(times[1])
+
+
+def denoiser_of(config: UpsamplerConfig, rows: Tensor) -> Preconditioner:
+    """A new denoiser of a configuration for encoded rows, on their device."""
+    sizes = config.network
+    network = ResidualMLP(
+        rows.shape[1],
+        width=sizes.width,
+        depth=sizes.depth,
+        embedding_dim=sizes.embedding_dim,
+        fourier_dim=sizes.fourier_dim,
+        activation=sizes.activation,
+        generator=torch.Generator().manual_seed(0),
+        device=rows.device,
+    )
+    return Preconditioner(network, config.sigma_data)
+
+
+def eager_step(config: UpsamplerConfig, rows: Tensor) -> Callable[[], None]:
+    """A training step of a configuration as anyone would write it: float32, autograd, clipping, fused AdamW, average.
+
+    The unit that costs are given in: it does not change when this library's own training gets faster.
+    """
+    denoiser = denoiser_of(config, rows)
+    training = config.training
+    parameters = list(denoiser.parameters())
+    optimizer = torch.optim.AdamW(
+        parameters, lr=training.learning_rate, betas=training.betas, weight_decay=training.weight_decay, fused=True
+    )
+    average = torch.optim.swa_utils.AveragedModel(
+        denoiser, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(training.ema_decay)
+    )
+    generator = torch.Generator(rows.device).manual_seed(0)
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        index = torch.randint(len(rows), (training.batch_size,), generator=generator, device=rows.device)
+        noise = torch.randn((training.batch_size, rows.shape[1]), generator=generator, device=rows.device)
+        sigma = draw_sigma(training.batch_size, training.p_mean, training.p_std, generator)
+        optimizer.zero_grad(set_to_none=True)
+        denoising_loss(denoiser, rows[index], noise, sigma).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
+        optimizer.step()
+        count += 1
+        if count % training.ema_every == 0:
+            average.update_parameters(denoiser)
+
+    return step
+
+
+def eager_step_seconds(config: UpsamplerConfig, rows: Tensor, steps: int) -> float:
+    """Mean seconds of such a step over `steps`, after two that warm up, until the device is done."""
+    step = eager_step(config, rows)
+    for _ in range(2):
+        step()
+    _wait(rows.device)
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    _wait(rows.device)
+    return (time.perf_counter() - start) / steps
+
+
+def matmul_speed(device: torch.device) -> float:
+    """Operations per second of a large float32 matrix product, the best of five."""
+    size = 8_192 if device.type == "cuda" else 2_048
+    matrix = torch.randn(size, size, device=device)
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        float((matrix @ matrix)[0, 0])
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def write(name: str, results: dict[str, Any], out: str | None) -> None:

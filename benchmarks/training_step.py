@@ -1,0 +1,100 @@
+"""A training step written out, as the library takes it, against the same step by autograd.
+
+    python benchmarks/training_step.py [--steps 30] [--rounds 9] [--toy]
+
+Both are timed in turn in one run, for the presets' sizes on 50,000 artificial rows of 42 columns (Walker2d-v5 has
+those). In float32 on a CPU and in the preset's precision elsewhere; on CUDA the library's step is one graph. The floor
+is the arithmetic alone, ``6 W B`` operations for W weights in matrices and batches of B rows, at the measured speed of
+large float32 matrix products.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from measuring import alternate, denoiser_of, eager_step, machine, matmul_speed, write
+from torch import Tensor
+
+from synther_buffers import UpsamplerConfig
+from synther_buffers.config import resolve_config, resolve_device
+from synther_buffers.diffusion.step import GradientStep
+
+COLUMNS = 42
+
+
+def written_out(config: UpsamplerConfig, rows: Tensor) -> GradientStep:
+    """The library's step."""
+    training = config.training
+    step = GradientStep(
+        denoiser_of(config, rows),
+        rows,
+        batch_size=training.batch_size,
+        p_mean=training.p_mean,
+        p_std=training.p_std,
+        betas=training.betas,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        bfloat16=training.bfloat16,
+        generator=torch.Generator(rows.device).manual_seed(0),
+    )
+    step.learning_rate.fill_(training.learning_rate)
+    return step
+
+
+def until_done(step: Callable[[], None], device: torch.device, steps: int) -> Callable[[], None]:
+    """Many steps, and the device's end of them."""
+
+    def run() -> None:
+        for _ in range(steps):
+            step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--toy", action="store_true", help="few steps, to see that it runs")
+    parser.add_argument("--out", help="where to write the JSON (default: benchmarks/results/training_step.json)")
+    args = parser.parse_args()
+    device = resolve_device(args.device)
+    if args.toy:
+        args.steps, args.rounds = 2, 1
+    rows = torch.randn((50_000, COLUMNS), generator=torch.Generator().manual_seed(0)).to(device)
+    speed = matmul_speed(device)
+    print(machine())
+    results: dict[str, Any] = {"matmul_tflops": speed / 1e12}
+    for name in ("paper-online", "cpu", "gpu"):
+        config = resolve_config(name, device)
+        if device.type == "cpu":
+            config = replace(config, training=replace(config.training, bfloat16=False))
+        plain, ours = (
+            until_done(make(config, rows), device, args.steps) for make in (eager_step, written_out)
+        )  # fmt: skip
+        seconds = [total / args.steps for total in alternate(plain, ours, 1, args.rounds)]
+        weights = sum(p.numel() for p in denoiser_of(config, rows).parameters() if p.dim() == 2)
+        floor = 6 * weights * config.training.batch_size / speed
+        results[name] = {
+            "autograd_seconds": seconds[0],
+            "written_out_seconds": seconds[1],
+            "ratio": seconds[0] / seconds[1],
+            "floor_seconds": floor,
+            "over_floor": seconds[1] / floor,
+        }
+        print(
+            f"{name:<14}autograd {seconds[0] * 1e3:7.2f} ms, written out {seconds[1] * 1e3:7.2f} ms, "
+            f"ratio {seconds[0] / seconds[1]:.2f}, {seconds[1] / floor:.2f} times the floor"
+        )
+    write("training_step", results, args.out)
+
+
+if __name__ == "__main__":
+    main()
