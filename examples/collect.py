@@ -80,7 +80,8 @@ def main() -> None:
     np.savez(
         path,
         observations=buffer.observations[:size, 0],
-        actions=buffer.actions[:size, 0],
+        # SB3 stores actions scaled to [-1, 1]; the file has the environment's.
+        actions=model.policy.unscale_action(buffer.actions[:size, 0]),
         rewards=buffer.rewards[:size, 0],
         next_observations=buffer.next_observations[:size, 0],
         terminals=(buffer.dones[:size, 0] > 0) & ~timeouts,

@@ -529,6 +529,61 @@ class TestDistanceDynamics:
         drawn(plots.distance_dynamics({"a": pair}))
 
 
+class TestStrengthSweeps:
+    def environments(self) -> dict:
+        rng = np.random.default_rng(0)
+
+        def cloud(distance: float, error: float) -> tuple:
+            return distance * rng.lognormal(0.0, 0.2, 300), error * rng.lognormal(0.0, 0.5, 300)
+
+        sets = {"model": cloud(3.0, 0.1), "noise 0.1": cloud(0.5, 0.04), "real": (cloud(2.0, 1.0)[0], np.zeros(300))}
+        medians = {"model": [(3.0, 0.1)], "noise 0.1": [(0.05, 0.0004), (0.5, 0.04), (5.0, 4.0)]}
+        return {"Hopper": (sets, medians), "Walker": (sets, medians)}
+
+    def test_a_row_per_environment_with_the_clouds_and_the_medians(self):
+        figure = plots.strength_sweeps(self.environments(), width=6.5)
+        assert len(figure.axes) == 2 * 4
+        assert legend_of(figure) == ["model", "noise 0.1", "real"]
+        for index, name in enumerate(("Hopper", "Walker")):
+            joint, top, side, sweep = figure.axes[4 * index : 4 * index + 4]
+            assert top.get_title(loc="left") == name
+            assert [len(axes.lines) for axes in (joint, top, side)] == [3, 3, 3]
+            # A line across the panel at the model's distance, its marker, the curve, and the cloud's strength on it.
+            across, model, curve, chosen = sweep.lines
+            assert (list(across.get_xdata()), list(across.get_ydata())) == ([3.0, 3.0], [0, 1])
+            assert model.get_xydata().tolist() == [[3.0, 0.1]]
+            assert curve.get_xydata().tolist() == [[0.05, 0.0004], [0.5, 0.04], [5.0, 4.0]]
+            assert chosen.get_xydata().tolist() == [[0.5, 0.04]]
+            assert (sweep.get_xscale(), sweep.get_yscale()) == ("log", "log")
+            # The same set looks the same in both panels.
+            for cloud, marker in ((joint.lines[0], model), (joint.lines[1], chosen)):
+                assert (cloud.get_color(), cloud.get_marker()) == (marker.get_color(), marker.get_marker())
+            assert curve.get_linestyle() == top.lines[1].get_linestyle() != top.lines[0].get_linestyle()
+        drawn(figure)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"medians": {"real": [(1.0, 0.0)]}}, "medians of 'real' must be positive and finite"),
+            ({"medians": {"model": [(1.0, math.nan)]}}, "medians of 'model' must be positive and finite"),
+            ({"medians": {"model": [1.0, 2.0]}}, r"medians of 'model' have shape \(2,\); wanted \[K, 2\]"),
+            ({"medians": {"other": [(1.0, 1.0)]}}, "Walker has medians of 'other', but no such set"),
+            ({"sets": {"model": ([1.0], [1.0])}}, r"Walker has the sets \['model'\]; wanted those of the first"),
+            ({"width": 3.3}, r"width is 3.3; wanted at least 5 inches"),
+        ],
+    )
+    def test_errors(self, change, message):
+        environments = self.environments()
+        sets, medians = environments["Walker"]
+        environments["Walker"] = (change.get("sets", sets), change.get("medians", medians))
+        with pytest.raises(ValueError, match=message):
+            plots.strength_sweeps(environments, width=change.get("width", 6.5))
+
+    def test_no_environment(self):
+        with pytest.raises(ValueError, match="environments has 0 entries"):
+            plots.strength_sweeps({})
+
+
 class TestFidelityCost:
     def test_a_panel_per_figure_and_a_line_per_preset(self):
         figure = plots.fidelity_cost(
