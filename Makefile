@@ -52,14 +52,27 @@ bench-smoke: $(VENV)/.installed
 	$(BIN)/python benchmarks/refresh.py --toy --out build/bench/refresh.json
 	$(BIN)/python benchmarks/terminals.py --toy --out build/bench/terminals.json
 	$(BIN)/python benchmarks/precision.py --toy --out build/bench/precision.json
-	$(BIN)/python benchmarks/fidelity_cost.py --toy --out build/bench/fidelity_cost.jsonl
+	$(BIN)/python benchmarks/training_step.py --toy --out build/bench/training_step.json
+	$(BIN)/python benchmarks/published.py --toy --out build/bench/published.json
+	$(BIN)/python benchmarks/fidelity_cost.py --toy --models build/bench/models --out build/bench/fidelity_cost.jsonl
+	rm -f build/bench/augmentation_comparison.jsonl build/bench/offline_upsampling.jsonl
+	$(BIN)/python examples/compare_augmentations.py --toy --out build/bench/augmentation_comparison.jsonl \
+		--report build/bench/augmentation_table.md --picture build/bench/augmentation_comparison.png
 
+# Hours: fidelity_cost.py collects nothing, it wants the files of examples/collect.py under data/. The comparison with the
+# published code runs where SOURCE is a clone of it.
+SOURCE ?=
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/buffer_overhead.py
 	$(BIN)/python benchmarks/refresh.py
 	$(BIN)/python benchmarks/terminals.py
 	$(BIN)/python benchmarks/precision.py
+	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/published.py $(if $(SOURCE),--source $(SOURCE))
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity_cost.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity_cost.py --timing
+	$(BIN)/python benchmarks/tables.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -37,6 +37,19 @@ from synther_buffers.plots import fidelity_cost
 from synther_buffers.simulators import MujocoSimulator
 
 NUM_SAMPLES = 20_000
+DOCS = Path(__file__).parent.parent / "docs"
+#: What is compared in the first table: label, entry and solver.
+REFERENCE_AND_DEFAULT = (
+    ("reference: `paper-10k`, 255 NFE", "paper-10k", "heun-255"),
+    ("the same net, 16 NFE", "paper-10k", "sde-16"),
+    ("`cpu` preset, 16 NFE", "cpu", "sde-16"),
+)
+#: Lines of the picture: entries and solvers.
+CURVES = {
+    "paper, 255 NFE; 300, 1,000, 10,000 steps": [(f"paper-{steps}", "heun-255") for steps in ("300", "1k", "10k")],
+    "cpu, 16 NFE; 1,500, 4,500, 10,000 steps": [(name, "sde-16") for name in ("cpu-1500", "cpu", "cpu-10k")],
+    "cpu, 4,500 steps; 8, 12, 16, 32 NFE": [("cpu", f"sde-{count}") for count in (8, 12, 16, 32)],
+}
 #: What is measured: a configuration, and the solvers that sample from the model it trains.
 Entry = tuple[UpsamplerConfig, dict[str, SamplerConfig]]
 #: Environment, spec, rows in the order of writing, and simulator.
@@ -114,9 +127,9 @@ def fitted(data: Data, name: str, config: UpsamplerConfig, seed: int, models: Pa
     report = upsampler.fit(train, held_out=held_out)
     models.mkdir(parents=True, exist_ok=True)
     upsampler.save(path)
-    cost = {"fit_seconds": report.seconds, "held_out_loss": report.held_out_loss, "machine": machine()}
-    costs.write_text(json.dumps(cost))
-    return upsampler, cost
+    spent = {"fit_seconds": report.seconds, "held_out_loss": report.held_out_loss, "machine": machine()}
+    costs.write_text(json.dumps(spent))
+    return upsampler, spent
 
 
 def measure(
@@ -129,7 +142,7 @@ def measure(
     if not solvers:
         return
     train, held_out = split(rows)
-    upsampler, cost = fitted(data, name, config, seed, models)
+    upsampler, spent = fitted(data, name, config, seed, models)
     for solver, sampler in solvers.items():
         upsampler.config = replace(config, sampler=sampler)
         start = time.perf_counter()
@@ -143,10 +156,10 @@ def measure(
             "seed": seed,
             "nfe": num_function_evaluations(sampler.solver, sampler.num_steps),
             "train_steps": config.train_steps,
-            "fit_seconds": cost["fit_seconds"],
+            "fit_seconds": spent["fit_seconds"],
             "sample_seconds": seconds,
             "num_samples": num_samples,
-            "held_out_loss": cost["held_out_loss"],
+            "held_out_loss": spent["held_out_loss"],
             "figures": figures.to_dict(),
         }
 
@@ -240,7 +253,7 @@ def main() -> None:
     if not paths:
         parser.error("there are no data: collect some with examples/collect.py, or give --data.")
     if args.timing:
-        timing = {"machine": machine(), "entries": time_entries(read(paths[0]), 3, 20, 8_192)}
+        timing = {"machine": machine(), "entries": time_entries(read(paths[0]), 3, 10, 4_096)}
         timing_path(args.out).write_text(json.dumps(timing, indent=2) + "\n")
     lines = [json.loads(line) for line in args.out.open()] if args.out.exists() else []
     for seed in range(0 if args.timing else args.seeds):
@@ -259,17 +272,59 @@ def main() -> None:
     report(lines, args.out)
 
 
-def report(lines: list[dict[str, Any]], out: Path) -> None:
-    """The table and the picture."""
-    timing = read_timing(out)
-    print(table(lines, timing))
+def over_seeds(lines: list[dict[str, Any]], path: tuple[str, ...]) -> str:
+    """Mean and standard deviation of a figure over lines that differ in their seeds."""
+    values = [value for line in lines if (value := figure(line, path)) is not None]
+    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{mean(values):.4f}{spread}" if values else ""
+
+
+def against_the_reference(lines: list[dict[str, Any]], timing: dict[str, Any]) -> str:
+    """Markdown: the default beside the reference, figure by figure."""
+    out = [
+        "| environment | | seeds | seconds | " + " | ".join(FIGURES) + " |",
+        "|---|---|--:|--:|" + "--:|" * len(FIGURES),
+    ]
+    for env in sorted({line["env"] for line in lines}):
+        rows = []
+        for label, name, solver in REFERENCE_AND_DEFAULT:
+            key = (env, name, solver)
+            group = [line for line in lines if (line["env"], line["name"], line["solver"]) == key]
+            if group:
+                seconds = mean(sum(cost(line, timing)) for line in group)
+                cells = [over_seeds(group, path) for path in FIGURES.values()]
+                rows.append(f"| {env} | {label} | {len(group)} | {seconds:,.0f} | " + " | ".join(cells) + " |")
+        out += rows if len(rows) > 1 else []
+    return "\n".join(out)
+
+
+def curves(lines: list[dict[str, Any]], timing: dict[str, Any]) -> dict[str, list[dict[str, float | None]]]:
+    """Points for the picture, means over the seeds, by what is varied."""
     results: dict[str, list[dict[str, float | None]]] = {}
-    for line in lines:
-        point = {name: figure(line, path) for name, path in FIGURES.items()}
-        seconds = sum(cost(line, timing))
-        results.setdefault(f"{line['name']}, {line['solver']}", []).append({"seconds": seconds, **point})
-    fidelity_cost(results).savefig(out.with_suffix(".png"), dpi=150)
-    print(f"\nwritten to {out} and {out.with_suffix('.png')}")
+    for label, keys in CURVES.items():
+        for key in keys:
+            group = [line for line in lines if (line["name"], line["solver"]) == key]
+            if group:
+                point: dict[str, float | None] = {"seconds": mean(sum(cost(line, timing)) for line in group)}
+                for name, path in FIGURES.items():
+                    values = [value for line in group if (value := figure(line, path)) is not None]
+                    point[name] = mean(values) if values else None
+                results.setdefault(label, []).append(point)
+    return results
+
+
+def report(lines: list[dict[str, Any]], out: Path) -> None:
+    """The tables and a picture per environment, in the documentation or, if the results are elsewhere, beside them."""
+    timing = read_timing(out)
+    tables, pictures = (DOCS / "results", DOCS / "images") if out.parent == RESULTS else (out.parent, out.parent)
+    tables.mkdir(parents=True, exist_ok=True)
+    (tables / "fidelity_reference.md").write_text(against_the_reference(lines, timing) + "\n")
+    (tables / "fidelity_all.md").write_text(table(lines, timing) + "\n")
+    print(table(lines, timing), against_the_reference(lines, timing), sep="\n\n")
+    for env in sorted({line["env"] for line in lines}):
+        points = curves([line for line in lines if line["env"] == env], timing)
+        if points:
+            fidelity_cost(points).savefig(pictures / f"fidelity_cost_{env}.png", dpi=150)
 
 
 def timing_path(out: Path) -> Path:
@@ -285,7 +340,7 @@ def run_toy(out: Path, models: Path) -> None:
     """One tiny model, so that the whole path runs in seconds."""
     config, solvers = entries()["cpu"]
     small = replace(config, train_steps=20, terminal_steps=10, network=replace(config.network, width=32))
-    lines = list(measure(toy_data(), "toy", (small, {"sde-8": solvers["sde-8"]}), 0, 500, models))
+    lines = list(measure(toy_data(), "cpu", (small, {"sde-16": solvers["sde-16"]}), 0, 500, models))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("".join(json.dumps({"machine": machine(), **line}) + "\n" for line in lines))
     report(lines, out)

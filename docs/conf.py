@@ -16,7 +16,15 @@ release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build"]
+# Tables that benchmarks write are included by the pages around them.
+exclude_patterns = [
+    "_build",
+    "results/fidelity_reference.md",
+    "results/fidelity_all.md",
+    "results/refresh_table.md",
+    "results/training_step_table.md",
+    "results/published_table.md",
+]
 
 html_theme = "furo"
 html_title = f"synther-buffers {release}"

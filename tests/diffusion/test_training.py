@@ -143,6 +143,8 @@ class TestAverage:
         denoiser = make_denoiser()
         average, _ = train_denoiser(denoiser, gaussian_rows(50), 20, CONFIG, generator())
         assert not any(parameter.requires_grad for parameter in average.parameters())
+        # Each parameter has memory of its own, so that a saved one is no larger than it is.
+        assert all(p.untyped_storage().nbytes() == 4 * p.numel() for p in average.parameters())
         before = weights_of(average).clone()
         train_denoiser(denoiser, gaussian_rows(50), 20, CONFIG, generator())
         assert torch.equal(weights_of(average), before)

@@ -116,6 +116,9 @@ def train_denoiser(
                 recent.zero_()
     averaged = copy.deepcopy(denoiser)
     vector_to_parameters(average, averaged.parameters())
+    for parameter in averaged.parameters():
+        # Its own memory: a view would take the whole vector along into every file.
+        parameter.data = parameter.data.clone()
     return averaged.requires_grad_(False), tail.item() / (num_steps - tail_start)
 
 

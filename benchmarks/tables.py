@@ -1,0 +1,88 @@
+"""The tables of the documentation from the results: ``python benchmarks/tables.py`` after any benchmark.
+
+`fidelity_cost.py` writes its own, which need the figures of every model.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from measuring import RESULTS
+
+TABLES = Path(__file__).parent.parent / "docs" / "results"
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """The results of a benchmark, if it was run."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def where(results: dict[str, Any]) -> str:
+    """What the figures were measured on."""
+    machine = results["machine"]
+    device = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+    return f"Measured on {machine['date']}: {device}; PyTorch {machine['torch']}, Python {machine['python']}."
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def refresh(results: dict[str, Any]) -> str:
+    """Seconds by phase, in steps of the paper, and against the budget."""
+    phases = list(results["scratch"]["phases"])
+    rows = []
+    for name, label in (("scratch", "from scratch"), ("warm", "warm")):
+        part = results[name]
+        cells = [f"{part['phases'][phase]:.1f}" for phase in phases]
+        rows.append([label, *cells, f"{part['seconds']:.1f}", f"{part['paper_steps']:.0f}", f"{part['budget']:.2f}"])
+    head = ["seconds", *phases, "in all", "in eager steps of the paper's preset", "share of the budget"]
+    sizes = f"{results['rows']:,} rows into {results['synthetic']:,} at {results['nfe']} evaluations each. "
+    unit = f"One eager step of the paper's preset took {results['paper_step_seconds']['mean']:.4f} s in the same run."
+    return f"{markdown(head, rows)}\n\n{sizes}{unit}\n{where(results)}"
+
+
+def training_step(results: dict[str, Any]) -> str:
+    """Milliseconds by autograd and written out."""
+    rows = [
+        [
+            f"`{name}`",
+            f"{part['autograd_seconds'] * 1e3:.1f}",
+            f"{part['written_out_seconds'] * 1e3:.1f}",
+            f"{part['ratio']:.2f}",
+            f"{part['over_floor']:.2f}",
+        ]
+        for name, part in results.items()
+        if isinstance(part, dict) and "ratio" in part
+    ]
+    head = ["preset's sizes", "autograd, ms", "written out, ms", "ratio", "written out / arithmetic floor"]
+    return f"{markdown(head, rows)}\n\n{where(results)}"
+
+
+def published(results: dict[str, Any]) -> str:
+    """Seconds of the published code and of ours."""
+    rows = [
+        [name, f"{part['published_seconds']:.3g}", f"{part['our_seconds']:.3g}", f"{part['ratio']:.2f}"]
+        for name, part in results["timings"].items()
+    ]
+    head = ["what: our preset", "published, s", "ours, s", "published / ours"]
+    commit = f"Published code at commit `{results['commit'][:7]}`. "
+    return f"{markdown(head, rows)}\n\n{commit}{where(results)}"
+
+
+def main() -> None:
+    TABLES.mkdir(parents=True, exist_ok=True)
+    for name, table in {"refresh": refresh, "training_step": training_step, "published": published}.items():
+        results = read(name)
+        if results is not None:
+            (TABLES / f"{name}_table.md").write_text(table(results) + "\n")
+            print(f"written: {TABLES / f'{name}_table.md'}")
+
+
+if __name__ == "__main__":
+    main()
