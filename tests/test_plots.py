@@ -271,7 +271,7 @@ def test_a_trajectory_leads_from_noise_to_rows_and_is_no_draw(solver):
     before = global_state()
     states = upsampler.trajectory(500)
     assert global_state() == before
-    assert [sigma for sigma, _ in states] == pytest.approx(karras_schedule(8, 0.02, 20.0, 100.0))
+    assert [sigma for sigma, _ in states] == pytest.approx(karras_schedule(8, 0.05, 20.0, 100.0))
     assert all(x.shape == (500, 7) and x.dtype == torch.float32 for _, x in states)
     assert float(states[0][1].std()) == pytest.approx(20.0, rel=0.05)
     assert float(states[-1][1].std()) < 2.0

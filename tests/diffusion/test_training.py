@@ -14,6 +14,7 @@ from synther_buffers.diffusion.preconditioning import Preconditioner
 from synther_buffers.diffusion.training import (
     NonFiniteLossError,
     TrainingConfig,
+    _schedule,
     evaluate_denoiser,
     train_denoiser,
 )
@@ -177,6 +178,12 @@ class TestLoop:
         moves = [(after - before).abs().max().item() for before, after in pairwise(seen)]
         # The last step's rate is (1 + cos(pi 49 / 50)) / 2, a thousandth of the first one's.
         assert moves[-1] < 0.01 * max(moves)
+
+    @pytest.mark.parametrize(("num_steps", "rise"), [(1_000, 100), (50, 5), (5, 1)])
+    def test_learning_rate_rises_first_but_for_a_tenth_of_the_steps_at_most(self, num_steps: int, rise: int) -> None:
+        cosine = [0.5 * (1 + math.cos(math.pi * index / num_steps)) for index in range(num_steps)]
+        wanted = [min((index + 1) / rise, 1.0) * value for index, value in enumerate(cosine)]
+        assert [_schedule(index, num_steps, 100) for index in range(num_steps)] == pytest.approx(wanted)
 
     def test_evaluation_is_reproducible_and_leaves_the_denoiser_alone(self) -> None:
         denoiser = make_denoiser()

@@ -30,7 +30,8 @@ class TrainingConfig:
     Attributes:
         batch_size: rows per step, drawn with replacement.
         learning_rate: peak of AdamW's learning rate; a cosine takes it to 0 (Loshchilov and Hutter 2017).
-        warmup_steps: steps over which the rate rises to its place on the cosine; large rates diverge without.
+        warmup_steps: steps, a tenth of the training at most, over which the rate rises to its place on the cosine;
+            large rates diverge without.
         betas, weight_decay: AdamW's.
         max_grad_norm: gradients are clipped to this norm.
         p_mean, p_std: of ln sigma (EDM, Table 1).
@@ -136,5 +137,6 @@ def evaluate_denoiser(
 
 def _schedule(index: int, num_steps: int, warmup_steps: int) -> float:
     """Share of the peak learning rate at a step: a linear rise over the first steps, times a cosine down to 0."""
-    rise = min((index + 1) / warmup_steps, 1.0) if warmup_steps else 1.0
+    # A short training must not end on the way up.
+    rise = min((index + 1) / max(min(warmup_steps, num_steps // 10), 1), 1.0)
     return rise * 0.5 * (1.0 + math.cos(math.pi * index / num_steps))
