@@ -56,7 +56,7 @@ bench-smoke: $(VENV)/.installed
 	$(BIN)/python benchmarks/published.py --toy --out build/bench/published.json
 	$(BIN)/python benchmarks/fidelity_cost.py --toy --models build/bench/models --out build/bench/fidelity_cost.jsonl
 	rm -f build/bench/augmentation_comparison.jsonl build/bench/offline_upsampling.jsonl
-	$(BIN)/python examples/compare_augmentations.py --toy --out build/bench/augmentation_comparison.jsonl \
+	$(BIN)/python benchmarks/augmentations.py --toy --out build/bench/augmentation_comparison.jsonl \
 		--report build/bench/augmentation_table.md --picture build/bench/augmentation_comparison.png
 
 # Hours: fidelity_cost.py collects nothing, it wants the files of examples/collect.py under data/. The comparison with the

@@ -23,18 +23,16 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from measuring import RESULTS, machine
+from replay_data import ReplayData
 
-from synther_buffers import PRESETS, DiffusionUpsampler, SamplerConfig, Transitions, TransitionSpec, UpsamplerConfig
+from synther_buffers import PRESETS, DiffusionUpsampler, SamplerConfig, UpsamplerConfig
 from synther_buffers.config import resolve_config
-from synther_buffers.datasets import open_dataset
 from synther_buffers.diffusion.samplers import num_function_evaluations
 from synther_buffers.metrics import evaluate
 from synther_buffers.plots import fidelity_cost
-from synther_buffers.simulators import MujocoSimulator
 
 NUM_SAMPLES = 20_000
 DOCS = Path(__file__).parent.parent / "docs"
@@ -52,8 +50,6 @@ CURVES = {
 }
 #: What is measured: a configuration, and the solvers that sample from the model it trains.
 Entry = tuple[UpsamplerConfig, dict[str, SamplerConfig]]
-#: Environment, spec, rows in the order of writing, and simulator.
-Data = tuple[str, TransitionSpec, Transitions, MujocoSimulator]
 
 
 def entries() -> dict[str, Entry]:
@@ -66,7 +62,7 @@ def entries() -> dict[str, Entry]:
         "paper-10k": (replace(paper, train_steps=10_000), {**heun, **ours}),
         "paper-1k": (replace(paper, train_steps=1_000), heun),
         "paper-300": (replace(paper, train_steps=300), heun),
-        "cpu": (cpu, {**sde, **heun}),
+        "cpu": (cpu, sde),
         "cpu-1500": (replace(cpu, train_steps=1_500), ours),
         "cpu-10k": (replace(cpu, train_steps=10_000), ours),
         # The default with one choice taken back.
@@ -77,53 +73,19 @@ def entries() -> dict[str, Entry]:
     }
 
 
-def split(rows: Transitions) -> tuple[Transitions, Transitions]:
-    """Training rows, and every tenth row, which no model sees: real rows of the same distribution.
-
-    Held-out runs of consecutive rows would be a distribution of their own, which a classifier tells from the training
-    rows (AUC 0.93 on Walker2d-v5) and next to which no model could look right.
-    """
-    held_out = torch.arange(len(rows)) % 10 == 9
-    return rows[~held_out], rows[held_out]
-
-
-def read(path: Path) -> Data:
-    """A file of `examples/collect.py`."""
-    dataset = open_dataset(path)
-    parts = [chunk.flat() for chunk in dataset.chunks(100_000)]
-    rows = Transitions.from_flat({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
-    env = json.loads(str(np.load(path)["about"]))["env"]
-    return env, dataset.spec, rows, MujocoSimulator(env)
-
-
-def toy_data() -> Data:
-    """A few hundred rows of a random policy."""
-    env = gym.make("HalfCheetah-v5")
-    env.action_space.seed(0)
-    observation, _ = env.reset(seed=0)
-    rows: list[tuple[Any, ...]] = []
-    for _ in range(600):
-        action = env.action_space.sample()
-        following, reward, terminated, _, _ = env.step(action)
-        rows.append((observation, action, np.float32(reward), following, terminated))
-        observation = following
-    columns = (torch.from_numpy(np.array(column)) for column in zip(*rows, strict=True))
-    spec = TransitionSpec.from_spaces(env.observation_space, env.action_space)
-    return "HalfCheetah-v5", spec, Transitions(*columns), MujocoSimulator("HalfCheetah-v5")
-
-
-def fitted(data: Data, name: str, config: UpsamplerConfig, seed: int, models: Path) -> tuple[DiffusionUpsampler, Any]:
+def fitted(
+    data: ReplayData, name: str, config: UpsamplerConfig, seed: int, models: Path
+) -> tuple[DiffusionUpsampler, Any]:
     """An entry's model and what its training cost: the one kept from an earlier run, or a new one, which is kept."""
-    env, spec, rows, _ = data
-    path = models / f"{env}-{name}-s{seed}.safetensors"
+    path = models / f"{data.env}-{name}-s{seed}.safetensors"
     costs = path.with_suffix(".json")
     if costs.exists():
-        kept = DiffusionUpsampler.load(path, spec=spec, device="cpu")
+        kept = DiffusionUpsampler.load(path, spec=data.spec, device="cpu")
         if replace(kept.config, sampler=config.sampler) == config:
             kept.config = config
             return kept, json.loads(costs.read_text())
-    train, held_out = split(rows)
-    upsampler = DiffusionUpsampler(spec, config, "cpu", seed)
+    train, held_out = data.split()
+    upsampler = DiffusionUpsampler(data.spec, config, "cpu", seed)
     report = upsampler.fit(train, held_out=held_out)
     models.mkdir(parents=True, exist_ok=True)
     upsampler.save(path)
@@ -133,24 +95,23 @@ def fitted(data: Data, name: str, config: UpsamplerConfig, seed: int, models: Pa
 
 
 def measure(
-    data: Data, name: str, entry: Entry, seed: int, num_samples: int, models: Path, done: Container[str] = ()
+    data: ReplayData, name: str, entry: Entry, seed: int, num_samples: int, models: Path, done: Container[str] = ()
 ) -> Iterator[dict[str, Any]]:
     """A line of results for each solver of an entry that is not done yet."""
-    env, spec, rows, simulator = data
     config, solvers = entry
     solvers = {solver: sampler for solver, sampler in solvers.items() if solver not in done}
     if not solvers:
         return
-    train, held_out = split(rows)
+    train, held_out = data.split()
     upsampler, spent = fitted(data, name, config, seed, models)
     for solver, sampler in solvers.items():
         upsampler.config = replace(config, sampler=sampler)
         start = time.perf_counter()
         synthetic = upsampler.sample(num_samples)
         seconds = time.perf_counter() - start
-        figures = evaluate(held_out, synthetic, spec, train=train, simulator=simulator, seed=seed)
+        figures = evaluate(held_out, synthetic, data.spec, train=train, simulator=data.simulator, seed=seed)
         yield {
-            "env": env,
+            "env": data.env,
             "name": name,
             "solver": solver,
             "seed": seed,
@@ -164,18 +125,17 @@ def measure(
         }
 
 
-def time_entries(data: Data, rounds: int, steps: int, num_rows: int) -> dict[str, Any]:
+def time_entries(data: ReplayData, rounds: int, steps: int, num_rows: int) -> dict[str, Any]:
     """Seconds of a training step, of the rest of a fit, and of an evaluation of the net per row, of every entry.
 
     The entries are timed in turn, and that `rounds` times, so that a drifting machine hits them alike; medians.
     """
-    _, spec, rows, _ = data
     seen: dict[str, list[tuple[float, float, float]]] = {}
     for _ in range(rounds):
         for name, (config, solvers) in entries().items():
             sampler = replace(next(iter(solvers.values())), num_steps=2)
-            upsampler = DiffusionUpsampler(spec, replace(config, train_steps=steps, sampler=sampler), "cpu")
-            phases = upsampler.fit(rows).phases
+            upsampler = DiffusionUpsampler(data.spec, replace(config, train_steps=steps, sampler=sampler), "cpu")
+            phases = upsampler.fit(data.rows).phases
             start = time.perf_counter()
             upsampler.sample(num_rows)
             nfe = num_function_evaluations(sampler.solver, sampler.num_steps)
@@ -253,16 +213,16 @@ def main() -> None:
     if not paths:
         parser.error("there are no data: collect some with examples/collect.py, or give --data.")
     if args.timing:
-        timing = {"machine": machine(), "entries": time_entries(read(paths[0]), 3, 10, 4_096)}
+        timing = {"machine": machine(), "entries": time_entries(ReplayData.read(paths[0]), 3, 10, 4_096)}
         timing_path(args.out).write_text(json.dumps(timing, indent=2) + "\n")
     lines = [json.loads(line) for line in args.out.open()] if args.out.exists() else []
     for seed in range(0 if args.timing else args.seeds):
         for path in paths:
-            data = read(path)
+            data = ReplayData.read(path)
             for name, entry in entries().items():
                 if name not in (args.only or entries()):
                     continue
-                key = (data[0], name, seed)
+                key = (data.env, name, seed)
                 done = {line["solver"] for line in lines if (line["env"], line["name"], line["seed"]) == key}
                 for line in measure(data, name, entry, seed, NUM_SAMPLES, args.models, done):
                     lines.append(line)
@@ -340,7 +300,7 @@ def run_toy(out: Path, models: Path) -> None:
     """One tiny model, so that the whole path runs in seconds."""
     config, solvers = entries()["cpu"]
     small = replace(config, train_steps=20, terminal_steps=10, network=replace(config.network, width=32))
-    lines = list(measure(toy_data(), "cpu", (small, {"sde-16": solvers["sde-16"]}), 0, 500, models))
+    lines = list(measure(ReplayData.toy(), "cpu", (small, {"sde-16": solvers["sde-16"]}), 0, 500, models))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("".join(json.dumps({"machine": machine(), **line}) + "\n" for line in lines))
     report(lines, out)

@@ -54,16 +54,8 @@ def alternate(first: Callable[[], Any], second: Callable[[], Any], repeats: int,
 
 def denoiser_of(config: UpsamplerConfig, rows: Tensor) -> Preconditioner:
     """A new denoiser of a configuration for encoded rows, on their device."""
-    sizes = config.network
     network = ResidualMLP(
-        rows.shape[1],
-        width=sizes.width,
-        depth=sizes.depth,
-        embedding_dim=sizes.embedding_dim,
-        fourier_dim=sizes.fourier_dim,
-        activation=sizes.activation,
-        generator=torch.Generator().manual_seed(0),
-        device=rows.device,
+        rows.shape[1], **vars(config.network), generator=torch.Generator().manual_seed(0), device=rows.device
     )
     return Preconditioner(network, config.sigma_data)
 

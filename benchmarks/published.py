@@ -46,14 +46,13 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from measuring import alternate, machine, write
+from measuring import alternate, denoiser_of, machine, write
 from torch import Tensor
 
 from synther_buffers import PRESETS, DiffusionUpsampler, Transitions, TransitionSpec, UpsamplerConfig
 from synther_buffers.config import resolve_config, resolve_device
 from synther_buffers.diffusion import samplers
 from synther_buffers.diffusion.loss import denoising_loss
-from synther_buffers.diffusion.network import ResidualMLP
 from synther_buffers.diffusion.preconditioning import Preconditioner
 from synther_buffers.diffusion.samplers import num_function_evaluations
 from synther_buffers.diffusion.training import train_denoiser
@@ -192,12 +191,6 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def our_denoiser(dim: int, config: UpsamplerConfig, device: torch.device) -> Preconditioner:
-    """Our denoiser of a configuration, untrained."""
-    network = ResidualMLP(dim, **vars(config.network), generator=torch.Generator().manual_seed(0), device=device)
-    return Preconditioner(network, config.sigma_data)
-
-
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Its network's tensors under our names."""
     names = {
@@ -221,9 +214,9 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def agreement(theirs: Any, rows: Tensor, config: UpsamplerConfig) -> dict[str, float | int]:
     """Relative differences of loss, gradient and generated rows, computed by both from the same weights and noise."""
-    ours = our_denoiser(rows.shape[1], config, theirs.device)
-    ours.network.load_state_dict(renamed(theirs.net.state_dict()))
     rows = rows.to(theirs.device)
+    ours = denoiser_of(config, rows)
+    ours.network.load_state_dict(renamed(theirs.net.state_dict()))
     torch.manual_seed(0)
     their_loss = theirs(rows)
     torch.manual_seed(0)  # it draws the levels first, then the noise
@@ -309,8 +302,8 @@ def measure(theirs: Published, rows: Tensor, args: argparse.Namespace) -> dict[s
     paper, default = resolve_config("paper-online", device), resolve_config("auto", device)
     encoded = theirs.model.normalizer.normalize(rows.to(device))
     steps, samples, batch, levels = args.steps, args.samples, args.batch, args.levels
-    our_steps = our_training(our_denoiser(rows.shape[1], paper, device), encoded, paper, steps)
-    our_default_steps = our_training(our_denoiser(rows.shape[1], default, device), encoded, default, steps)
+    our_steps = our_training(denoiser_of(paper, encoded), encoded, paper, steps)
+    our_default_steps = our_training(denoiser_of(default, encoded), encoded, default, steps)
 
     def their_steps() -> None:
         for _ in range(steps):

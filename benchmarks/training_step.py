@@ -28,20 +28,8 @@ COLUMNS = 42
 
 def written_out(config: UpsamplerConfig, rows: Tensor) -> GradientStep:
     """The library's step."""
-    training = config.training
-    step = GradientStep(
-        denoiser_of(config, rows),
-        rows,
-        batch_size=training.batch_size,
-        p_mean=training.p_mean,
-        p_std=training.p_std,
-        betas=training.betas,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        bfloat16=training.bfloat16,
-        generator=torch.Generator(rows.device).manual_seed(0),
-    )
-    step.learning_rate.fill_(training.learning_rate)
+    step = GradientStep(denoiser_of(config, rows), rows, config.training, torch.Generator(rows.device).manual_seed(0))
+    step.learning_rate.fill_(config.training.learning_rate)
     return step
 
 

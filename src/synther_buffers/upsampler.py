@@ -439,14 +439,9 @@ class DiffusionUpsampler:
         )
 
     def _new_denoiser(self) -> Preconditioner:
-        sizes = self.config.network
         network = ResidualMLP(
             self._codec.dim,
-            width=sizes.width,
-            depth=sizes.depth,
-            embedding_dim=sizes.embedding_dim,
-            fourier_dim=sizes.fourier_dim,
-            activation=sizes.activation,
+            **vars(self.config.network),
             generator=self._generator("network", device="cpu"),
             device=self.device,
         )

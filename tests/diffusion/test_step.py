@@ -1,6 +1,7 @@
 """The written-out gradient step against autograd."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from synther_buffers.diffusion.loss import denoising_loss, draw_sigma
 from synther_buffers.diffusion.network import Activation, ResidualMLP
 from synther_buffers.diffusion.preconditioning import Preconditioner
 from synther_buffers.diffusion.step import GradientStep
+from synther_buffers.diffusion.training import TrainingConfig
 
 ROWS = torch.randn((50, 5), generator=torch.Generator().manual_seed(1))
 P_MEAN, P_STD, BATCH = -0.7, 0.9, 32
+CONFIG = TrainingConfig(BATCH, learning_rate=0.0, p_mean=P_MEAN, p_std=P_STD, betas=(0.9, 0.99), weight_decay=0.1)
 
 
 def make_denoiser(activation: Activation, depth: int = 3, sigma_data: float = 0.5) -> Preconditioner:
@@ -24,10 +27,8 @@ def make_denoiser(activation: Activation, depth: int = 3, sigma_data: float = 0.
 
 
 def make_step(denoiser: Preconditioner, max_grad_norm: float = 1e9, bfloat16: bool = False) -> GradientStep:
-    return GradientStep(
-        denoiser, ROWS, batch_size=BATCH, p_mean=P_MEAN, p_std=P_STD, betas=(0.9, 0.99), weight_decay=0.1,
-        max_grad_norm=max_grad_norm, bfloat16=bfloat16, generator=torch.Generator().manual_seed(2),
-    )  # fmt: skip
+    config = replace(CONFIG, max_grad_norm=max_grad_norm, bfloat16=bfloat16)
+    return GradientStep(denoiser, ROWS, config, torch.Generator().manual_seed(2))
 
 
 def draw(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,10 +100,7 @@ def test_replayed_as_a_cuda_graph_the_steps_are_the_same() -> None:
     weights = []
     for graphed in (False, True):
         denoiser = make_denoiser("silu").cuda()
-        step = GradientStep(
-            denoiser, ROWS.cuda(), batch_size=BATCH, p_mean=P_MEAN, p_std=P_STD, betas=(0.9, 0.99), weight_decay=0.1,
-            max_grad_norm=1.0, bfloat16=False, generator=torch.Generator("cuda").manual_seed(2),
-        )  # fmt: skip
+        step = GradientStep(denoiser, ROWS.cuda(), CONFIG, torch.Generator("cuda").manual_seed(2))
         step.learning_rate.fill_(1e-3)
         for _ in range(20):
             step() if graphed else step._step()

@@ -9,7 +9,7 @@ once, and nothing waits for the device, so that CUDA can replay the whole step a
 from __future__ import annotations
 
 import logging
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from .loss import draw_sigma
 from .network import ResidualMLP
 from .preconditioning import Preconditioner
+
+if TYPE_CHECKING:
+    from .training import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +34,7 @@ class GradientStep:
     Args:
         denoiser: D, on the device of `rows`; its parameters become views of `weights`.
         rows: ``[N, D]`` float32 training rows.
-        batch_size, p_mean, p_std, betas, weight_decay, max_grad_norm, bfloat16: as in
-            `synther_buffers.diffusion.training.TrainingConfig`.
+        config: the learning rate and its course are the caller's (`learning_rate`), as is the moving average.
         generator: source of everything random, on the device of `rows`.
 
     Attributes:
@@ -46,22 +48,13 @@ class GradientStep:
         self,
         denoiser: Preconditioner,
         rows: Tensor,
-        *,
-        batch_size: int,
-        p_mean: float,
-        p_std: float,
-        betas: tuple[float, float],
-        weight_decay: float,
-        max_grad_norm: float,
-        bfloat16: bool,
+        config: TrainingConfig,
         generator: torch.Generator,
     ) -> None:
         network = cast(ResidualMLP, denoiser.network)
         device = rows.device
         self.rows = rows
-        self.batch_size = batch_size
-        self.p_mean, self.p_std = p_mean, p_std
-        self.max_grad_norm = max_grad_norm
+        self.config = config
         self.sigma_data = denoiser.sigma_data
         self.generator = generator
         self.depth = len(network.layers)
@@ -73,7 +66,7 @@ class GradientStep:
         self.gradient = torch.zeros_like(self.weights)
         self.loss = torch.zeros((), device=device, dtype=torch.float32)
         # The network's arithmetic runs on these: the same memory in float32, rounded copies in bfloat16.
-        self._dtype = torch.bfloat16 if bfloat16 else torch.float32
+        self._dtype = torch.bfloat16 if config.bfloat16 else torch.float32
         self._weights = self.weights.to(self._dtype)
         self._gradient = self.gradient.to(self._dtype)
         self._w = _views(self._weights, network)
@@ -85,18 +78,18 @@ class GradientStep:
         self._optimizer = torch.optim.AdamW(
             [parameter],
             lr=self.learning_rate,
-            betas=betas,
-            weight_decay=weight_decay,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
             fused=True,
             capturable=device.type == "cuda",
         )
 
         def buffer(columns: int) -> Tensor:
-            return torch.empty((batch_size, columns), device=device, dtype=self._dtype)
+            return torch.empty((config.batch_size, columns), device=device, dtype=self._dtype)
 
         width, embedding_dim = self._w["widen.weight"].shape
         dim = rows.shape[1]
-        self._noise = torch.empty((batch_size, dim), device=device, dtype=torch.float32)
+        self._noise = torch.empty((config.batch_size, dim), device=device, dtype=torch.float32)
         self._gate, self._embedded = buffer(embedding_dim), buffer(embedding_dim)
         self._h = [buffer(width) for _ in range(self.depth + 1)]
         self._active = [buffer(width) for _ in range(self.depth + 1)]
@@ -137,18 +130,18 @@ class GradientStep:
         if self._dtype is not torch.float32:
             self.gradient.copy_(self._gradient)
         norm = torch.linalg.vector_norm(self.gradient)
-        self.gradient.mul_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        self.gradient.mul_((self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         self._optimizer.step()
         if self._dtype is not torch.float32:
             self._weights.copy_(self.weights)
 
     def _draw(self) -> None:
         """A minibatch and its noise, as the network's inputs and its target."""
-        count, generator, device = self.batch_size, self.generator, self.rows.device
+        count, generator, device = self.config.batch_size, self.generator, self.rows.device
         index = torch.randint(len(self.rows), (count,), generator=generator, device=device)
         clean = self.rows.index_select(0, index)
         noise = self._noise.normal_(generator=generator)
-        sigma = draw_sigma(count, self.p_mean, self.p_std, generator)[:, None]
+        sigma = draw_sigma(count, self.config.p_mean, self.config.p_std, generator)[:, None]
         c_in = (sigma.square() + self.sigma_data**2).rsqrt()
         self._x = torch.addcmul(clean, sigma, noise).mul_(c_in).to(self._dtype)
         # (clean - c_skip noisy) / c_out, simplified.

@@ -79,18 +79,7 @@ def train_denoiser(
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
     """
-    step = GradientStep(
-        denoiser,
-        rows,
-        batch_size=config.batch_size,
-        p_mean=config.p_mean,
-        p_std=config.p_std,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        bfloat16=config.bfloat16,
-        generator=generator,
-    )
+    step = GradientStep(denoiser, rows, config, generator)
     average = step.weights.clone()
     num_averaged = 0
     report_every = max(num_steps // _REPORTS, 1)

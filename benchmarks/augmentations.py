@@ -1,11 +1,11 @@
 """Are learned rows closer to the truth than perturbed ones? SynthER's figure 5 (Lu et al. 2023) on replay data.
 
     python examples/collect.py --env Walker2d-v5 --steps 50000     # likewise HalfCheetah-v5 and Hopper-v5
-    python examples/compare_augmentations.py --data data/Walker2d-v5-50000-s0.npz
+    python benchmarks/augmentations.py --data data/Walker2d-v5-50000-s0.npz
 
 Of each generated row two things are measured: its distance to the closest real row that was learned (is it new?), and
 how far its next observation is from the simulator's (is it true?). The diffusion model and the augmentations learn the
-same 90 % of the rows; the rest is held out in runs of 50 consecutive rows and tells what new real rows look like.
+same nine of ten rows; the tenth is held out and tells what new real rows look like.
 Rows that the simulator cannot be set to are counted and left out.
 
 An augmentation's strength is a free choice, and a weaker one is always truer and less new. So each is measured at
@@ -20,30 +20,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
+from measuring import machine
+from replay_data import ReplayData
 
-from synther_buffers import PRESETS, DiffusionUpsampler, Transitions, TransitionSpec, UpsamplerConfig
+from synther_buffers import PRESETS, DiffusionUpsampler, UpsamplerConfig
 from synther_buffers.augmentation import AmplitudeScaling, Bootstrap, DynamicsNoise, GaussianNoise
 from synther_buffers.config import resolve_config, resolve_device
-from synther_buffers.datasets import open_dataset
 from synther_buffers.fidelity import measure_fidelity
 from synther_buffers.metrics import closest_distance, simulate
 from synther_buffers.plots import strength_sweeps
-from synther_buffers.simulators import MujocoSimulator
 from synther_buffers.upsampler import Upsampler
 
 ROOT = Path(__file__).parents[1]
-_RUN = 50
 #: Rows of each line that are kept for the picture, where the seeds are pooled.
 _KEPT = 500
 QUARTILES = (0.25, 0.5, 0.75)
@@ -62,55 +59,6 @@ AUGMENTATIONS: dict[str, tuple[float, dict[float, Factory]]] = {
 Line = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Data:
-    """Replay rows of an environment, in the order of writing."""
-
-    env: str
-    spec: TransitionSpec
-    rows: Transitions
-    simulator: MujocoSimulator
-
-    @classmethod
-    def read(cls, path: Path) -> Data:
-        """A file of `examples/collect.py`.
-
-        Raises:
-            ValueError: another file.
-            TypeError: rows of an environment that is not MuJoCo's.
-            OSError: it cannot be read.
-        """
-        dataset = open_dataset(path)
-        rows = dataset.subset(len(dataset))
-        about = np.load(path).get("about") if path.suffix == ".npz" else None
-        if about is None:
-            raise ValueError("it does not say its environment; wanted an .npz of examples/collect.py.")
-        env = json.loads(str(about))["env"]
-        # Stored actions are in [-1, 1], whatever the environment's range.
-        return cls(env, dataset.spec, rows, MujocoSimulator(env))
-
-    @classmethod
-    def toy(cls) -> Data:
-        """A few hundred rows of a random policy."""
-        env = gym.make("HalfCheetah-v5")
-        env.action_space.seed(0)
-        observation, _ = env.reset(seed=0)
-        rows: list[tuple[Any, ...]] = []
-        for _ in range(1_000):
-            action = env.action_space.sample()
-            following, reward, terminated, _, _ = env.step(action)
-            rows.append((observation, action, np.float32(reward), following, terminated))
-            observation = following
-        columns = (torch.from_numpy(np.array(column)) for column in zip(*rows, strict=True))
-        spec = TransitionSpec.from_spaces(env.observation_space, env.action_space)
-        return cls("HalfCheetah-v5", spec, Transitions(*columns), MujocoSimulator("HalfCheetah-v5"))
-
-    def split(self) -> tuple[Transitions, Transitions]:
-        """Rows to learn, and every tenth run of 50 consecutive rows, which nobody learns."""
-        run = torch.arange(len(self.rows)) // _RUN
-        return self.rows[run % 10 != 9], self.rows[run % 10 == 9]
-
-
 def sources(config: UpsamplerConfig) -> dict[tuple[str, float | None], Factory | None]:
     """Where rows come from, by name and strength; None for the held-out rows."""
     found: dict[tuple[str, float | None], Factory | None] = {
@@ -123,7 +71,7 @@ def sources(config: UpsamplerConfig) -> dict[tuple[str, float | None], Factory |
     return found
 
 
-def measure(data: Data, factory: Factory | None, seed: int, num_samples: int) -> Line:
+def measure(data: ReplayData, factory: Factory | None, seed: int, num_samples: int) -> Line:
     """The figures of one source's rows, and some of the rows as points for the picture.
 
     Raises:
@@ -307,23 +255,11 @@ amplitude scaling, the factor is uniform in 1 ± strength. The similarities are 
 {table(lines, envs)}
 
 Measured on {model["machine"]["cpu"]}, PyTorch {model["machine"]["torch"]}, {model["machine"]["date"]}, by
-`python examples/compare_augmentations.py`.
+`python benchmarks/augmentations.py`.
 """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     print(f"{answer(lines, envs)}\n\n{table(lines, envs)}\n\nwritten to {path} and {picture}")
-
-
-def machine() -> dict[str, Any]:
-    """What a line was measured on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
-    return {
-        "cpu": names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -358,13 +294,13 @@ def main() -> None:
     config = resolve_config(args.upsampler, resolve_device("auto"))
     if args.toy:
         config = replace(config, train_steps=30, terminal_steps=10, network=replace(config.network, width=32, depth=2))
-    datasets: list[Data] = []
+    datasets: list[ReplayData] = []
     for path in args.data or []:
         try:
-            datasets.append(Data.read(path))
+            datasets.append(ReplayData.read(path))
         except (ValueError, TypeError, OSError) as error:
             parser.error(f"--data {path} cannot be used: {error}")
-    datasets = datasets or [Data.toy()]
+    datasets = datasets or [ReplayData.toy()]
     envs = [data.env for data in datasets]
     if len(set(envs)) < len(envs):
         parser.error(f"--data holds rows of {', '.join(envs)}; wanted one file per environment.")
@@ -382,7 +318,11 @@ def main() -> None:
 
 
 def measure_all(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, data: Data, config: UpsamplerConfig, lines: list[Line]
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    data: ReplayData,
+    config: UpsamplerConfig,
+    lines: list[Line],
 ) -> None:
     """Append what is missing of an environment to the lines, and to their file."""
     for seed in range(args.seeds):

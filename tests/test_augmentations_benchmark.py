@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "compare_augmentations.py"
-_spec = importlib.util.spec_from_file_location("compare_augmentations", EXAMPLE)
-example = importlib.util.module_from_spec(_spec)
-sys.modules["compare_augmentations"] = example  # dataclasses look their module up
-_spec.loader.exec_module(example)
+BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "augmentations.py"
+_spec = importlib.util.spec_from_file_location("augmentations", BENCHMARK)
+sys.path.insert(0, str(BENCHMARK.parent))  # as when it is run
+benchmark = importlib.util.module_from_spec(_spec)
+sys.modules["augmentations"] = benchmark  # dataclasses look their module up
+_spec.loader.exec_module(benchmark)
 
 
 def write_rows(path: Path, env: str, count: int, **about) -> Path:
@@ -36,8 +37,8 @@ def write_rows(path: Path, env: str, count: int, **about) -> Path:
 
 
 def run(monkeypatch, *flags) -> None:
-    monkeypatch.setattr(sys, "argv", ["compare_augmentations.py", *map(str, flags)])
-    example.main()
+    monkeypatch.setattr(sys, "argv", ["augmentations.py", *map(str, flags)])
+    benchmark.main()
 
 
 @pytest.mark.slow
@@ -102,14 +103,12 @@ def test_toy_run(tmp_path, monkeypatch, capsys):
     assert "held-out real rows of Hopper-v5, seed 0, from other rows or settings" in capsys.readouterr().err
 
 
-def test_the_held_out_rows_are_every_tenth_run_of_fifty():
-    data = example.Data.toy()
+def test_the_held_out_rows_are_every_tenth():
+    data = benchmark.ReplayData.toy()
     train, held_out = data.split()
-    assert len(data.rows) == 1_000
-    expected = torch.cat((data.rows.observation[450:500], data.rows.observation[950:1_000]))
-    assert torch.equal(held_out.observation, expected)
-    assert torch.equal(train.observation[440:460], torch.cat((data.rows.observation[440:450],
-                                                              data.rows.observation[500:510])))  # fmt: skip
+    assert (len(data.rows), len(train), len(held_out)) == (1_000, 900, 100)
+    assert torch.equal(held_out.observation[:2], data.rows.observation[[9, 19]])
+    assert torch.equal(train.observation[8:11], data.rows.observation[[8, 10, 11]])
 
 
 def line(distance: float, error: float, **more) -> dict:
@@ -119,11 +118,11 @@ def line(distance: float, error: float, **more) -> dict:
 def test_an_error_between_two_strengths_by_hand():
     lines = [line(100.0, 1e4), line(1.0, 1.0)]
     # On the line through (1, 1) and (100, 10^4) in logarithms, which is the square.
-    assert example.error_at(lines, 10.0) == pytest.approx(100.0)
-    assert example.error_at(lines, 3.0) == pytest.approx(9.0)
-    assert example.error_at(lines, 1.0) == pytest.approx(1.0)
-    assert example.error_at(lines, 0.9) is None
-    assert example.error_at(lines, 101.0) is None
+    assert benchmark.error_at(lines, 10.0) == pytest.approx(100.0)
+    assert benchmark.error_at(lines, 3.0) == pytest.approx(9.0)
+    assert benchmark.error_at(lines, 1.0) == pytest.approx(1.0)
+    assert benchmark.error_at(lines, 0.9) is None
+    assert benchmark.error_at(lines, 101.0) is None
 
 
 def test_the_answer_by_hand():
@@ -132,12 +131,12 @@ def test_the_answer_by_hand():
     for seed, error in enumerate((50.0, 200.0)):
         key = {"env": "E", "seed": seed}
         lines.append(line(10.0, error, source="diffusion model", strength=None, **key))
-        for name, (_, strengths) in example.AUGMENTATIONS.items():
+        for name, (_, strengths) in benchmark.AUGMENTATIONS.items():
             for step, strength in enumerate(strengths):
                 # Distances 1, 10, 100, 1000, the square as the error; amplitude scaling stays below 10.
                 distance = 10.0**step if name != "amplitude scaling" else 1.0 + step
                 lines.append(line(distance, distance**2, source=name, strength=strength, **key))
-    head, _, noise, amplitude, dynamics = example.answer(lines, ["E"]).splitlines()
+    head, _, noise, amplitude, dynamics = benchmark.answer(lines, ["E"]).splitlines()
     assert head.count("|") == noise.count("|") == amplitude.count("|")
     assert noise == "| E | Gaussian noise | 10 (10 to 10) | 125 (50 to 200) | 100 (100 to 100) | 1.25 (0.5 to 2) " \
                     "| 1 of 2 seeds |"  # fmt: skip
