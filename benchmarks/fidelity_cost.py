@@ -44,9 +44,9 @@ REFERENCE_AND_DEFAULT = (
 )
 #: Lines of the picture: entries and solvers.
 CURVES = {
-    "paper, 255 NFE; 300, 1,000, 10,000 steps": [(f"paper-{steps}", "heun-255") for steps in ("300", "1k", "10k")],
-    "cpu, 16 NFE; 1,500, 4,500, 10,000 steps": [(name, "sde-16") for name in ("cpu-1500", "cpu", "cpu-10k")],
-    "cpu, 4,500 steps; 8, 12, 16, 32 NFE": [("cpu", f"sde-{count}") for count in (8, 12, 16, 32)],
+    "paper, 255 NFE": [(f"paper-{steps}", "heun-255") for steps in ("300", "1k", "10k")],
+    "cpu, 16 NFE": [(name, "sde-16") for name in ("cpu-1500", "cpu", "cpu-10k")],
+    "cpu, 8 to 32 NFE": [("cpu", f"sde-{count}") for count in (8, 12, 16, 32)],
 }
 #: What is measured: a configuration, and the solvers that sample from the model it trains.
 Entry = tuple[UpsamplerConfig, dict[str, SamplerConfig]]
@@ -62,7 +62,7 @@ def entries() -> dict[str, Entry]:
         "paper-10k": (replace(paper, train_steps=10_000), {**heun, **ours}),
         "paper-1k": (replace(paper, train_steps=1_000), heun),
         "paper-300": (replace(paper, train_steps=300), heun),
-        "cpu": (cpu, sde),
+        "cpu": (cpu, {**sde, **heun}),
         "cpu-1500": (replace(cpu, train_steps=1_500), ours),
         "cpu-10k": (replace(cpu, train_steps=10_000), ours),
         # The default with one choice taken back.
@@ -77,7 +77,7 @@ def fitted(
     data: ReplayData, name: str, config: UpsamplerConfig, seed: int, models: Path
 ) -> tuple[DiffusionUpsampler, Any]:
     """An entry's model and what its training cost: the one kept from an earlier run, or a new one, which is kept."""
-    path = models / f"{data.env}-{name}-s{seed}.safetensors"
+    path = models / f"{data.name}-{name}-s{seed}.safetensors"
     costs = path.with_suffix(".json")
     if costs.exists():
         kept = DiffusionUpsampler.load(path, spec=data.spec, device="cpu")
@@ -111,7 +111,7 @@ def measure(
         seconds = time.perf_counter() - start
         figures = evaluate(held_out, synthetic, data.spec, train=train, simulator=data.simulator, seed=seed)
         yield {
-            "env": data.env,
+            "data": data.name,
             "name": name,
             "solver": solver,
             "seed": seed,
@@ -181,11 +181,11 @@ def table(lines: list[dict[str, Any]], timing: dict[str, Any]) -> str:
     """Markdown: mean and standard deviation of every figure over the seeds."""
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for line in lines:
-        groups.setdefault((line["env"], line["name"], line["solver"]), []).append(line)
-    head = ["environment", "model", "solver", "NFE", "seeds", "train s", "sample s", *FIGURES]
+        groups.setdefault((line["data"], line["name"], line["solver"]), []).append(line)
+    head = ["data", "model", "solver", "NFE", "seeds", "train s", "sample s", *FIGURES]
     out = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for (env, name, solver), group in sorted(groups.items()):
-        cells = [env, name, solver, str(group[0]["nfe"]), str(len(group))]
+    for (data, name, solver), group in sorted(groups.items()):
+        cells = [data, name, solver, str(group[0]["nfe"]), str(len(group))]
         cells += [f"{mean(seconds):.0f}" for seconds in zip(*(cost(line, timing) for line in group), strict=True)]
         for path in FIGURES.values():
             values = [value for line in group if (value := figure(line, path)) is not None]
@@ -222,8 +222,8 @@ def main() -> None:
             for name, entry in entries().items():
                 if name not in (args.only or entries()):
                     continue
-                key = (data.env, name, seed)
-                done = {line["solver"] for line in lines if (line["env"], line["name"], line["seed"]) == key}
+                key = (data.name, name, seed)
+                done = {line["solver"] for line in lines if (line["data"], line["name"], line["seed"]) == key}
                 for line in measure(data, name, entry, seed, NUM_SAMPLES, args.models, done):
                     lines.append(line)
                     with args.out.open("a") as file:
@@ -242,18 +242,18 @@ def over_seeds(lines: list[dict[str, Any]], path: tuple[str, ...]) -> str:
 def against_the_reference(lines: list[dict[str, Any]], timing: dict[str, Any]) -> str:
     """Markdown: the default beside the reference, figure by figure."""
     out = [
-        "| environment | | seeds | seconds | " + " | ".join(FIGURES) + " |",
+        "| data | | seeds | seconds | " + " | ".join(FIGURES) + " |",
         "|---|---|--:|--:|" + "--:|" * len(FIGURES),
     ]
-    for env in sorted({line["env"] for line in lines}):
+    for data in sorted({line["data"] for line in lines}):
         rows = []
         for label, name, solver in REFERENCE_AND_DEFAULT:
-            key = (env, name, solver)
-            group = [line for line in lines if (line["env"], line["name"], line["solver"]) == key]
+            key = (data, name, solver)
+            group = [line for line in lines if (line["data"], line["name"], line["solver"]) == key]
             if group:
                 seconds = mean(sum(cost(line, timing)) for line in group)
                 cells = [over_seeds(group, path) for path in FIGURES.values()]
-                rows.append(f"| {env} | {label} | {len(group)} | {seconds:,.0f} | " + " | ".join(cells) + " |")
+                rows.append(f"| {data} | {label} | {len(group)} | {seconds:,.0f} | " + " | ".join(cells) + " |")
         out += rows if len(rows) > 1 else []
     return "\n".join(out)
 
@@ -274,17 +274,17 @@ def curves(lines: list[dict[str, Any]], timing: dict[str, Any]) -> dict[str, lis
 
 
 def report(lines: list[dict[str, Any]], out: Path) -> None:
-    """The tables and a picture per environment, in the documentation or, if the results are elsewhere, beside them."""
+    """The tables and a picture per file of data, in the documentation or, if the results are elsewhere, beside them."""
     timing = read_timing(out)
     tables, pictures = (DOCS / "results", DOCS / "images") if out.parent == RESULTS else (out.parent, out.parent)
     tables.mkdir(parents=True, exist_ok=True)
     (tables / "fidelity_reference.md").write_text(against_the_reference(lines, timing) + "\n")
     (tables / "fidelity_all.md").write_text(table(lines, timing) + "\n")
     print(table(lines, timing), against_the_reference(lines, timing), sep="\n\n")
-    for env in sorted({line["env"] for line in lines}):
-        points = curves([line for line in lines if line["env"] == env], timing)
+    for data in sorted({line["data"] for line in lines}):
+        points = curves([line for line in lines if line["data"] == data], timing)
         if points:
-            fidelity_cost(points).savefig(pictures / f"fidelity_cost_{env}.png", dpi=150)
+            fidelity_cost(points).savefig(pictures / f"fidelity_cost_{data}.png", dpi=150)
 
 
 def timing_path(out: Path) -> Path:

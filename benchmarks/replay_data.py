@@ -18,8 +18,9 @@ from synther_buffers.simulators import MujocoSimulator
 
 @dataclass(frozen=True)
 class ReplayData:
-    """Replay rows of an environment, in the order of writing, and its simulator."""
+    """Replay rows of an environment, in the order of writing, and its simulator; `name` is the file's."""
 
+    name: str
     env: str
     spec: TransitionSpec
     rows: Transitions
@@ -40,7 +41,7 @@ class ReplayData:
         if about is None:
             raise ValueError("it does not say its environment; wanted an .npz of examples/collect.py.")
         env = json.loads(str(about))["env"]
-        return cls(env, dataset.spec, rows, MujocoSimulator(env))
+        return cls(path.stem, env, dataset.spec, rows, MujocoSimulator(env))
 
     @classmethod
     def toy(cls) -> ReplayData:
@@ -56,7 +57,7 @@ class ReplayData:
             observation = following
         columns = (torch.from_numpy(np.array(column)) for column in zip(*rows, strict=True))
         spec = TransitionSpec.from_spaces(env.observation_space, env.action_space)
-        return cls("HalfCheetah-v5", spec, Transitions(*columns), MujocoSimulator("HalfCheetah-v5"))
+        return cls("toy", "HalfCheetah-v5", spec, Transitions(*columns), MujocoSimulator("HalfCheetah-v5"))
 
     def split(self) -> tuple[Transitions, Transitions]:
         """Training rows, and every tenth row, which no model sees: real rows of the same distribution.

@@ -157,11 +157,10 @@ _PAPER_OFFLINE = replace(
     num_synthetic=5_000_000,
 )
 # Ours: the least work that we found to reach the fidelity of the paper's net and sampler after 10,000 of its steps, on
-# 50,000 rows of Walker2d-v5 (docs/results/fidelity.md). What made it cheap, in the order of its worth: SiLU for ReLU,
-# a larger learning rate with a rise to it, noise levels drawn closer to where the structure of the rows is decided, and
-# a narrower net. The sampler's levels are almost log-uniform (a large rho): at rho = 7 the steps between the levels
-# that matter are so long that 20 of them widen a Gaussian's variance by more than 10 %
-# (tests/diffusion/test_samplers.py).
+# 50,000 rows of Walker2d-v5. What made it cheap, in the order of its worth (docs/results/fidelity.md): SiLU for ReLU, a
+# larger learning rate with a rise to it, noise levels drawn closer to where the structure of the rows is decided. The
+# sampler's levels are almost log-uniform (a large rho): at rho = 7 the steps between the levels that matter are so long
+# that 20 of them widen a Gaussian's variance by more than 10 % (tests/diffusion/test_samplers.py).
 _CPU = UpsamplerConfig(
     network=NetworkConfig(width=384, depth=4, embedding_dim=128, activation="silu"),
     training=TrainingConfig(batch_size=512, learning_rate=6e-3, warmup_steps=100, p_std=0.8, bfloat16=True),
