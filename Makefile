@@ -58,9 +58,14 @@ bench-smoke: $(VENV)/.installed
 	rm -f build/bench/augmentation_comparison.jsonl build/bench/offline_upsampling.jsonl
 	$(BIN)/python benchmarks/augmentations.py --toy --out build/bench/augmentation_comparison.jsonl \
 		--report build/bench/augmentation_table.md --picture build/bench/augmentation_comparison.png
+	$(BIN)/python examples/offline_upsampling.py --toy --seeds 1 --arms full subset synther --learners iql --cache build/bench/offline_upsampling \
+		--out build/bench/offline_upsampling.jsonl
+	$(BIN)/python examples/offline_upsampling.py --out build/bench/offline_upsampling.jsonl --report build/bench
 
-# Hours: fidelity_cost.py collects nothing, it wants the files of examples/collect.py under data/. The comparison with the
-# published code runs where SOURCE is a clone of it.
+# Many hours. The data are files of examples/collect.py, REPLAY of so many steps and OFFLINE up to a return; the comparison
+# with the published code runs where SOURCE is a clone of it.
+REPLAY ?= $(wildcard data/*-50000-s0.npz)
+OFFLINE ?= $(wildcard data/*-medium-replay-s1.npz)
 SOURCE ?=
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/import_time.py
@@ -70,8 +75,11 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/published.py $(if $(SOURCE),--source $(SOURCE))
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity_cost.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity_cost.py --timing
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity_cost.py --data $(REPLAY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity_cost.py --data $(REPLAY) --timing
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/augmentations.py --data $(REPLAY)
+	$(BIN)/python examples/offline_upsampling.py --data $(OFFLINE)
+	$(BIN)/python examples/offline_upsampling.py --report
 	$(BIN)/python benchmarks/tables.py
 
 clean:

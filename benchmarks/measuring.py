@@ -19,6 +19,8 @@ from synther_buffers.diffusion.network import ResidualMLP
 from synther_buffers.diffusion.preconditioning import Preconditioner
 
 RESULTS = Path(__file__).parent / "results"
+#: Of a row of Walker2d-v5 as the model sees it: two observations of 17, 6 of the action, reward, terminal flag.
+COLUMNS = 42
 
 
 def machine() -> dict[str, Any]:
@@ -58,6 +60,11 @@ def denoiser_of(config: UpsamplerConfig, rows: Tensor) -> Preconditioner:
         rows.shape[1], **vars(config.network), generator=torch.Generator().manual_seed(0), device=rows.device
     )
     return Preconditioner(network, config.sigma_data)
+
+
+def num_weights(config: UpsamplerConfig, rows: Tensor) -> int:
+    """Weights in matrices of a configuration's net: each is two operations per row and evaluation."""
+    return sum(parameter.numel() for parameter in denoiser_of(config, rows).parameters() if parameter.dim() == 2)
 
 
 def eager_step(config: UpsamplerConfig, rows: Tensor) -> Callable[[], None]:

@@ -1,6 +1,6 @@
 """The tables of the documentation from the results: ``python benchmarks/tables.py`` after any benchmark.
 
-`fidelity_cost.py` writes its own, which need the figures of every model.
+The table of presets needs no benchmark. `fidelity_cost.py`, `augmentations.py` and the offline example write their own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from measuring import RESULTS
+import torch
+from measuring import COLUMNS, RESULTS, num_weights
+
+from synther_buffers import PRESETS, UpsamplerConfig
+from synther_buffers.diffusion.samplers import num_function_evaluations
 
 TABLES = Path(__file__).parent.parent / "docs" / "results"
 
@@ -31,6 +35,47 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     """A table whose first column is text and whose others are numbers."""
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def arithmetic(config: UpsamplerConfig, weights: int, steps: int) -> float:
+    """Operations of a refresh: six per weight and row learned, two per weight, row drawn and evaluation."""
+    learned = 6 * weights * config.training.batch_size * steps
+    evaluations = num_function_evaluations(config.sampler.solver, config.sampler.num_steps)
+    return learned + 2 * weights * evaluations * config.num_synthetic
+
+
+def presets() -> str:
+    """What the presets are, and what a refresh of each computes."""
+    rows = torch.zeros((1, COLUMNS))
+    cells = []
+    for name, config in PRESETS.items():
+        weights = num_weights(config, rows)
+        sampler = config.sampler
+        cells.append(
+            [
+                f"`{name}`",
+                f"{config.network.width} x {config.network.depth}, {config.network.activation}",
+                f"{weights / 1e6:.1f}",
+                f"{config.training.batch_size:,}",
+                f"{config.training.learning_rate:g}",
+                f"{config.train_steps:,} / {config.warm_steps:,}" if config.warm_start else f"{config.train_steps:,}",
+                f"{sampler.solver}, {num_function_evaluations(sampler.solver, sampler.num_steps)}",
+                f"{config.num_synthetic:,}",
+                f"{arithmetic(config, weights, config.train_steps) / 1e12:,.0f}",
+            ]
+        )
+    head = [
+        "preset",
+        "width x depth, activation",
+        "million weights",
+        "batch",
+        "learning rate",
+        "training steps (warm)",
+        "solver, evaluations a row",
+        "synthetic rows",
+        "TFLOP a refresh",
+    ]
+    return markdown(head, cells)
 
 
 def refresh(results: dict[str, Any]) -> str:
@@ -77,6 +122,7 @@ def published(results: dict[str, Any]) -> str:
 
 def main() -> None:
     TABLES.mkdir(parents=True, exist_ok=True)
+    (TABLES / "presets_table.md").write_text(presets() + "\n")
     for name, table in {"refresh": refresh, "training_step": training_step, "published": published}.items():
         results = read(name)
         if results is not None:

@@ -16,14 +16,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from measuring import alternate, denoiser_of, eager_step, machine, matmul_speed, write
+from measuring import COLUMNS, alternate, denoiser_of, eager_step, machine, matmul_speed, num_weights, write
 from torch import Tensor
 
 from synther_buffers import UpsamplerConfig
 from synther_buffers.config import resolve_config, resolve_device
 from synther_buffers.diffusion.step import GradientStep
-
-COLUMNS = 42
 
 
 def written_out(config: UpsamplerConfig, rows: Tensor) -> GradientStep:
@@ -68,8 +66,7 @@ def main() -> None:
             until_done(make(config, rows), device, args.steps) for make in (eager_step, written_out)
         )  # fmt: skip
         seconds = [total / args.steps for total in alternate(plain, ours, 1, args.rounds)]
-        weights = sum(p.numel() for p in denoiser_of(config, rows).parameters() if p.dim() == 2)
-        floor = 6 * weights * config.training.batch_size / speed
+        floor = 6 * num_weights(config, rows) * config.training.batch_size / speed
         results[name] = {
             "autograd_seconds": seconds[0],
             "written_out_seconds": seconds[1],

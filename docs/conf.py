@@ -24,6 +24,8 @@ exclude_patterns = [
     "results/refresh_table.md",
     "results/training_step_table.md",
     "results/published_table.md",
+    "results/presets_table.md",
+    "results/offline_table.md",
 ]
 
 html_theme = "furo"

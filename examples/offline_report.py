@@ -103,6 +103,13 @@ def caption(settings: Mapping[str, Any]) -> str:
     )
 
 
+def wall_time(lines: list[Line]) -> str:
+    """What the runs took together; rows were upsampled once for all learners."""
+    learning = sum(line["learn_seconds"] for line in lines)
+    upsampling = sum({(line["arm"], line["seed"]): line["upsample_seconds"] for line in lines}.values())
+    return f"{learning / 60:.0f} minutes of learning and evaluating, {upsampling / 60:.0f} of upsampling, on one core."
+
+
 def draw(lines: list[Line]) -> Figure:
     """Per learner, scores by arm with intervals as bars and seeds as open points; and mean learning curves."""
     learners, arms = in_order(lines, "learner"), in_order(lines, "arm")
@@ -153,6 +160,6 @@ def write_report(lines: list[Line], folder: Path) -> None:
     text, picture = folder / "results" / "offline_table.md", folder / "images" / "offline_upsampling.png"
     text.parent.mkdir(parents=True, exist_ok=True)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    text.write_text(f"{caption(lines[0]['settings'])}\n\n{table(lines)}\n")
+    text.write_text(f"{caption(lines[0]['settings'])} {wall_time(lines)}\n\n{table(lines)}\n")
     draw(lines).savefig(picture, dpi=150)
     print(f"{text.read_text()}\nwritten to {text} and {picture}")

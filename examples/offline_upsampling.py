@@ -1,6 +1,6 @@
 """Do offline learners learn more from a small dataset that was upsampled? TorchRL's IQL and TD3+BC on MuJoCo.
 
-    python examples/collect.py --env Walker2d-v5 --steps 150000 --until-return 1500 --seed 1
+    python examples/collect.py --env Walker2d-v5 --steps 150000 --until-return 1000 --seed 1
     python examples/offline_upsampling.py --data data/Walker2d-v5-medium-replay-s1.npz
     python examples/offline_upsampling.py --data data/Walker2d-v5-medium-replay-s1.npz --report
 

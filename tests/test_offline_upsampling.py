@@ -193,7 +193,8 @@ def line(learner: str, arm: str, seed: int, score: float) -> dict:
     returns = [score - 1, score, score + 1]
     return {
         "learner": learner, "arm": arm, "seed": seed, "num_rows": rows, "score": score, "steps": [1, 2, 3],
-        "returns": returns, "settings": settings,
+        "returns": returns, "settings": settings, "learn_seconds": 90.0,
+        "upsample_seconds": 0.0 if arm in ("full", "subset") else 120.0,
     }  # fmt: skip
 
 
@@ -222,11 +223,17 @@ def test_a_share_of_full_data_that_were_not_learned_or_scored_below_zero_is_left
         assert "| IQL | subset | 15 | 2 | 5 (5 to 5) |  |" in offline_report.table(lines).splitlines()
 
 
+def test_rows_were_upsampled_once_for_all_learners():
+    lines = [*LINES, line("iql", "synther", 0, 1.0), line("td3bc", "synther", 0, 2.0), line("iql", "synther", 1, 3.0)]
+    wanted = "15 minutes of learning and evaluating, 4 of upsampling, on one core."
+    assert offline_report.wall_time(lines) == wanted
+
+
 def test_the_report_is_written(few_resamples, tmp_path):
     offline_report.write_report(LINES, tmp_path)
     text = (tmp_path / "results/offline_table.md").read_text()
     assert text.startswith("Hopper-v5: a subset of 15 of 100 rows, upsampled to 100; 4 gradient steps.")
-    assert "The episodes of the data have a mean return of 7." in text
+    assert "The episodes of the data have a mean return of 7. 10 minutes of learning" in text
     assert (tmp_path / "images/offline_upsampling.png").stat().st_size > 10_000
 
 
