@@ -224,8 +224,11 @@ def medians(lines: list[Line], env: str, source: str, strength: float | None) ->
     return [float(np.mean([line[key][1] for line in group])) for key in ("distance", "dynamics_error")]
 
 
-def report(lines: list[Line], envs: list[str], picture: Path, path: Path) -> None:
+def report(lines: list[Line], datasets: list[ReplayData], picture: Path, path: Path) -> None:
     """Both tables, with what one has to know to read them."""
+    envs = [data.env for data in datasets]
+    seconds = sum(line["generate_seconds"] + line["measure_seconds"] for line in lines if line["env"] in envs)
+    files = " ".join(f"data/{data.name}.npz" for data in datasets)
     model = pick(lines, envs[0], MODEL, None)[0]
     text = f"""# Diversity and truth: the diffusion model and augmentations
 
@@ -254,8 +257,12 @@ amplitude scaling, the factor is uniform in 1 ± strength. The similarities are 
 
 {table(lines, envs)}
 
-Measured on {model["machine"]["cpu"]}, PyTorch {model["machine"]["torch"]}, {model["machine"]["date"]}, by
-`python benchmarks/augmentations.py`.
+Measured on {model["machine"]["cpu"]}, PyTorch {model["machine"]["torch"]}, {model["machine"]["date"]}, in
+{seconds / 60:.0f} minutes, by
+
+```text
+OMP_NUM_THREADS=1 python benchmarks/augmentations.py --data {files}
+```
 """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -314,7 +321,7 @@ def main() -> None:
         measure_all(parser, args, data, config, lines)
     lines = [line for line in lines if line["seed"] < args.seeds]
     draw(lines, envs, args.picture)
-    report(lines, envs, args.picture, args.report)
+    report(lines, datasets, args.picture, args.report)
 
 
 def measure_all(
