@@ -1,7 +1,7 @@
 """How much fidelity a second buys: presets, training budgets and solvers on the same replay data.
 
     python examples/collect.py --env Walker2d-v5 --steps 50000     # likewise HalfCheetah-v5 and Hopper-v5
-    python benchmarks/fidelity_cost.py [--data data/Walker2d-v5-50000-s0.npz ...] [--seeds 3] [--only NAME ...]
+    python benchmarks/fidelity_cost.py [--data data/Walker2d-v5-50000-s0.npz ...] [--seeds 3] [--only NAME ...] [--solvers NAME ...]
 
 Every model learns the same nine of ten rows and is judged on the tenth. ``paper-10k`` is the reference on a CPU: the
 paper's net, training and sampler, for a tenth of its 100,000 steps. A line of JSON per model and solver is appended to
@@ -60,8 +60,8 @@ def entries() -> dict[str, Entry]:
     ours = {"sde-16": sde["sde-16"]}
     return {
         "paper-10k": (replace(paper, train_steps=10_000), {**heun, **ours}),
-        "paper-1k": (replace(paper, train_steps=1_000), heun),
-        "paper-300": (replace(paper, train_steps=300), heun),
+        "paper-1k": (replace(paper, train_steps=1_000), {**heun, **ours}),
+        "paper-300": (replace(paper, train_steps=300), {**heun, **ours}),
         "cpu": (cpu, {**sde, **heun}),
         "cpu-1500": (replace(cpu, train_steps=1_500), ours),
         "cpu-10k": (replace(cpu, train_steps=10_000), ours),
@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="*", help="files of examples/collect.py (default: data/*-50000-*)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="names of entries (default: all)")
+    parser.add_argument("--solvers", nargs="*", help="names of solvers, heun-255 or sde-16 for example (default: all)")
     parser.add_argument("--timing", action="store_true", help="time steps and samples of all entries, and train none")
     parser.add_argument("--toy", action="store_true", help="tiny data and trainings, to see that it runs")
     parser.add_argument("--models", type=Path, default=Path("build/fidelity"), help="where trained models are kept")
@@ -224,6 +225,7 @@ def main() -> None:
                     continue
                 key = (data.name, name, seed)
                 done = {line["solver"] for line in lines if (line["data"], line["name"], line["seed"]) == key}
+                done |= set(entry[1]) - set(args.solvers or entry[1])
                 for line in measure(data, name, entry, seed, NUM_SAMPLES, args.models, done):
                     lines.append(line)
                     with args.out.open("a") as file:
