@@ -1,7 +1,7 @@
 """How much fidelity a second buys: presets, training budgets and solvers on the same replay data.
 
     python examples/collect.py --env Walker2d-v5 --steps 50000     # likewise HalfCheetah-v5 and Hopper-v5
-    python benchmarks/fidelity_cost.py [--data data/Walker2d-v5-50000-s0.npz ...] [--seeds 3] [--only NAME ...] [--solvers NAME ...]
+    python benchmarks/fidelity_cost.py [--data FILE ...] [--seeds 3] [--only NAME ...] [--solvers NAME ...]
 
 Every model learns the same nine of ten rows and is judged on the tenth. ``paper-10k`` is the reference on a CPU: the
 paper's net, training and sampler, for a tenth of its 100,000 steps. A line of JSON per model and solver is appended to
