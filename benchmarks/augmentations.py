@@ -257,8 +257,8 @@ amplitude scaling, the factor is uniform in 1 ± strength. The similarities are 
 
 {table(lines, envs)}
 
-Measured on {model["machine"]["cpu"]}, PyTorch {model["machine"]["torch"]}, {model["machine"]["date"]}, in
-{seconds / 60:.0f} minutes, by
+Measured on one core of {model["machine"]["cpu"]}, PyTorch {model["machine"]["torch"]}, {model["machine"]["date"]}, in
+{seconds / 60:.0f} minutes. The files are named by the environment, steps and seed that `examples/collect.py` was given.
 
 ```text
 OMP_NUM_THREADS=1 python benchmarks/augmentations.py --data {files}
