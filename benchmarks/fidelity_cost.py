@@ -36,11 +36,19 @@ from synther_buffers.plots import fidelity_cost
 
 NUM_SAMPLES = 20_000
 DOCS = Path(__file__).parent.parent / "docs"
-#: What is compared in the first table: label, entry and solver.
-REFERENCE_AND_DEFAULT = (
+#: Label, entry and solver of a table's lines.
+Comparison = tuple[tuple[str, str, str], ...]
+#: What is compared in the first table.
+REFERENCE_AND_DEFAULT: Comparison = (
     ("reference: `paper-10k`, 255 NFE", "paper-10k", "heun-255"),
     ("the same net, 16 NFE", "paper-10k", "sde-16"),
     ("`cpu` preset, 16 NFE", "cpu", "sde-16"),
+)
+#: What is compared in the second one: as many seconds of training.
+EQUAL_SECONDS: Comparison = (
+    ("`cpu` preset, 16 NFE", "cpu", "sde-16"),
+    ("paper's net after 1,000 steps, 255 NFE", "paper-1k", "heun-255"),
+    ("the same net, 16 NFE", "paper-1k", "sde-16"),
 )
 #: Lines of the picture: entries and solvers.
 CURVES = {
@@ -241,21 +249,22 @@ def over_seeds(lines: list[dict[str, Any]], path: tuple[str, ...]) -> str:
     return f"{mean(values):.4f}{spread}" if values else ""
 
 
-def against_the_reference(lines: list[dict[str, Any]], timing: dict[str, Any]) -> str:
-    """Markdown: the default beside the reference, figure by figure."""
+def side_by_side(lines: list[dict[str, Any]], timing: dict[str, Any], comparison: Comparison) -> str:
+    """Markdown: models beside one another, figure by figure, on the data that have more than one of them."""
     out = [
-        "| data | | seeds | seconds | " + " | ".join(FIGURES) + " |",
-        "|---|---|--:|--:|" + "--:|" * len(FIGURES),
+        "| data | | seeds | training, s | sampling, s | " + " | ".join(FIGURES) + " |",
+        "|---|---|--:|--:|--:|" + "--:|" * len(FIGURES),
     ]
     for data in sorted({line["data"] for line in lines}):
         rows = []
-        for label, name, solver in REFERENCE_AND_DEFAULT:
+        for label, name, solver in comparison:
             key = (data, name, solver)
             group = [line for line in lines if (line["data"], line["name"], line["solver"]) == key]
             if group:
-                seconds = mean(sum(cost(line, timing)) for line in group)
-                cells = [over_seeds(group, path) for path in FIGURES.values()]
-                rows.append(f"| {data} | {label} | {len(group)} | {seconds:,.0f} | " + " | ".join(cells) + " |")
+                fit, sample = (mean(part) for part in zip(*(cost(line, timing) for line in group), strict=True))
+                cells = [data, label, str(len(group)), f"{fit:,.0f}", f"{sample:,.0f}"]
+                cells += [over_seeds(group, path) for path in FIGURES.values()]
+                rows.append("| " + " | ".join(cells) + " |")
         out += rows if len(rows) > 1 else []
     return "\n".join(out)
 
@@ -280,12 +289,14 @@ def report(lines: list[dict[str, Any]], out: Path) -> None:
     timing = read_timing(out)
     tables, pictures = (DOCS / "results", DOCS / "images") if out.parent == RESULTS else (out.parent, out.parent)
     tables.mkdir(parents=True, exist_ok=True)
-    (tables / "fidelity_reference.md").write_text(against_the_reference(lines, timing) + "\n")
+    reference = side_by_side(lines, timing, REFERENCE_AND_DEFAULT)
+    (tables / "fidelity_reference.md").write_text(reference + "\n")
+    (tables / "fidelity_equal_seconds.md").write_text(side_by_side(lines, timing, EQUAL_SECONDS) + "\n")
     (tables / "fidelity_all.md").write_text(table(lines, timing) + "\n")
-    print(table(lines, timing), against_the_reference(lines, timing), sep="\n\n")
+    print(table(lines, timing), reference, sep="\n\n")
     for data in sorted({line["data"] for line in lines}):
         points = curves([line for line in lines if line["data"] == data], timing)
-        if points:
+        if any(len(curve) > 1 for curve in points.values()):
             fidelity_cost(points).savefig(pictures / f"fidelity_cost_{data}.png", dpi=150)
 
 

@@ -20,6 +20,7 @@ myst_heading_anchors = 3
 exclude_patterns = [
     "_build",
     "results/fidelity_reference.md",
+    "results/fidelity_equal_seconds.md",
     "results/fidelity_all.md",
     "results/refresh_table.md",
     "results/training_step_table.md",
