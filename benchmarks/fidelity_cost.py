@@ -66,9 +66,15 @@ def entries() -> dict[str, Entry]:
     heun = {"heun-255": paper.sampler}
     sde = {f"sde-{count}": replace(cpu.sampler, num_steps=count) for count in (8, 12, 16, 32)}
     ours = {"sde-16": sde["sde-16"]}
+    rounded = replace(
+        paper, training=replace(paper.training, bfloat16=True), sampler=replace(paper.sampler, bfloat16=True)
+    )
+    heun_rounded = {"heun-255": rounded.sampler}
     return {
         "paper-10k": (replace(paper, train_steps=10_000), {**heun, **ours}),
+        "paper-10k-bf16": (replace(rounded, train_steps=10_000), {**heun_rounded, **ours}),
         "paper-1k": (replace(paper, train_steps=1_000), {**heun, **ours}),
+        "paper-1k-bf16": (replace(rounded, train_steps=1_000), {**heun_rounded, **ours}),
         "paper-300": (replace(paper, train_steps=300), {**heun, **ours}),
         "cpu": (cpu, {**sde, **heun}),
         "cpu-1500": (replace(cpu, train_steps=1_500), ours),
@@ -85,7 +91,7 @@ def fitted(
     data: ReplayData, name: str, config: UpsamplerConfig, seed: int, models: Path
 ) -> tuple[DiffusionUpsampler, Any]:
     """An entry's model and what its training cost: the one kept from an earlier run, or a new one, which is kept."""
-    path = models / f"{data.name}-{name}-s{seed}.safetensors"
+    path = models / f"{data.name}-{data.digest}-{name}-s{seed}.safetensors"
     costs = path.with_suffix(".json")
     if costs.exists():
         kept = DiffusionUpsampler.load(path, spec=data.spec, device="cpu")
@@ -120,6 +126,7 @@ def measure(
         figures = evaluate(held_out, synthetic, data.spec, train=train, simulator=data.simulator, seed=seed)
         yield {
             "data": data.name,
+            "digest": data.digest,
             "name": name,
             "solver": solver,
             "seed": seed,

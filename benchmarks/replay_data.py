@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,14 @@ class ReplayData:
         columns = (torch.from_numpy(np.array(column)) for column in zip(*rows, strict=True))
         spec = TransitionSpec.from_spaces(env.observation_space, env.action_space)
         return cls("toy", "HalfCheetah-v5", spec, Transitions(*columns), MujocoSimulator("HalfCheetah-v5"))
+
+    @property
+    def digest(self) -> str:
+        """Of the rows themselves: a collection repeated on another machine has the same name and other rows."""
+        found = hashlib.sha256()
+        for _, tensor in sorted(self.rows.flat().items()):
+            found.update(tensor.contiguous().numpy().tobytes())
+        return found.hexdigest()[:12]
 
     def split(self) -> tuple[Transitions, Transitions]:
         """Training rows, and every tenth row, which no model sees: real rows of the same distribution.

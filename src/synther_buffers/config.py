@@ -162,8 +162,8 @@ _PAPER_OFFLINE = replace(
 # sampler's levels are almost log-uniform (a large rho): at rho = 7 the steps between the levels that matter are so long
 # that 20 of them widen a Gaussian's variance by more than 10 % (tests/diffusion/test_samplers.py).
 _CPU = UpsamplerConfig(
-    network=NetworkConfig(width=384, depth=4, embedding_dim=128, activation="silu"),
-    training=TrainingConfig(batch_size=512, learning_rate=6e-3, warmup_steps=100, p_std=0.8, bfloat16=True),
+    network=NetworkConfig(width=192, depth=6, embedding_dim=128, activation="swiglu"),
+    training=TrainingConfig(batch_size=512, learning_rate=4e-3, warmup_steps=100, p_std=0.8, bfloat16=True),
     sampler=SamplerConfig(
         solver="sde-dpm-solver-2m", num_steps=16, sigma_min=0.05, sigma_max=20.0, rho=100.0, bfloat16=True
     ),
@@ -177,8 +177,8 @@ _CPU = UpsamplerConfig(
 # yet by measurement on a GPU.
 _GPU = replace(
     _CPU,
-    network=NetworkConfig(width=1024, depth=6, embedding_dim=256, activation="silu"),
-    training=replace(_CPU.training, learning_rate=2e-3),
+    network=NetworkConfig(width=640, depth=6, embedding_dim=256, activation="swiglu"),
+    training=replace(_CPU.training, learning_rate=1.2e-3),
     train_steps=20_000,
     warm_steps=7_000,
     num_synthetic=1_000_000,

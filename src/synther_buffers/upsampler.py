@@ -21,6 +21,7 @@ from tqdm import tqdm
 from .codec import Codec, Decisions
 from .config import UpsamplerConfig, resolve_config, resolve_device
 from .diffusion import samplers
+from .diffusion.evaluation import Evaluation
 from .diffusion.network import ResidualMLP
 from .diffusion.preconditioning import Preconditioner
 from .diffusion.training import evaluate_denoiser, train_denoiser
@@ -30,7 +31,7 @@ from .transitions import Transitions, TransitionSpec
 logger = logging.getLogger(__name__)
 
 #: Version of the state that `state_dict` and `save` write.
-STATE_VERSION = 1
+STATE_VERSION = 2
 #: Fewer generated rows than this are decided by the thresholds that `fit` measured on as many of its own.
 _CALIBRATION_ROWS = 4_096
 #: From this many rows on a draw has the terminal rate of the data itself.
@@ -123,6 +124,8 @@ class DiffusionUpsampler:
         self._decisions: Decisions | None = None
         self._terminal_shift = 0.0
         self._sigma_max = self.config.sampler.sigma_max
+        # Of the normalised columns that the model learned.
+        self._low = self._high = torch.zeros(self._codec.dim, device=self.device)
         self._num_fits = 0
         self._num_draws = 0
 
@@ -205,8 +208,9 @@ class DiffusionUpsampler:
         return FitReport(loss, held_out_loss, steps, 0.0, not reason, reason, clock.phases)
 
     def _encode(self, transitions: Transitions, last_sigma_max: float) -> Tensor:
-        """The training rows; sampling has to start from noise that reaches the largest of them."""
+        """The training rows; sampling has to start from noise that reaches the largest of them, and to end within."""
         rows = self._codec.encode(transitions, self.device)
+        self._low, self._high = rows.aminmax(dim=0)
         largest, wanted = float(rows.abs().max()), self.config.sampler.sigma_max
         self._sigma_max = max(wanted, 2.0 * largest)
         if self._sigma_max > wanted and self._sigma_max != last_sigma_max:
@@ -236,6 +240,7 @@ class DiffusionUpsampler:
     def _calibrate(self) -> None:
         """Measure decoding thresholds on rows of the new model, which also shows that it generates finite ones."""
         matrix = self._generate(_CALIBRATION_ROWS, self._generator("calibration"))
+        _check_finite(torch.isfinite(matrix).all())
         self._decisions = self._codec.decide(matrix)
         if self.config.model_terminals:
             rows = self.spec.empty(len(matrix), self.device)
@@ -261,11 +266,13 @@ class DiffusionUpsampler:
         self._num_draws += 1
         out = self.spec.empty(num_samples, self.device)
         decisions, logits = self._decisions, []
+        finite = torch.ones((), dtype=torch.bool, device=self.device)
         chunk_rows = self._chunk_rows()
         with _progress("sampling", num_samples, self.progress_bar) as bar:
             for start in range(0, num_samples, chunk_rows):
                 count = min(chunk_rows, num_samples - start)
                 matrix = self._generate(count, generator)
+                finite &= torch.isfinite(matrix).all()
                 if start == 0 and count >= _CALIBRATION_ROWS:
                     decisions = self._codec.decide(matrix)
                 rows = out[start : start + count]
@@ -273,6 +280,7 @@ class DiffusionUpsampler:
                 if self.config.model_terminals:
                     logits.append(self._terminals.logits(rows))
                 bar.update(count)
+        _check_finite(finite)
         if logits:
             all_logits = torch.cat(logits)
             many = num_samples >= _OWN_RATE_ROWS
@@ -309,41 +317,40 @@ class DiffusionUpsampler:
 
     @torch.no_grad()
     def _generate(self, num_rows: int, generator: torch.Generator, watch: samplers.Watch | None = None) -> Tensor:
-        """Rows of the matrix, ``[num_rows, D]`` float32."""
+        """Rows of the matrix, ``[num_rows, D]`` float32, in blocks as equal as can be; whoever watches sees one."""
         config = self.config.sampler
         sigmas = samplers.karras_schedule(config.num_steps, config.sigma_min, self._sigma_max, config.rho)
-        denoiser = self._sampling_denoiser()
-        x = sigmas[0] * torch.randn(
-            (num_rows, self._codec.dim), generator=generator, device=self.device, dtype=torch.float32
-        )
-        with torch.autocast(self.device.type, enabled=False):
-            if config.solver == "stochastic-heun":
-                x = samplers.stochastic_heun(
-                    denoiser, x, sigmas, generator,
-                    s_churn=config.s_churn, s_tmin=config.s_tmin, s_tmax=config.s_tmax, s_noise=config.s_noise,
-                    watch=watch,
-                )  # fmt: skip
-            else:
-                x = samplers.sde_dpm_solver_2m(denoiser, x, sigmas, generator, watch)
-        if not bool(torch.isfinite(x).all()):
-            raise FloatingPointError("the model generated values that are not finite.")
-        return x
-
-    def _sampling_denoiser(self) -> Preconditioner:
+        num_blocks = 1 if watch is not None else max(math.ceil(num_rows / self._block_rows()), 1)
+        block_rows = math.ceil(num_rows / num_blocks)
         assert self._denoiser is not None
-        if not self.config.sampler.bfloat16:
-            return self._denoiser
-        network = copy.deepcopy(self._denoiser.network).to(torch.bfloat16)
-        # The noise level's phases need more than eight bits.
-        network.frequencies = self._denoiser.network.frequencies
-        return Preconditioner(network, self._denoiser.sigma_data)
+        denoiser = Evaluation(self._denoiser, block_rows, self._low, self._high, bfloat16=config.bfloat16)
+        blocks = []
+        with torch.autocast(self.device.type, enabled=False):
+            for _ in range(num_blocks):
+                x = sigmas[0] * torch.randn(
+                    (block_rows, self._codec.dim), generator=generator, device=self.device, dtype=torch.float32
+                )
+                if config.solver == "stochastic-heun":
+                    x = samplers.stochastic_heun(
+                        denoiser, x, sigmas, generator,
+                        s_churn=config.s_churn, s_tmin=config.s_tmin, s_tmax=config.s_tmax, s_noise=config.s_noise,
+                        watch=watch,
+                    )  # fmt: skip
+                else:
+                    x = samplers.sde_dpm_solver_2m(denoiser, x, sigmas, generator, watch)
+                blocks.append(x)
+        return torch.cat(blocks)[:num_rows]
+
+    def _block_rows(self) -> int:
+        """Rows that go through the sampler together: what a CPU's cache likes, or what fits a GPU's memory."""
+        return 2_048 if self.device.type == "cpu" else self._chunk_rows()
 
     def _chunk_rows(self) -> int:
-        """Rows generated at a time: what a CPU's cache likes, or what fits a GPU's memory."""
+        """Rows generated before they are decoded."""
         if self.device.type == "cpu":
             return 16_384
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 2**30
-        per_row = 4 * (4 * self.config.network.width + 16 * self._codec.dim)
+        per_row = 4 * (6 * self.config.network.width + 16 * self._codec.dim)
         return int(min(max(free // 4 // per_row, 1_024), 1_000_000))
 
     # -- persistence -------------------------------------------------------------------------------------------------
@@ -356,6 +363,7 @@ class DiffusionUpsampler:
             "num_fits": self._num_fits,
             "num_draws": self._num_draws,
             "sigma_max": self._sigma_max,
+            "range": (self._low.cpu(), self._high.cpu()),
             "terminal_shift": self._terminal_shift,
             "denoiser": {name: tensor.cpu() for name, tensor in network.items()},
             "codec": self._codec.state_dict(),
@@ -375,6 +383,7 @@ class DiffusionUpsampler:
             )
         self._num_fits, self._num_draws = int(state["num_fits"]), int(state["num_draws"])
         self._sigma_max, self._terminal_shift = float(state["sigma_max"]), float(state["terminal_shift"])
+        self._low, self._high = (bound.to(self.device) for bound in state["range"])
         self._codec.load_state_dict(state["codec"])
         self._decisions = None if state["decisions"] is None else Decisions(**state["decisions"])
         self._terminals.load_state_dict(state["terminals"])
@@ -506,6 +515,12 @@ def preset_rows(upsampler: Any, device: str | torch.device) -> int:
     if isinstance(config, str):
         config = resolve_config(config, resolve_device(device))
     return config.num_synthetic if isinstance(config, UpsamplerConfig) else 100_000
+
+
+def _check_finite(finite: Tensor) -> None:
+    """Raise unless it is True; asking a GPU means to wait for it, so once for all rows."""
+    if not bool(finite):
+        raise FloatingPointError("the model generated values that are not finite.")
 
 
 class _Clock:

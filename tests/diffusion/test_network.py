@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from synther_buffers.diffusion.network import ResidualMLP, linear
+from synther_buffers.diffusion.network import ResidualMLP, linear, noise_features
 
 
 def make_network(seed: int = 0, dim: int = 3, fourier_dim: int = 8) -> ResidualMLP:
@@ -30,6 +30,20 @@ def test_forward_by_hand() -> None:
     h = h + network.layers[0](h.relu())
     h = h + network.layers[1](h.relu())
     torch.testing.assert_close(network(X, NOISE), network.out(h.relu()))
+
+
+def test_gated_layers_by_hand() -> None:
+    network = ResidualMLP(
+        3, width=16, depth=1, embedding_dim=12, fourier_dim=8, activation="swiglu",
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    level = network.noise_out(F.silu(network.noise_in(noise_features(NOISE, network.frequencies))))
+    h = network.widen(network.row_in(X) + level)
+    layer = network.layers[0]
+    u, v = layer.up.weight.split(16)
+    gate, value = h @ u.T + layer.up.bias[:16], h @ v.T + layer.up.bias[16:]
+    h = h + (gate * gate.sigmoid() * value) @ layer.down.weight.T + layer.down.bias
+    torch.testing.assert_close(network(X, NOISE), network.out(h * h.sigmoid()))
 
 
 def test_one_level_for_all_rows_or_one_for_each() -> None:

@@ -42,7 +42,7 @@ def flat_gradient(denoiser: Preconditioner) -> Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in denoiser.parameters()])  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("activation", "depth"), itertools.product(["relu", "silu"], [1, 3]))
+@pytest.mark.parametrize(("activation", "depth"), itertools.product(["relu", "swiglu"], [1, 3]))
 def test_loss_and_every_gradient_are_autograds(activation: Activation, depth: int) -> None:
     reference = make_denoiser(activation, depth)
     loss = denoising_loss(reference, *draw(torch.Generator().manual_seed(2)))
@@ -58,9 +58,9 @@ def test_loss_and_every_gradient_are_autograds(activation: Activation, depth: in
 @pytest.mark.parametrize("max_grad_norm", [1e9, 0.05])
 def test_steps_are_those_of_autograd_clipping_and_adamw(max_grad_norm: float) -> None:
     """Four steps with changing rates; the smaller norm is exceeded at every one of them."""
-    reference, generator = make_denoiser("silu"), torch.Generator().manual_seed(2)
+    reference, generator = make_denoiser("swiglu"), torch.Generator().manual_seed(2)
     optimizer = torch.optim.AdamW(reference.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.1)
-    denoiser = make_denoiser("silu")
+    denoiser = make_denoiser("swiglu")
     step = make_step(denoiser, max_grad_norm)
     for rate in (1e-3, 5e-3, 2e-3, 1e-2):
         optimizer.zero_grad()
@@ -76,7 +76,7 @@ def test_steps_are_those_of_autograd_clipping_and_adamw(max_grad_norm: float) ->
 
 
 def test_bfloat16_rounds_the_network_only() -> None:
-    exact, rounded = make_step(make_denoiser("silu")), make_step(make_denoiser("silu"), bfloat16=True)
+    exact, rounded = make_step(make_denoiser("swiglu")), make_step(make_denoiser("swiglu"), bfloat16=True)
     for step in (exact, rounded):
         step.learning_rate.fill_(1e-3)
         step()
@@ -99,11 +99,11 @@ def test_a_step_allocates_no_new_weights() -> None:
 def test_replayed_as_a_cuda_graph_the_steps_are_the_same() -> None:
     weights = []
     for graphed in (False, True):
-        denoiser = make_denoiser("silu").cuda()
+        denoiser = make_denoiser("swiglu").cuda()
         step = GradientStep(denoiser, ROWS.cuda(), CONFIG, torch.Generator("cuda").manual_seed(2))
         step.learning_rate.fill_(1e-3)
         for _ in range(20):
             step() if graphed else step._step()
-        assert (step._graph is not None) == graphed
+        assert (step._take.graph is not None) == graphed
         weights.append(step.weights.cpu())
     torch.testing.assert_close(*weights, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,58 @@
+"""Work that is the same every time, as one CUDA graph: a launch instead of one for each of its kernels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+#: Times that the work runs one kernel at a time before it is recorded: CUDA's libraries set themselves up meanwhile.
+_RUNS_BEFORE = 3
+
+
+class Recorded:
+    """A function that CUDA replays as a graph from its fourth call on; elsewhere it is simply called.
+
+    Where CUDA cannot record it, a warning says so, once, and it goes on kernel by kernel.
+
+    Args:
+        function: reads and writes the same memory at every call, and never waits for the device.
+        device: where it runs.
+        name: of what it does, for the warning.
+        generator: the one source of its randomness, if it has any.
+
+    Attributes:
+        graph: once there is one.
+    """
+
+    def __init__(
+        self, function: Callable[[], None], device: torch.device, name: str, generator: torch.Generator | None = None
+    ) -> None:
+        self.function, self.name, self.generator = function, name, generator
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self._runs_left = _RUNS_BEFORE if device.type == "cuda" else -1
+
+    def __call__(self) -> None:
+        """Do the work once."""
+        if self._runs_left == 0:
+            self._record()
+        self._runs_left -= 1
+        if self.graph is not None:
+            self.graph.replay()
+        else:
+            self.function()
+
+    def _record(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            if self.generator is not None:
+                graph.register_generator_state(self.generator)
+            with torch.cuda.graph(graph):
+                self.function()
+        except RuntimeError as error:
+            logger.warning("CUDA cannot record the %s as a graph (%s); it runs kernel by kernel.", self.name, error)
+            return
+        self.graph = graph
