@@ -25,6 +25,9 @@ from .transitions import Field, Transitions, TransitionSpec
 HEAVY_TAIL = 8.0
 #: A float column with at most this many distinct values gets exactly those values back.
 FEW_VALUES = 16
+#: A continuous column whose smallest or largest value is at least this share of the rows, and in at least so many of
+#: them, has that value by a limit (clipped velocities, saturated actions), and gets it back exactly as often.
+LIMIT_SHARE, LIMIT_ROWS = 0.002, 8
 #: Relative to the values: what varies or moves by less only does so by rounding.
 _ROUNDING = 1e-9
 #: Rows per chunk when statistics are taken, in float64.
@@ -233,7 +236,7 @@ class Codec:
                 if self._is_change(field):
                     # The observation as decoded, so that s' - s is what the model meant.
                     value = value + decoded[_previous(field)].to(value.dtype)
-                decoded[field.name] = self._legalize(field, value, decisions.few_valued.get(field.name))
+                decoded[field.name] = self._legalize(field, value, decisions)
         for field in self.spec.fields:
             target = columns[field.name]
             if field.name == "terminated":
@@ -242,13 +245,13 @@ class Codec:
             target.copy_(decoded[field.name].reshape(target.shape))
 
     def decide(self, matrix: Tensor) -> Decisions:
-        """Thresholds under which these generated rows ``[n, D]`` have the data's rates of ones and of few values.
+        """Thresholds under which these generated rows ``[n, D]`` have the data's rates of ones, few values and limits.
 
         A threshold halfway between two values starves the rarer one, because a model that is unsure answers with the
         mean. Ranking the rows by the model's answer and cutting at the data's rate keeps the rate and the order.
         """
         raw = self._denormalize(matrix)
-        decisions = Decisions({}, {})
+        decisions = Decisions({}, {}, {})
         absolute: dict[str, Tensor] = {}
         for block in self._blocks:
             field, value = block.field, raw[:, block.columns]
@@ -265,12 +268,16 @@ class Codec:
                 column: torch.quantile(value[:, column], cumulative.to(value))
                 for column, (_, cumulative) in support.values.items()
             }
-            absolute[field.name] = self._legalize(field, value, decisions.few_valued[field.name])
+            at_low, at_high = support.limits
+            decisions.limits[field.name] = (_column_quantiles(value, at_low), _column_quantiles(value, 1.0 - at_high))
+            absolute[field.name] = self._legalize(field, value, decisions)
         return decisions
 
-    def _legalize(self, field: Field, value: Tensor, cuts: dict[int, Tensor] | None) -> Tensor:
+    def _legalize(self, field: Field, value: Tensor, decisions: Decisions) -> Tensor:
         """Values of a continuous field as they can occur in its rows."""
-        value = self.support[field.name].legalize(value, cuts)
+        value = self.support[field.name].legalize(
+            value, decisions.few_valued.get(field.name), decisions.limits.get(field.name)
+        )
         # Writing into a tensor of integers truncates.
         return value if field.torch_dtype.is_floating_point else value.round()
 
@@ -306,10 +313,13 @@ class Codec:
 
 @dataclass
 class Decisions:
-    """Thresholds of decoding: per binary field ``[size]``; per few-valued column its cuts, ascending."""
+    """Thresholds of decoding: per binary field ``[size]``; per few-valued column its cuts, ascending; per continuous
+    field, two of ``[size]``, the value up to which a row is at the lower limit and that above which it is at the upper.
+    """
 
     binary: dict[str, Tensor]
     few_valued: dict[str, dict[int, Tensor]]
+    limits: dict[str, tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -320,12 +330,14 @@ class _Support:
         low, high: observed range per element, ``[size]`` float64, within the field's own bounds.
         rate: share of ones per element (binary).
         values: element -> (its few distinct values ascending, cumulative shares of all but the last).
+        limits: share of rows at `low` and at `high` per element, ``[2, size]``, 0 where that is no limit (continuous).
     """
 
     low: Tensor
     high: Tensor
     rate: Tensor
     values: dict[int, tuple[Tensor, Tensor]]
+    limits: Tensor
 
     @classmethod
     def measure(cls, field: Field, tensor: Tensor) -> _Support:
@@ -335,6 +347,7 @@ class _Support:
         low, high = value.amin(0).double().cpu(), value.amax(0).double().cpu()
         rate = value.sum(0, dtype=torch.float64).cpu() / len(value)
         values: dict[int, tuple[Tensor, Tensor]] = {}
+        limits = torch.zeros((2, value.shape[1]), dtype=torch.float64)
         if field.kind == "continuous":
             if field.low and field.name == "action":
                 low = torch.maximum(low, torch.tensor(field.low, dtype=torch.float64))
@@ -348,10 +361,17 @@ class _Support:
                 if len(distinct) <= min(FEW_VALUES, len(value) // 8):
                     shares = counts.double().cpu().cumsum(0)[:-1] / len(value)
                     values[column] = (distinct.double().cpu().clamp(low[column], high[column]), shares)
-        return cls(low, high, rate, values)
+            at = torch.stack(((value <= low.to(value)).sum(0), (value >= high.to(value)).sum(0))).double().cpu()
+            limits = torch.where(at >= max(LIMIT_ROWS, LIMIT_SHARE * len(value)), at / len(value), 0.0)
+            limits[:, low == high] = 0.0
+            limits[:, list(values)] = 0.0
+        return cls(low, high, rate, values, limits)
 
-    def legalize(self, value: Tensor, cuts: dict[int, Tensor] | None) -> Tensor:
-        """Clip to the range, and give few-valued columns their values back."""
+    def legalize(self, value: Tensor, cuts: dict[int, Tensor] | None, limits: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Clip to the range, and give columns with limits or of few values these values back."""
+        if limits is not None:
+            value = torch.where(value <= limits[0].to(value), -math.inf, value)
+            value = torch.where(value > limits[1].to(value), math.inf, value)
         value = torch.minimum(torch.maximum(value, self.low.to(value)), self.high.to(value))
         for column, (distinct, _) in self.values.items():
             bins = torch.zeros(len(value), dtype=torch.int64, device=value.device)
