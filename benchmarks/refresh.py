@@ -10,8 +10,9 @@ time of 300 such steps from scratch and of 100 for a warm refresh; ``budget`` in
 used.
 
 With CUDA (and, tiny, with --toy) the paper's own refresh is measured too: its preset's 100,000 steps and a million
-rows at 255 evaluations, extrapolated from a timed part, with --full in full, beside the least time that the arithmetic
-takes at the measured speed P of large float32 matrix products. With W weights in matrices and batches of B rows,
+rows at 255 evaluations, in float32 as published and in bfloat16, extrapolated from a timed part, with --full in full,
+beside the least time that the arithmetic takes at the measured speed P of large matrix products in that precision. With
+W weights in matrices and batches of B rows,
 
     training:  6 W B steps / P        two operations per weight and row forward, four backward
     sampling:  2 W rows NFE / P
@@ -165,36 +166,51 @@ def measure(
 
 
 def paper_refresh(
-    spec: TransitionSpec, rows: Transitions, device: torch.device, steps: int, num_samples: int, full: bool
+    spec: TransitionSpec,
+    rows: Transitions,
+    device: torch.device,
+    steps: int,
+    num_samples: int,
+    *,
+    bfloat16: bool,
+    full: bool,
 ) -> dict[str, Any]:
     """The paper's 100,000 training steps and million rows: from a timed part, the floors, and in full."""
-    upsampler = DiffusionUpsampler(spec, cheap_to_fit(PAPER, 1), device)
+    paper = replace(
+        PAPER,
+        training=replace(PAPER.training, bfloat16=bfloat16),
+        sampler=replace(PAPER.sampler, bfloat16=bfloat16),
+    )
+    upsampler = DiffusionUpsampler(spec, cheap_to_fit(paper, 1), device)
     upsampler.fit(rows)
-    upsampler.config = PAPER
+    upsampler.config = paper
     sample_seconds(upsampler, num_samples // 10)  # warms up
     tensors = upsampler.state_dict()["denoiser"]
     # Sampling embeds a noise level once for all rows; a floor must not count more than is done.
     weights = sum(tensor.numel() for name, tensor in tensors.items() if tensor.dim() == 2 and "noise" not in name)
-    nfe = num_function_evaluations(PAPER.sampler.solver, PAPER.sampler.num_steps)
-    speed = matmul_speed(device)
-    step = step_seconds(spec, rows, PAPER, device, steps)
+    nfe = num_function_evaluations(paper.sampler.solver, paper.sampler.num_steps)
+    speed = matmul_speed(device, bfloat16=bfloat16)
+    step = step_seconds(spec, rows, paper, device, steps)
     row = sample_seconds(upsampler, num_samples) / num_samples
     out: dict[str, Any] = {
         "timed": {"steps": steps, "rows": num_samples, "step_seconds": step, "row_seconds": row},
-        "extrapolated": {"train": step * PAPER.train_steps, "sample": row * PAPER.num_synthetic},
+        "extrapolated": {"train": step * paper.train_steps, "sample": row * paper.num_synthetic},
         "floor": {
-            "train": 6 * weights * PAPER.training.batch_size * PAPER.train_steps / speed,
-            "sample": 2 * weights * PAPER.num_synthetic * nfe / speed,
+            "train": 6 * weights * paper.training.batch_size * paper.train_steps / speed,
+            "sample": 2 * weights * paper.num_synthetic * nfe / speed,
         },
         "matmul_tflops": speed / 1e12,
         "weights": weights,
         "nfe": nfe,
     }
     if full:
-        upsampler = DiffusionUpsampler(spec, PAPER, device, progress_bar=True)
+        upsampler = DiffusionUpsampler(spec, paper, device, progress_bar=True)
         report = upsampler.fit(rows)
-        out["full"] = {**report.phases, "sample": sample_seconds(upsampler, PAPER.num_synthetic)}
-    print(f"\nthe paper's refresh: {PAPER.train_steps:,} steps, {PAPER.num_synthetic:,} rows at {nfe} evaluations")
+        out["full"] = {**report.phases, "sample": sample_seconds(upsampler, paper.num_synthetic)}
+    precision = "bfloat16" if bfloat16 else "float32"
+    print(
+        f"\nthe paper's refresh in {precision}: {paper.train_steps:,} steps, {paper.num_synthetic:,} rows at {nfe} evaluations"
+    )
     for name in ("floor", "extrapolated", "full"):
         if name in out:
             print(f"  {name:<14}{out[name]['train']:>12,.0f} s training{out[name]['sample']:>12,.0f} s sampling")
@@ -236,10 +252,12 @@ def main() -> None:
         "config": config.to_dict(),
         **measure(spec, rows, config, args.synthetic, device, 3 if args.toy else 20),
     }
-    if device.type == "cuda":
-        result["paper"] = paper_refresh(spec, rows, device, 1_000, 100_000, args.full)
-    elif args.toy:
-        result["paper"] = paper_refresh(spec, rows, device, 2, 20, full=False)
+    if device.type == "cuda" or args.toy:
+        steps, num_samples = (2, 20) if args.toy else (1_000, 100_000)
+        for precision, bfloat16 in {"float32": False, "bfloat16": True}.items():
+            result[f"paper_{precision}"] = paper_refresh(
+                spec, rows, device, steps, num_samples, bfloat16=bfloat16, full=args.full
+            )
     write("refresh", result, args.out)
 
 

@@ -93,7 +93,7 @@ def refresh(results: dict[str, Any]) -> str:
 
 
 def training_step(results: dict[str, Any]) -> str:
-    """Milliseconds by autograd and written out."""
+    """Milliseconds of a step and microseconds of a row's evaluation, by plain PyTorch and written out."""
     rows = [
         [
             f"`{name}`",
@@ -101,11 +101,23 @@ def training_step(results: dict[str, Any]) -> str:
             f"{part['written_out_seconds'] * 1e3:.1f}",
             f"{part['ratio']:.2f}",
             f"{part['over_floor']:.2f}",
+            f"{part['module_row_seconds'] * 1e6:.1f}",
+            f"{part['block_row_seconds'] * 1e6:.1f}",
+            f"{part['evaluation_ratio']:.2f}",
         ]
         for name, part in results.items()
         if isinstance(part, dict) and "ratio" in part
     ]
-    head = ["preset's sizes", "autograd, ms", "written out, ms", "ratio", "written out / arithmetic floor"]
+    head = [
+        "preset's sizes",
+        "step by autograd, ms",
+        "written out, ms",
+        "ratio",
+        "written out / arithmetic floor",
+        "evaluation of a row by the module, µs",
+        "in blocks, µs",
+        "ratio",
+    ]
     return f"{markdown(head, rows)}\n\n{where(results)}"
 
 

@@ -1,11 +1,12 @@
-"""A training step written out, as the library takes it, against the same step by autograd.
+"""A training step and the sampler's evaluation, written out as the library has them, against plain PyTorch's.
 
     python benchmarks/training_step.py [--steps 30] [--rounds 9] [--toy]
 
 Both are timed in turn in one run, for the presets' sizes on 50,000 artificial rows of 42 columns (Walker2d-v5 has
 those). In float32 on a CPU and in the preset's precision elsewhere; on CUDA the library's step is one graph. The floor
 is the arithmetic alone, ``6 W B`` operations for W weights in matrices and batches of B rows, at the measured speed of
-large float32 matrix products.
+large matrix products in the same precision. An evaluation is one of D for 16,384 rows (CUDA: 262,144) at one noise
+level: the module called on all of them, and the sampler's blocks.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from synther_buffers import UpsamplerConfig
 from synther_buffers.config import resolve_config, resolve_device
+from synther_buffers.diffusion.evaluation import Evaluation
 from synther_buffers.diffusion.step import GradientStep
 
 
@@ -31,7 +33,21 @@ def written_out(config: UpsamplerConfig, rows: Tensor) -> GradientStep:
     return step
 
 
-def until_done(step: Callable[[], None], device: torch.device, steps: int) -> Callable[[], None]:
+def evaluations(config: UpsamplerConfig, rows: Tensor) -> tuple[Callable[[], object], Callable[[], object], int]:
+    """D of many rows at one level, by the module and by the sampler's blocks, and the number of rows."""
+    on_cpu = rows.device.type == "cpu"
+    num_rows, block = (16_384, 2_048) if on_cpu else (262_144, 262_144)
+    x = rows.repeat(num_rows // len(rows) + 1, 1)[:num_rows]
+    level = torch.ones(1, device=rows.device)
+    denoiser = denoiser_of(config, rows).requires_grad_(False)
+    low, high = rows.aminmax(dim=0)
+    evaluation = Evaluation(denoiser, block, low, high, bfloat16=config.sampler.bfloat16)
+    if config.sampler.bfloat16:
+        denoiser.network.to(torch.bfloat16).frequencies = evaluation.frequencies
+    return lambda: denoiser(x, level), lambda: [evaluation(part, level) for part in x.split(block)], num_rows
+
+
+def until_done(step: Callable[[], object], device: torch.device, steps: int) -> Callable[[], None]:
     """Many steps, and the device's end of them."""
 
     def run() -> None:
@@ -55,28 +71,41 @@ def main() -> None:
     if args.toy:
         args.steps, args.rounds = 2, 1
     rows = torch.randn((50_000, COLUMNS), generator=torch.Generator().manual_seed(0)).to(device)
-    speed = matmul_speed(device)
     print(machine())
-    results: dict[str, Any] = {"matmul_tflops": speed / 1e12}
+    results: dict[str, Any] = {}
     for name in ("paper-online", "cpu", "gpu"):
         config = resolve_config(name, device)
         if device.type == "cpu":
-            config = replace(config, training=replace(config.training, bfloat16=False))
+            config = replace(
+                config,
+                training=replace(config.training, bfloat16=False),
+                sampler=replace(config.sampler, bfloat16=False),
+            )
         plain, ours = (
             until_done(make(config, rows), device, args.steps) for make in (eager_step, written_out)
         )  # fmt: skip
         seconds = [total / args.steps for total in alternate(plain, ours, 1, args.rounds)]
+        speed = matmul_speed(device, bfloat16=config.training.bfloat16)
         floor = 6 * num_weights(config, rows) * config.training.batch_size / speed
+        module, blocks, num_rows = evaluations(config, rows)
+        module_seconds, block_seconds = alternate(
+            until_done(module, device, 1), until_done(blocks, device, 1), 1, args.rounds
+        )
         results[name] = {
+            "module_row_seconds": module_seconds / num_rows,
+            "block_row_seconds": block_seconds / num_rows,
+            "evaluation_ratio": module_seconds / block_seconds,
             "autograd_seconds": seconds[0],
             "written_out_seconds": seconds[1],
             "ratio": seconds[0] / seconds[1],
+            "matmul_tflops": speed / 1e12,
             "floor_seconds": floor,
             "over_floor": seconds[1] / floor,
         }
         print(
             f"{name:<14}autograd {seconds[0] * 1e3:7.2f} ms, written out {seconds[1] * 1e3:7.2f} ms, "
-            f"ratio {seconds[0] / seconds[1]:.2f}, {seconds[1] / floor:.2f} times the floor"
+            f"ratio {seconds[0] / seconds[1]:.2f}, {seconds[1] / floor:.2f} times the floor; "
+            f"evaluation ratio {module_seconds / block_seconds:.2f}"
         )
     write("training_step", results, args.out)
 

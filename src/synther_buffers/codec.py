@@ -313,8 +313,13 @@ class Codec:
 
 @dataclass
 class Decisions:
-    """Thresholds of decoding: per binary field ``[size]``; per few-valued column its cuts, ascending; per continuous
-    field, two of ``[size]``, the value up to which a row is at the lower limit and that above which it is at the upper.
+    """Thresholds of decoding.
+
+    Attributes:
+        binary: of a field, ``[size]``.
+        few_valued: of a field's few-valued columns, ascending.
+        limits: of a continuous field, the values up to which a row is at the lower limit and above which it is at the
+            upper one, ``[size]`` each.
     """
 
     binary: dict[str, Tensor]

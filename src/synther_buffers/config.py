@@ -157,10 +157,10 @@ _PAPER_OFFLINE = replace(
     num_synthetic=5_000_000,
 )
 # Ours: the least work that we found to reach the fidelity of the paper's net and sampler after 10,000 of its steps, on
-# 50,000 rows of Walker2d-v5. What made it cheap, in the order of its worth (docs/results/fidelity.md): SiLU for ReLU, a
-# larger learning rate with a rise to it, noise levels drawn closer to where the structure of the rows is decided. The
-# sampler's levels are almost log-uniform (a large rho): at rho = 7 the steps between the levels that matter are so long
-# that 20 of them widen a Gaussian's variance by more than 10 % (tests/diffusion/test_samplers.py).
+# 50,000 rows each of HalfCheetah-v5, Hopper-v5 and Walker2d-v5 (docs/results/fidelity.md). What made it cheap: gated
+# layers, a larger learning rate with a rise to it, noise levels drawn closer to where the structure of the rows is
+# decided. The sampler's levels are almost log-uniform (a large rho): at rho = 7 the steps between the levels that
+# matter are so long that 20 of them widen a Gaussian's variance by more than 10 % (tests/diffusion/test_samplers.py).
 _CPU = UpsamplerConfig(
     network=NetworkConfig(width=192, depth=6, embedding_dim=128, activation="swiglu"),
     training=TrainingConfig(batch_size=512, learning_rate=4e-3, warmup_steps=100, p_std=0.8, bfloat16=True),
@@ -173,8 +173,8 @@ _CPU = UpsamplerConfig(
     num_synthetic=100_000,
 )
 
-# The same with the paper's larger net, and a learning rate as much smaller as the net is wider. Chosen by argument, not
-# yet by measurement on a GPU.
+# The same with a net of as many weights as the paper's, and a learning rate as much smaller as the net is wider. Chosen
+# by argument, not yet by measurement on a GPU.
 _GPU = replace(
     _CPU,
     network=NetworkConfig(width=640, depth=6, embedding_dim=256, activation="swiglu"),
