@@ -236,6 +236,8 @@ def main() -> None:
     for seed in range(0 if args.timing else args.seeds):
         for path in paths:
             data = ReplayData.read(path)
+            if any(line["data"] == data.name and line["digest"] != data.digest for line in lines):
+                parser.error(f"{args.out} has results of other rows named {data.name}; give another --out.")
             for name, entry in entries().items():
                 if name not in (args.only or entries()):
                     continue

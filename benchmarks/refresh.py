@@ -208,9 +208,8 @@ def paper_refresh(
         report = upsampler.fit(rows)
         out["full"] = {**report.phases, "sample": sample_seconds(upsampler, paper.num_synthetic)}
     precision = "bfloat16" if bfloat16 else "float32"
-    print(
-        f"\nthe paper's refresh in {precision}: {paper.train_steps:,} steps, {paper.num_synthetic:,} rows at {nfe} evaluations"
-    )
+    sizes = f"{paper.train_steps:,} steps, {paper.num_synthetic:,} rows at {nfe} evaluations"
+    print(f"\nthe paper's refresh in {precision}: {sizes}")
     for name in ("floor", "extrapolated", "full"):
         if name in out:
             print(f"  {name:<14}{out[name]['train']:>12,.0f} s training{out[name]['sample']:>12,.0f} s sampling")
