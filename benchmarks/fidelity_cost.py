@@ -35,6 +35,7 @@ from synther_buffers.diffusion.samplers import num_function_evaluations
 from synther_buffers.metrics import evaluate
 from synther_buffers.plots import fidelity_cost
 
+#: Rows per model and solver, of which the figures look at 5,000 (`synther_buffers.metrics.MAX_ROWS`).
 NUM_SAMPLES = 20_000
 DOCS = Path(__file__).parent.parent / "docs"
 #: Label, entry and solver of a table's lines.
@@ -166,12 +167,12 @@ def time_entries(data: ReplayData, rounds: int, steps: int, num_rows: int) -> di
 
 
 def cost(line: dict[str, Any], timing: dict[str, Any]) -> tuple[float, float]:
-    """Seconds of the training and of the sampling of a line; what was timed apart, or else what it took."""
+    """Seconds of the training and of `NUM_SAMPLES` rows of a line; what was timed apart, or else what it took."""
     if line["name"] not in timing:
-        return line["fit_seconds"], line["sample_seconds"]
+        return line["fit_seconds"], line["sample_seconds"] * NUM_SAMPLES / line["num_samples"]
     seconds = timing[line["name"]]
     fit = seconds["rest"] + line["train_steps"] * seconds["step"]
-    return fit, line["num_samples"] * line["nfe"] * seconds["evaluation"]
+    return fit, NUM_SAMPLES * line["nfe"] * seconds["evaluation"]
 
 
 #: Short names of the figures that make the table, where they are in an evaluation, and what is best.
@@ -217,6 +218,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="names of entries (default: all)")
     parser.add_argument("--solvers", nargs="*", help="names of solvers, heun-255 or sde-16 for example (default: all)")
+    parser.add_argument("--samples", type=int, default=NUM_SAMPLES, help="rows per model and solver; at least 5,000")
     parser.add_argument("--timing", action="store_true", help="time steps and samples of all entries, and train none")
     parser.add_argument("--toy", action="store_true", help="tiny data and trainings, to see that it runs")
     parser.add_argument("--models", type=Path, default=Path("build/fidelity"), help="where trained models are kept")
@@ -244,7 +246,7 @@ def main() -> None:
                 key = (data.name, name, seed)
                 done = {line["solver"] for line in lines if (line["data"], line["name"], line["seed"]) == key}
                 done |= set(entry[1]) - set(args.solvers or entry[1])
-                for line in measure(data, name, entry, seed, NUM_SAMPLES, args.models, done):
+                for line in measure(data, name, entry, seed, args.samples, args.models, done):
                     lines.append(line)
                     with args.out.open("a") as file:
                         file.write(json.dumps({"machine": machine(), **line}) + "\n")

@@ -167,8 +167,8 @@ _CPU = UpsamplerConfig(
     sampler=SamplerConfig(
         solver="sde-dpm-solver-2m", num_steps=16, sigma_min=0.05, sigma_max=20.0, rho=100.0, bfloat16=True
     ),
-    train_steps=4_500,
-    warm_steps=1_500,
+    train_steps=7_000,
+    warm_steps=2_000,
     warm_start=True,
     num_synthetic=100_000,
 )

@@ -48,14 +48,27 @@ def test_bfloat16_rounds_the_network_only(activation: Activation) -> None:
     assert (rounded - exact).abs().max() < 0.01 * 0.01 * 3
 
 
-def test_answers_leave_the_range_of_the_data_by_its_width_at_most() -> None:
+def test_answers_leave_the_range_of_the_data_by_a_quarter_of_its_width_at_most() -> None:
     denoiser, level = make_denoiser("swiglu"), torch.tensor([0.7])
     low, high = torch.tensor([-0.1, -3.0, 0.0, -0.3, 0.0]), torch.tensor([0.0, 3.0, 0.0, 0.3, 0.1])
     found = Evaluation(denoiser, 7, low, high, bfloat16=False)(X, level)
-    widest = torch.tensor([[-0.2, -9.0, 0.0, -0.9, -0.1], [0.1, 9.0, 0.0, 0.9, 0.2]])
+    widest = torch.tensor([[-0.125, -4.5, 0.0, -0.45, -0.025], [0.025, 4.5, 0.0, 0.45, 0.125]])
     wanted = denoiser(X, level)
     torch.testing.assert_close(found, wanted.clamp(*widest))
     assert not torch.allclose(found, wanted)
+
+
+def test_far_from_the_data_answers_stay_finite() -> None:
+    """Gated layers square what they get: eight of them would take a thousand to a number with 700 digits."""
+    network = ResidualMLP(
+        5, width=24, depth=8, embedding_dim=12, fourier_dim=8, activation="swiglu",
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    for parameter in network.parameters():
+        parameter.data.mul_(10.0)
+    denoiser, level = Preconditioner(network).requires_grad_(False), torch.tensor([0.05])
+    assert not torch.isfinite(denoiser(1_000.0 * X, level)).all()
+    assert torch.isfinite(Evaluation(denoiser, 7, -FAR, FAR, bfloat16=False)(1_000.0 * X, level)).all()
 
 
 def test_the_weights_are_those_of_the_moment_it_was_made() -> None:

@@ -18,12 +18,12 @@ class Evaluation:
 
     An expected clean row lies between the smallest and the largest rows there are. A net may answer otherwise where it
     has seen nothing, and a sampler that follows it once goes there again: one row in many thousands would run away to
-    infinity. So D is clipped to the range of the data, wide enough that only such rows are: ties would spoil ranks.
+    infinity. So D is clipped to the range of the data, a little widened: ties at its ends would spoil ranks.
 
     Args:
         denoiser: D; its weights are read once, now.
         num_rows: of every block.
-        low, high: range of the data's columns, ``[D]``; D may leave it by its width on either side.
+        low, high: range of the data's columns, ``[D]``; D may leave it by a quarter of its width.
         bfloat16: run the network in bfloat16; everything outside it stays float32.
     """
 
@@ -36,7 +36,8 @@ class Evaluation:
         dim, device = network.out.out_features, network.frequencies.device
         self.sigma_data = denoiser.sigma_data
         self.frequencies = network.frequencies
-        self.low, self.high = low - (high - low), high + (high - low)
+        slack = 0.25 * (high - low)
+        self.low, self.high = low - slack, high + slack
         self._dtype = weights["out.weight"].dtype
         self._passes = Passes(network, num_rows, weights)
         self._x = torch.empty((num_rows, dim), device=device, dtype=torch.float32)

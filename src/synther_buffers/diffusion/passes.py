@@ -12,6 +12,10 @@ from torch import Tensor, nn
 
 from .network import ResidualMLP
 
+#: Products inside gated layers are cut to this in passes without gradients. On rows like the data they stay below 15; on
+#: others each layer squares them, six layers raise them to the power of 64, and infinity less infinity is no number.
+_PRODUCT_LIMIT = 50.0
+
 
 class Passes:
     """Forward passes of a network and, where gradients are wanted, backward ones.
@@ -75,6 +79,8 @@ class Passes:
             if self.gated:
                 wide, gate = self._wide[layer], self._gate[layer]
                 torch.addmm(w[f"{name}.up.bias"], h, w[f"{name}.up.weight"].t(), out=wide)
+                if self.gradients is None:
+                    wide.clamp_(-_PRODUCT_LIMIT, _PRODUCT_LIMIT)
                 before, value = wide.chunk(2, dim=1)
                 torch.ops.aten.silu.out(before, out=gate)
                 torch.mul(gate, value, out=active)
