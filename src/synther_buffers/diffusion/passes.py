@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from .network import ResidualMLP
 
-#: Products inside gated layers are cut to this in passes without gradients. On rows like the data they stay below 15; on
-#: others each layer squares them, six layers raise them to the power of 64, and infinity less infinity is no number.
+#: Products inside gated layers are cut to this in passes without gradients. On rows like the data they stay below 15;
+#: on others each layer squares them, six layers raise them to the power of 64, and infinity less infinity is no
+#: number.
 _PRODUCT_LIMIT = 50.0
 
 
