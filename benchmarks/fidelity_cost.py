@@ -56,7 +56,7 @@ EQUAL_SECONDS: Comparison = (
 CURVES = {
     "paper, 255 NFE": [(f"paper-{steps}-bf16", "heun-255") for steps in ("1500", "10k")],
     "paper, 16 NFE": [(f"paper-{steps}-bf16", "sde-16") for steps in ("1500", "10k")],
-    "cpu, 16 NFE": [(name, "sde-16") for name in ("cpu-1500", "cpu")],
+    "cpu, 16 NFE": [(name, "sde-16") for name in ("cpu-1500", "cpu-4500", "cpu")],
     "cpu, 8 to 32 NFE": [("cpu", f"sde-{count}") for count in (8, 12, 16, 32)],
 }
 #: What is measured: a configuration, and the solvers that sample from the model it trains.
@@ -80,7 +80,7 @@ def entries() -> dict[str, Entry]:
         "paper-1500-bf16": (replace(rounded, train_steps=1_500), {**heun_rounded, **ours}),
         "cpu": (cpu, {**sde, **heun}),
         "cpu-1500": (replace(cpu, train_steps=1_500), ours),
-        "cpu-10k": (replace(cpu, train_steps=10_000), ours),
+        "cpu-4500": (replace(cpu, train_steps=4_500), ours),
         # The default with one choice taken back; plain layers of such a width have as many weights.
         "cpu-relu": (replace(cpu, network=replace(cpu.network, activation="relu", width=332)), ours),
         "cpu-p-std-1.2": (replace(cpu, training=replace(cpu.training, p_std=1.2)), ours),
