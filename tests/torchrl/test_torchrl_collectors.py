@@ -119,7 +119,9 @@ def test_dqn_trains(categorical):
 
 def test_the_target_of_a_synthetic_row_bootstraps_unless_it_is_terminal():
     """SAC's and the others' targets: r, plus gamma V(s') where the row is not terminated."""
+    torch.manual_seed(0)
     env = cartpole()
+    env.set_seed(0)
     actor = QValueActor(MLP(4, 2, depth=1, num_cells=16), in_keys=["observation"], spec=env.action_spec)
     buffer = make_buffer()
     for data in Collector(env, None, frames_per_batch=150, total_frames=150):
