@@ -1,5 +1,8 @@
 """The denoiser as samplers call it, against the module."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -77,11 +80,24 @@ def test_the_weights_are_those_of_the_moment_it_was_made() -> None:
     assert torch.equal(*rows)
 
 
+def test_its_buffers_go_with_it() -> None:
+    """Without waiting for the garbage collector: on a GPU they are a quarter of the free memory."""
+    evaluation = Evaluation(make_denoiser("swiglu"), 7, -FAR, FAR, bfloat16=False)
+    evaluation(X, torch.tensor([0.3]))
+    gone = weakref.ref(evaluation)
+    gc.disable()
+    try:
+        del evaluation
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 def test_off_cuda_recorded_work_is_done_at_every_call() -> None:
     calls: list[int] = []
-    work = Recorded(lambda: calls.append(1), torch.device("cpu"), "counting")
+    work = Recorded(torch.device("cpu"), "counting")
     for _ in range(6):
-        work()
+        work(lambda: calls.append(1))
     assert len(calls) == 6
     assert work.graph is None
 

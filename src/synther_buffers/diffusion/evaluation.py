@@ -43,13 +43,13 @@ class Evaluation:
         self._x = torch.empty((num_rows, dim), device=device, dtype=torch.float32)
         self._sigma = torch.empty(1, device=device, dtype=torch.float32)
         self._denoised = torch.empty_like(self._x)
-        self._evaluate = Recorded(self._evaluate_block, device, "sampler's step")
+        self._evaluate = Recorded(device, "sampler's step")
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The expected clean rows, ``[num_rows, D]``, given noisy ones ``[num_rows, D]`` at a level ``[1]``."""
         self._x.copy_(x)
         self._sigma.copy_(sigma)
-        self._evaluate()
+        self._evaluate(self._evaluate_block)
         return self._denoised.clone()
 
     def _evaluate_block(self) -> None:

@@ -14,13 +14,12 @@ _RUNS_BEFORE = 3
 
 
 class Recorded:
-    """A function that CUDA replays as a graph from its fourth call on; elsewhere it is simply called.
+    """Calls a function, which CUDA replays as a graph from the fourth call on.
 
     Where CUDA cannot record it, a warning says so, once, and it goes on kernel by kernel.
 
     Args:
-        function: reads and writes the same memory at every call, and never waits for the device.
-        device: where it runs.
+        device: where the function runs.
         name: of what it does, for the warning.
         generator: the one source of its randomness, if it has any.
 
@@ -28,30 +27,33 @@ class Recorded:
         graph: once there is one.
     """
 
-    def __init__(
-        self, function: Callable[[], None], device: torch.device, name: str, generator: torch.Generator | None = None
-    ) -> None:
-        self.function, self.name, self.generator = function, name, generator
+    def __init__(self, device: torch.device, name: str, generator: torch.Generator | None = None) -> None:
+        self.name, self.generator = name, generator
         self.graph: torch.cuda.CUDAGraph | None = None
         self._runs_left = _RUNS_BEFORE if device.type == "cuda" else -1
 
-    def __call__(self) -> None:
-        """Do the work once."""
+    def __call__(self, function: Callable[[], None]) -> None:
+        """Do the work once.
+
+        Args:
+            function: the same at every call; it reads and writes the same memory and never waits for the device. It is
+                not kept: a method would keep its object, and all buffers, alive until the next garbage collection.
+        """
         if self._runs_left == 0:
-            self._record()
+            self._record(function)
         self._runs_left -= 1
         if self.graph is not None:
             self.graph.replay()
         else:
-            self.function()
+            function()
 
-    def _record(self) -> None:
+    def _record(self, function: Callable[[], None]) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
             if self.generator is not None:
                 graph.register_generator_state(self.generator)
             with torch.cuda.graph(graph):
-                self.function()
+                function()
         except RuntimeError as error:
             logger.warning("CUDA cannot record the %s as a graph (%s); it runs kernel by kernel.", self.name, error)
             return

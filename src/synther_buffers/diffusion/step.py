@@ -80,11 +80,11 @@ class GradientStep:
         )
 
         self._noise = torch.empty((config.batch_size, rows.shape[1]), device=device, dtype=torch.float32)
-        self._take = Recorded(self._step, device, "training step", generator)
+        self._take = Recorded(device, "training step", generator)
 
     def __call__(self) -> None:
         """Take one step; afterwards `loss` and `gradient` are that step's."""
-        self._take()
+        self._take(self._step)
 
     def _step(self) -> None:
         self._draw()
