@@ -19,7 +19,7 @@ import argparse
 import json
 import time
 from collections.abc import Container, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -38,20 +38,32 @@ from synther_buffers.plots import fidelity_cost
 #: Rows per model and solver, of which the figures look at 5,000 (`synther_buffers.metrics.MAX_ROWS`).
 NUM_SAMPLES = 20_000
 DOCS = Path(__file__).parent.parent / "docs"
-#: Label, entry and solver of a table's lines.
-Comparison = tuple[tuple[str, str, str], ...]
-#: What is compared in the first table.
-REFERENCE_AND_DEFAULT: Comparison = (
-    ("reference: `paper-10k-bf16`, 255 NFE", "paper-10k-bf16", "heun-255"),
-    ("the same net, 16 NFE", "paper-10k-bf16", "sde-16"),
-    ("`cpu` preset, 16 NFE", "cpu", "sde-16"),
-)
-#: What is compared in the second one: as many seconds of training.
-EQUAL_SECONDS: Comparison = (
-    ("`cpu` preset, 16 NFE", "cpu", "sde-16"),
-    ("paper's net after 1,500 steps, 255 NFE", "paper-1500-bf16", "heun-255"),
-    ("the same net, 16 NFE", "paper-1500-bf16", "sde-16"),
-)
+#: Tables of models beside one another: a file in docs/results, and label, entry and solver of its lines.
+COMPARISONS = {
+    "fidelity_reference.md": (
+        ("reference: `paper-10k-bf16`, 255 NFE", "paper-10k-bf16", "heun-255"),
+        ("the same in float32", "paper-10k", "heun-255"),
+        ("the reference's net, 16 NFE", "paper-10k-bf16", "sde-16"),
+        ("`cpu` preset from scratch, 16 NFE", "cpu", "sde-16"),
+        ("`cpu` preset, fourth warm refresh, 16 NFE", "cpu-warm", "sde-16"),
+    ),
+    # As many seconds of training.
+    "fidelity_equal_seconds.md": (
+        ("`cpu` preset, 16 NFE", "cpu", "sde-16"),
+        ("paper's net after 1,500 steps, 255 NFE", "paper-1500-bf16", "heun-255"),
+        ("the same net, 16 NFE", "paper-1500-bf16", "sde-16"),
+    ),
+    # One choice of the default taken back.
+    "fidelity_choices.md": (
+        ("`cpu` preset", "cpu", "sde-16"),
+        ("4,500 steps", "cpu-4500", "sde-16"),
+        ("1,500 steps", "cpu-1500", "sde-16"),
+        ("plain layers, as many weights", "cpu-relu", "sde-16"),
+        ("noise levels spread as in the paper (p_std 1.2)", "cpu-p-std-1.2", "sde-16"),
+        ("half of the learning rate", "cpu-lr-2e-3", "sde-16"),
+        ("next observation itself, not its change", "cpu-next-observation", "sde-16"),
+    ),
+}
 #: Lines of the picture: entries and solvers.
 CURVES = {
     "paper, 255 NFE": [(f"paper-{steps}-bf16", "heun-255") for steps in ("1500", "10k")],
@@ -59,8 +71,21 @@ CURVES = {
     "cpu, 16 NFE": [(name, "sde-16") for name in ("cpu-1500", "cpu-4500", "cpu")],
     "cpu, 8 to 32 NFE": [("cpu", f"sde-{count}") for count in (8, 12, 16, 32)],
 }
-#: What is measured: a configuration, and the solvers that sample from the model it trains.
-Entry = tuple[UpsamplerConfig, dict[str, SamplerConfig]]
+#: Rows between the refreshes of an entry that is trained as a buffer trains, on data that grow.
+ROWS_PER_REFRESH = 10_000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is measured: a configuration, and the solvers that sample from the model it trains.
+
+    Where it is `warm`, the model is trained from scratch on the first `ROWS_PER_REFRESH` rows and goes on from there
+    whenever there are as many more, like a buffer's; otherwise it is trained once, from scratch, on all of them.
+    """
+
+    config: UpsamplerConfig
+    solvers: dict[str, SamplerConfig]
+    warm: bool = False
 
 
 def entries() -> dict[str, Entry]:
@@ -74,25 +99,25 @@ def entries() -> dict[str, Entry]:
     )
     heun_rounded = {"heun-255": rounded.sampler}
     return {
-        "paper-10k": (replace(paper, train_steps=10_000), {**heun, **ours}),
-        "paper-10k-bf16": (replace(rounded, train_steps=10_000), {**heun_rounded, **ours}),
+        "paper-10k": Entry(replace(paper, train_steps=10_000), {**heun, **ours}),
+        "paper-10k-bf16": Entry(replace(rounded, train_steps=10_000), {**heun_rounded, **ours}),
         # About as many seconds of training as the default takes.
-        "paper-1500-bf16": (replace(rounded, train_steps=1_500), {**heun_rounded, **ours}),
-        "cpu": (cpu, {**sde, **heun}),
-        "cpu-1500": (replace(cpu, train_steps=1_500), ours),
-        "cpu-4500": (replace(cpu, train_steps=4_500), ours),
+        "paper-1500-bf16": Entry(replace(rounded, train_steps=1_500), {**heun_rounded, **ours}),
+        "cpu": Entry(cpu, {**sde, **heun}),
+        "cpu-warm": Entry(cpu, ours, warm=True),
+        "cpu-1500": Entry(replace(cpu, train_steps=1_500), ours),
+        "cpu-4500": Entry(replace(cpu, train_steps=4_500), ours),
         # The default with one choice taken back; plain layers of such a width have as many weights.
-        "cpu-relu": (replace(cpu, network=replace(cpu.network, activation="relu", width=332)), ours),
-        "cpu-p-std-1.2": (replace(cpu, training=replace(cpu.training, p_std=1.2)), ours),
-        "cpu-lr-2e-3": (replace(cpu, training=replace(cpu.training, learning_rate=2e-3)), ours),
-        "cpu-next-observation": (replace(cpu, next_observation_change=False), ours),
+        "cpu-relu": Entry(replace(cpu, network=replace(cpu.network, activation="relu", width=332)), ours),
+        "cpu-p-std-1.2": Entry(replace(cpu, training=replace(cpu.training, p_std=1.2)), ours),
+        "cpu-lr-2e-3": Entry(replace(cpu, training=replace(cpu.training, learning_rate=2e-3)), ours),
+        "cpu-next-observation": Entry(replace(cpu, next_observation_change=False), ours),
     }
 
 
-def fitted(
-    data: ReplayData, name: str, config: UpsamplerConfig, seed: int, models: Path
-) -> tuple[DiffusionUpsampler, Any]:
-    """An entry's model and what its training cost: the one kept from an earlier run, or a new one, which is kept."""
+def fitted(data: ReplayData, name: str, entry: Entry, seed: int, models: Path) -> tuple[DiffusionUpsampler, Any]:
+    """An entry's model and what its last training cost: that of an earlier run, or a new one, which is kept."""
+    config = entry.config
     path = models / f"{data.name}-{data.digest}-{name}-s{seed}.safetensors"
     costs = path.with_suffix(".json")
     if costs.exists():
@@ -100,12 +125,20 @@ def fitted(
         if replace(kept.config, sampler=config.sampler) == config:
             kept.config = config
             return kept, json.loads(costs.read_text())
-    train, held_out = data.split()
     upsampler = DiffusionUpsampler(data.spec, config, "cpu", seed)
+    for num_rows in range(ROWS_PER_REFRESH, len(data.rows), ROWS_PER_REFRESH) if entry.warm else ():
+        train, held_out = data.split(num_rows)
+        upsampler.fit(train, held_out=held_out)
+    train, held_out = data.split()
     report = upsampler.fit(train, held_out=held_out)
     models.mkdir(parents=True, exist_ok=True)
     upsampler.save(path)
-    spent = {"fit_seconds": report.seconds, "held_out_loss": report.held_out_loss, "machine": machine()}
+    spent = {
+        "fit_seconds": report.seconds,
+        "fit_steps": report.steps,
+        "held_out_loss": report.held_out_loss,
+        "machine": machine(),
+    }
     costs.write_text(json.dumps(spent))
     return upsampler, spent
 
@@ -114,12 +147,12 @@ def measure(
     data: ReplayData, name: str, entry: Entry, seed: int, num_samples: int, models: Path, done: Container[str] = ()
 ) -> Iterator[dict[str, Any]]:
     """A line of results for each solver of an entry that is not done yet."""
-    config, solvers = entry
-    solvers = {solver: sampler for solver, sampler in solvers.items() if solver not in done}
+    config = entry.config
+    solvers = {solver: sampler for solver, sampler in entry.solvers.items() if solver not in done}
     if not solvers:
         return
     train, held_out = data.split()
-    upsampler, spent = fitted(data, name, config, seed, models)
+    upsampler, spent = fitted(data, name, entry, seed, models)
     for solver, sampler in solvers.items():
         upsampler.config = replace(config, sampler=sampler)
         start = time.perf_counter()
@@ -133,7 +166,7 @@ def measure(
             "solver": solver,
             "seed": seed,
             "nfe": num_function_evaluations(sampler.solver, sampler.num_steps),
-            "train_steps": config.train_steps,
+            "train_steps": spent.get("fit_steps", config.train_steps),
             "fit_seconds": spent["fit_seconds"],
             "sample_seconds": seconds,
             "num_samples": num_samples,
@@ -149,9 +182,9 @@ def time_entries(data: ReplayData, rounds: int, steps: int, num_rows: int) -> di
     """
     seen: dict[str, list[tuple[float, float, float]]] = {}
     for _ in range(rounds):
-        for name, (config, solvers) in entries().items():
-            sampler = replace(next(iter(solvers.values())), num_steps=2)
-            upsampler = DiffusionUpsampler(data.spec, replace(config, train_steps=steps, sampler=sampler), "cpu")
+        for name, entry in entries().items():
+            sampler = replace(next(iter(entry.solvers.values())), num_steps=2)
+            upsampler = DiffusionUpsampler(data.spec, replace(entry.config, train_steps=steps, sampler=sampler), "cpu")
             phases = upsampler.fit(data.rows).phases
             start = time.perf_counter()
             upsampler.sample(num_rows)
@@ -245,7 +278,7 @@ def main() -> None:
                     continue
                 key = (data.name, name, seed)
                 done = {line["solver"] for line in lines if (line["data"], line["name"], line["seed"]) == key}
-                done |= set(entry[1]) - set(args.solvers or entry[1])
+                done |= set(entry.solvers) - set(args.solvers or entry.solvers)
                 for line in measure(data, name, entry, seed, args.samples, args.models, done):
                     lines.append(line)
                     with args.out.open("a") as file:
@@ -261,7 +294,9 @@ def over_seeds(lines: list[dict[str, Any]], path: tuple[str, ...]) -> str:
     return f"{mean(values):.4f}{spread}" if values else ""
 
 
-def side_by_side(lines: list[dict[str, Any]], timing: dict[str, Any], comparison: Comparison) -> str:
+def side_by_side(
+    lines: list[dict[str, Any]], timing: dict[str, Any], comparison: tuple[tuple[str, str, str], ...]
+) -> str:
     """Markdown: models beside one another, figure by figure, on the data that have more than one of them."""
     out = [
         "| data | | seeds | training, s | sampling, s | " + " | ".join(FIGURES) + " |",
@@ -301,11 +336,12 @@ def report(lines: list[dict[str, Any]], out: Path) -> None:
     timing = read_timing(out)
     tables, pictures = (DOCS / "results", DOCS / "images") if out.parent == RESULTS else (out.parent, out.parent)
     tables.mkdir(parents=True, exist_ok=True)
-    reference = side_by_side(lines, timing, REFERENCE_AND_DEFAULT)
-    (tables / "fidelity_reference.md").write_text(reference + "\n")
-    (tables / "fidelity_equal_seconds.md").write_text(side_by_side(lines, timing, EQUAL_SECONDS) + "\n")
+    for name, comparison in COMPARISONS.items():
+        text = side_by_side(lines, timing, comparison)
+        (tables / name).write_text(text + "\n")
+        print(text, end="\n\n")
     (tables / "fidelity_all.md").write_text(table(lines, timing) + "\n")
-    print(table(lines, timing), reference, sep="\n\n")
+    print(table(lines, timing))
     for data in sorted({line["data"] for line in lines}):
         points = curves([line for line in lines if line["data"] == data], timing)
         if any(len(curve) > 1 for curve in points.values()):
@@ -323,9 +359,10 @@ def read_timing(out: Path) -> dict[str, Any]:
 
 def run_toy(out: Path, models: Path) -> None:
     """One tiny model, so that the whole path runs in seconds."""
-    config, solvers = entries()["cpu"]
+    config, solvers = entries()["cpu"].config, entries()["cpu"].solvers
     small = replace(config, train_steps=20, terminal_steps=10, network=replace(config.network, width=32))
-    lines = list(measure(ReplayData.toy(), "cpu", (small, {"sde-16": solvers["sde-16"]}), 0, 500, models))
+    entry = Entry(small, {"sde-16": solvers["sde-16"]})
+    lines = list(measure(ReplayData.toy(), "cpu", entry, 0, 500, models))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("".join(json.dumps({"machine": machine(), **line}) + "\n" for line in lines))
     report(lines, out)

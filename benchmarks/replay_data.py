@@ -68,11 +68,14 @@ class ReplayData:
             found.update(tensor.contiguous().numpy().tobytes())
         return found.hexdigest()[:12]
 
-    def split(self) -> tuple[Transitions, Transitions]:
+    def split(self, num_rows: int | None = None) -> tuple[Transitions, Transitions]:
         """Training rows, and every tenth row, which no model sees: real rows of the same distribution.
+
+        Of the first `num_rows` rows written, or of all.
 
         Held-out runs of consecutive rows would be a distribution of their own, which a classifier tells from the
         training rows and next to which no model could look right.
         """
-        held_out = torch.arange(len(self.rows)) % 10 == 9
-        return self.rows[~held_out], self.rows[held_out]
+        rows = self.rows[:num_rows]
+        held_out = torch.arange(len(rows)) % 10 == 9
+        return rows[~held_out], rows[held_out]

@@ -50,6 +50,13 @@ def test_refreshes_are_due_on_schedule():
     assert due == [250, 350, 450, 550]
 
 
+def test_a_refresh_ignores_the_default_device():
+    rows = walk(400)
+    with torch.device("meta"):
+        replay = refreshed(TINY, rows)
+        assert replay.sample(5).reward.tolist() == [1.0] * 5
+
+
 def test_one_refresh_makes_up_for_missed_ones():
     replay = make(retrain_every=100)
     replay.observe_total(1_000)

@@ -208,6 +208,25 @@ def test_ignores_default_dtype_and_the_callers_grad_mode():
         torch.set_default_dtype(torch.float32)
 
 
+def test_ignores_the_default_device():
+    """Whatever has no device of its own would be made on this one, whose tensors hold nothing."""
+
+    def drawn() -> Transitions:
+        upsampler = fitted(rows=rows)
+        upsampler.fit(rows, held_out=held_out)
+        loaded = DiffusionUpsampler(SPEC, TINY, "cpu")
+        loaded.load_state_dict(upsampler.state_dict())
+        return loaded.sample(5_000)
+
+    rows, held_out = gaussian(500), gaussian(50, seed=1)
+    rows.reward[::2] = 1.0  # few values, heavy tails, and limits have tensors of their own
+    rows.observation[::100, 0] *= 1e4
+    rows.action.clamp_(-0.5, 0.5)
+    reference = drawn()
+    with torch.device("meta"):
+        assert equal(drawn(), reference)
+
+
 # -- warm starts -----------------------------------------------------------------------------------------------------
 
 

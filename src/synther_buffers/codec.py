@@ -135,15 +135,15 @@ class Codec:
         return float(torch.maximum(shift, ratio)[~constant].max()) if bool((~constant).any()) else 0.0
 
     def _measure_frame(self, transitions: Transitions) -> Frame:
-        total = torch.zeros(self.dim, dtype=torch.float64)
-        low = torch.full((self.dim,), math.inf, dtype=torch.float64)
+        total = torch.zeros(self.dim, dtype=torch.float64, device="cpu")
+        low = torch.full((self.dim,), math.inf, dtype=torch.float64, device="cpu")
         high = -low
         for raw in self._raw_chunks(transitions):
             total += raw.sum(0)
             low = torch.minimum(low, raw.amin(0))
             high = torch.maximum(high, raw.amax(0))
         mean = total / len(transitions)
-        squares = torch.zeros(self.dim, dtype=torch.float64)
+        squares = torch.zeros(self.dim, dtype=torch.float64, device="cpu")
         for raw in self._raw_chunks(transitions):
             squares += (raw - mean).square().sum(0)
         scale = (squares / len(transitions)).sqrt()
@@ -153,7 +153,7 @@ class Codec:
         mean = torch.where(low == high, low, mean)
         scale = torch.where(constant, 0.0, scale)
 
-        fixed = torch.zeros(self.dim, dtype=torch.bool)
+        fixed = torch.zeros(self.dim, dtype=torch.bool, device="cpu")
         for block in self._blocks:
             if block.field.kind != "continuous" or (block.field.name == "reward" and not self.normalize_reward):
                 fixed[block.columns] = True
@@ -163,11 +163,11 @@ class Codec:
         safe = torch.where(scale == 0, 1.0, scale)
         extreme = torch.maximum((low - mean).abs(), (high - mean).abs()) / safe
         heavy = (extreme > HEAVY_TAIL) & ~fixed & (scale > 0)
-        spread = torch.ones(self.dim, dtype=torch.float64)
+        spread = torch.ones(self.dim, dtype=torch.float64, device="cpu")
         if bool(heavy.any()):
             # The compressed column is not centred exactly; its root mean square is what should be 1. One flag in
             # 50,000 rows would still lie 220 of them out.
-            moment = torch.zeros(self.dim, dtype=torch.float64)
+            moment = torch.zeros(self.dim, dtype=torch.float64, device="cpu")
             for raw in self._raw_chunks(transitions):
                 moment += _compress((raw - mean) / safe).square().sum(0)
             bounded = torch.maximum((moment / len(transitions)).sqrt(), _compress(extreme) / HEAVY_TAIL)
@@ -247,6 +247,8 @@ class Codec:
     def decide(self, matrix: Tensor) -> Decisions:
         """Thresholds under which these generated rows ``[n, D]`` have the data's rates of ones, few values and limits.
 
+        They lie on the CPU, like all that the codec knows.
+
         A threshold halfway between two values starves the rarer one, because a model that is unsure answers with the
         mean. Ranking the rows by the model's answer and cutting at the data's rate keeps the rate and the order.
         """
@@ -262,14 +264,17 @@ class Codec:
                 value = value + absolute[_previous(field)].reshape(value.shape).to(value.dtype)
             support = self.support[field.name]
             if field.kind == "binary":
-                decisions.binary[field.name] = _column_quantiles(value, 1.0 - support.rate)
+                decisions.binary[field.name] = _column_quantiles(value, 1.0 - support.rate).cpu()
                 continue
             decisions.few_valued[field.name] = {
-                column: torch.quantile(value[:, column], cumulative.to(value))
+                column: torch.quantile(value[:, column], cumulative.to(value)).cpu()
                 for column, (_, cumulative) in support.values.items()
             }
             at_low, at_high = support.limits
-            decisions.limits[field.name] = (_column_quantiles(value, at_low), _column_quantiles(value, 1.0 - at_high))
+            decisions.limits[field.name] = (
+                _column_quantiles(value, at_low).cpu(),
+                _column_quantiles(value, 1.0 - at_high).cpu(),
+            )
             absolute[field.name] = self._legalize(field, value, decisions)
         return decisions
 
@@ -352,11 +357,11 @@ class _Support:
         low, high = value.amin(0).double().cpu(), value.amax(0).double().cpu()
         rate = value.sum(0, dtype=torch.float64).cpu() / len(value)
         values: dict[int, tuple[Tensor, Tensor]] = {}
-        limits = torch.zeros((2, value.shape[1]), dtype=torch.float64)
+        limits = torch.zeros((2, value.shape[1]), dtype=torch.float64, device="cpu")
         if field.kind == "continuous":
             if field.low and field.name == "action":
-                low = torch.maximum(low, torch.tensor(field.low, dtype=torch.float64))
-                high = torch.minimum(high, torch.tensor(field.high, dtype=torch.float64))
+                low = torch.maximum(low, torch.tensor(field.low, dtype=torch.float64, device="cpu"))
+                high = torch.minimum(high, torch.tensor(field.high, dtype=torch.float64, device="cpu"))
             first = value[: 4 * FEW_VALUES**2]
             for column in range(value.shape[1]):
                 # Most columns show too many values in their first rows; only the others are worth a full sort.
@@ -409,7 +414,7 @@ def _one_hot(field: Field, value: Tensor) -> Tensor:
     parts = []
     for element, count in enumerate(field.num_categories):
         if field.values:
-            table = torch.tensor(field.values, dtype=torch.float64)
+            table = torch.tensor(field.values, dtype=torch.float64, device="cpu")
             distance = (value[:, element, None].double() - table).abs()
             index = distance.argmin(1)
             legal = bool((distance.amin(1) <= 1e-5 * table.abs().amax()).all())

@@ -147,4 +147,4 @@ def _to_numpy(observation: Observation) -> Any:
 def _to_tensors(answer: Any) -> Any:
     if isinstance(answer, Mapping):
         return {key: _to_tensors(value) for key, value in answer.items()}
-    return torch.as_tensor(np.asarray(answer))
+    return torch.as_tensor(np.asarray(answer), device="cpu")

@@ -71,7 +71,7 @@ def correlation_similarity(real: Tensor, synthetic: Tensor) -> float:
 
 
 def _tv_complement(left: Tensor, right: Tensor, discrete: Tensor) -> Tensor:
-    out = torch.ones(left.shape[1], dtype=torch.float64)
+    out = torch.ones(left.shape[1], dtype=torch.float64, device="cpu")
     for column in torch.nonzero(discrete).flatten().tolist():
         values, index = torch.unique(torch.cat((left[:, column], right[:, column])), return_inverse=True)
         shares = [
@@ -93,7 +93,7 @@ def _columns(left: Transitions, right: Transitions, spec: TransitionSpec) -> tup
     for rows in (left, right):
         flat = rows.flat()
         sides.append(torch.cat([flat[f.name].reshape(len(rows), -1).double().cpu() for f in spec.fields], dim=1))
-    return names, torch.tensor(discrete), sides[0], sides[1]
+    return names, torch.tensor(discrete, device="cpu"), sides[0], sides[1]
 
 
 def _thin(rows: Transitions) -> Transitions:

@@ -293,7 +293,7 @@ def neighborhoods(
     left = units.points(thin(real, count, seed))
     right = units.points(thin(synthetic, count, seed + 1))
     left_radius, right_radius = _radii(left, neighbors), _radii(right, neighbors)
-    precise = torch.zeros(count, dtype=torch.bool)
+    precise = torch.zeros(count, dtype=torch.bool, device="cpu")
     recalled, covered = precise.clone(), precise.clone()
     total = 0
     for start in range(0, count, _CHUNK):
@@ -328,8 +328,8 @@ def _closest(points: Tensor, records: Tensor) -> Tensor:
     rough = records.float()
     found = []
     for chunk in points.split(_CHUNK):
-        best = torch.full((len(chunk),), math.inf, dtype=torch.float32)
-        index = torch.zeros(len(chunk), dtype=torch.int64)
+        best = torch.full((len(chunk),), math.inf, dtype=torch.float32, device="cpu")
+        index = torch.zeros(len(chunk), dtype=torch.int64, device="cpu")
         for start in range(0, len(records), 16 * _CHUNK):
             low, where = torch.cdist(chunk.float(), rough[start : start + 16 * _CHUNK]).min(1)
             index = torch.where(low < best, where + start, index)

@@ -76,7 +76,7 @@ def thin(rows: Transitions, max_rows: int, seed: int) -> Transitions:
     if len(rows) <= max_rows:
         return rows
     generator = torch.Generator().manual_seed(seed)
-    return rows[torch.randperm(len(rows), generator=generator)[:max_rows].to(rows.device)]
+    return rows[torch.randperm(len(rows), generator=generator, device="cpu")[:max_rows].to(rows.device)]
 
 
 def check_rows(spec: TransitionSpec, minimum: int, **sets: Transitions) -> None:
@@ -105,7 +105,7 @@ def _one_hot(field: Field, value: Tensor) -> Tensor:
     """A column for each category, ``[N, sum(num_categories)]``."""
     parts = []
     for element, (start, count) in enumerate(zip(field.start, field.num_categories, strict=True)):
-        categories = torch.tensor(field.values or range(start, start + count), dtype=torch.float64)
+        categories = torch.tensor(field.values or range(start, start + count), dtype=torch.float64, device="cpu")
         index = (value[:, element, None] - categories).abs().argmin(1)
         parts.append(torch.nn.functional.one_hot(index, count).double())
     return torch.cat(parts, dim=1)

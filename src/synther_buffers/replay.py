@@ -340,7 +340,7 @@ class SyntheticReplay:
         count = min(len(train), len(synthetic), MAX_ROWS)
 
         def against_held(rows: Transitions) -> Fidelity:
-            index = torch.randint(len(rows), (count,), generator=generator)
+            index = torch.randint(len(rows), (count,), generator=generator, device="cpu")
             return measure_fidelity(held, rows[index.to(rows.device)], spec)
 
         return against_held(synthetic), against_held(train)

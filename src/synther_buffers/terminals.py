@@ -42,8 +42,8 @@ class TerminalClassifier:
         self.device = device
         self.rate = 0.0
         self._net: nn.Sequential | None = None
-        self._mean = torch.zeros(0, dtype=torch.float64)
-        self._scale = torch.ones(0, dtype=torch.float64)
+        self._mean = torch.zeros(0, dtype=torch.float64, device="cpu")
+        self._scale = torch.ones(0, dtype=torch.float64, device="cpu")
 
     @torch.inference_mode(False)
     @torch.enable_grad()
@@ -77,7 +77,8 @@ class TerminalClassifier:
         num_positive = int(_BATCH_SIZE * max(_POSITIVE_SHARE, min(self.rate, 0.75)))
         target = torch.zeros(_BATCH_SIZE, device=self.device, dtype=torch.float32)
         target[:num_positive] = 1.0
-        draws = torch.Generator(self.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
+        draws = torch.Generator(self.device).manual_seed(seed)
         optimizer = torch.optim.AdamW(self._net.parameters(), lr=_LEARNING_RATE, weight_decay=1e-3, fused=True)
         with torch.autocast(self.device.type, enabled=False):
             for step in range(num_steps):

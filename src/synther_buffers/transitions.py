@@ -293,11 +293,12 @@ def _inferred(name: str, tensors: list[Tensor], known: Field | None) -> Field:
         raise ValueError(_image(name, f"uint8 of shape {shape}"))
     if not dtype.is_floating_point and (kind == "action" or size == 1):
         values = [tensor.reshape(len(tensor), size).to(torch.int64) for tensor in tensors]
-        start = torch.stack([value.amin(0) for value in values]).amin(0).clamp(max=0)
-        stop = torch.stack([value.amax(0) for value in values]).amax(0) + 1
+        start = torch.stack([value.amin(0) for value in values]).amin(0).clamp(max=0).cpu()
+        stop = torch.stack([value.amax(0) for value in values]).amax(0).cpu() + 1
         if known is not None and known.kind == "categorical":
-            start = torch.minimum(start, torch.tensor(known.start))
-            stop = torch.maximum(stop, torch.tensor(known.start) + torch.tensor(known.num_categories))
+            first = torch.tensor(known.start, device="cpu")
+            start = torch.minimum(start, first)
+            stop = torch.maximum(stop, first + torch.tensor(known.num_categories, device="cpu"))
         if int((stop - start).max()) <= MAX_CATEGORIES and (known is None or known.kind == "categorical"):
             return Field(
                 name,

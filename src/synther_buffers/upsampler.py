@@ -36,6 +36,13 @@ STATE_VERSION = 2
 _CALIBRATION_ROWS = 4_096
 #: From this many rows on a draw has the terminal rate of the data itself.
 _OWN_RATE_ROWS = 1_000
+#: Rows go through the sampler in blocks of at most so many: what a CPU's cache likes, and what keeps a GPU busy. The
+#: size of a block decides which noise a row gets, so it follows free memory only where that is short.
+_BLOCK_ROWS, _BLOCK_ROWS_CUDA = 2_048, 65_536
+#: Blocks that are generated before their rows are decoded.
+_BLOCKS_PER_CHUNK = 8
+#: Evaluations of a block from which on it pays to record one.
+_EVALUATIONS_TO_RECORD = 100
 
 
 @dataclass(frozen=True)
@@ -239,7 +246,8 @@ class DiffusionUpsampler:
 
     def _calibrate(self) -> None:
         """Measure decoding thresholds on rows of the new model, which also shows that it generates finite ones."""
-        matrix = self._generate(_CALIBRATION_ROWS, self._generator("calibration"))
+        evaluation = self._evaluation(_CALIBRATION_ROWS, self._block_rows())
+        matrix = self._generate(evaluation, _CALIBRATION_ROWS, self._generator("calibration"))
         _check_finite(torch.isfinite(matrix).all())
         self._decisions = self._codec.decide(matrix)
         if self.config.model_terminals:
@@ -267,11 +275,12 @@ class DiffusionUpsampler:
         out = self.spec.empty(num_samples, self.device)
         decisions, logits = self._decisions, []
         finite = torch.ones((), dtype=torch.bool, device=self.device)
-        chunk_rows = self._chunk_rows()
+        evaluation = self._evaluation(num_samples, self._block_rows())
+        chunk_rows = _BLOCKS_PER_CHUNK * evaluation.num_rows
         with _progress("sampling", num_samples, self.progress_bar) as bar:
             for start in range(0, num_samples, chunk_rows):
                 count = min(chunk_rows, num_samples - start)
-                matrix = self._generate(count, generator)
+                matrix = self._generate(evaluation, count, generator)
                 finite &= torch.isfinite(matrix).all()
                 if start == 0 and count >= _CALIBRATION_ROWS:
                     decisions = self._codec.decide(matrix)
@@ -312,24 +321,38 @@ class DiffusionUpsampler:
         if num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}; it must be at least 1.")
         states: list[tuple[float, Tensor]] = []
-        self._generate(num_samples, self._generator("trajectory"), lambda sigma, x: states.append((sigma, x)))
+        evaluation = self._evaluation(num_samples, num_samples)  # one block: who watches sees all rows at once
+        generator = self._generator("trajectory")
+        self._generate(evaluation, num_samples, generator, lambda sigma, x: states.append((sigma, x)))
         return states
 
+    def _evaluation(self, num_rows: int, block_rows: int) -> Evaluation:
+        """The denoiser for a draw of `num_rows` rows, in blocks of at most `block_rows`, as equal as can be."""
+        config = self.config.sampler
+        num_blocks = max(math.ceil(num_rows / block_rows), 1)
+        evaluations = num_blocks * samplers.num_function_evaluations(config.solver, config.num_steps)
+        assert self._denoiser is not None
+        return Evaluation(
+            self._denoiser,
+            max(math.ceil(num_rows / num_blocks), 1),
+            self._low,
+            self._high,
+            bfloat16=config.bfloat16,
+            record=evaluations >= _EVALUATIONS_TO_RECORD,
+        )
+
     @torch.no_grad()
-    def _generate(self, num_rows: int, generator: torch.Generator, watch: samplers.Watch | None = None) -> Tensor:
-        """Rows of the matrix, ``[num_rows, D]`` float32, in blocks as equal as can be; whoever watches sees one."""
+    def _generate(
+        self, denoiser: Evaluation, num_rows: int, generator: torch.Generator, watch: samplers.Watch | None = None
+    ) -> Tensor:
+        """Rows of the matrix, ``[num_rows, D]`` float32, generated in whole blocks."""
         config = self.config.sampler
         sigmas = samplers.karras_schedule(config.num_steps, config.sigma_min, self._sigma_max, config.rho)
-        num_blocks = 1 if watch is not None else max(math.ceil(num_rows / self._block_rows()), 1)
-        block_rows = math.ceil(num_rows / num_blocks)
-        assert self._denoiser is not None
-        denoiser = Evaluation(self._denoiser, block_rows, self._low, self._high, bfloat16=config.bfloat16)
+        shape = (denoiser.num_rows, self._codec.dim)
         blocks = []
         with torch.autocast(self.device.type, enabled=False):
-            for _ in range(num_blocks):
-                x = sigmas[0] * torch.randn(
-                    (block_rows, self._codec.dim), generator=generator, device=self.device, dtype=torch.float32
-                )
+            for _ in range(math.ceil(num_rows / denoiser.num_rows)):
+                x = sigmas[0] * torch.randn(shape, generator=generator, device=self.device, dtype=torch.float32)
                 if config.solver == "stochastic-heun":
                     x = samplers.stochastic_heun(
                         denoiser, x, sigmas, generator,
@@ -342,16 +365,11 @@ class DiffusionUpsampler:
         return torch.cat(blocks)[:num_rows]
 
     def _block_rows(self) -> int:
-        """Rows that go through the sampler together: what a CPU's cache likes, or what fits a GPU's memory."""
-        return 2_048 if self.device.type == "cpu" else self._chunk_rows()
-
-    def _chunk_rows(self) -> int:
-        """Rows generated before they are decoded."""
-        if self.device.type == "cpu":
-            return 16_384
-        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 2**30
+        if self.device.type != "cuda":
+            return _BLOCK_ROWS
+        free, _ = torch.cuda.mem_get_info(self.device)
         per_row = 4 * (6 * self.config.network.width + 16 * self._codec.dim)
-        return int(min(max(free // 4 // per_row, 1_024), 1_000_000))
+        return min(max(free // 4 // per_row, 1_024), _BLOCK_ROWS_CUDA)
 
     # -- persistence -------------------------------------------------------------------------------------------------
 

@@ -25,15 +25,27 @@ class Evaluation:
         num_rows: of every block.
         low, high: range of the data's columns, ``[D]``; D may leave it by a quarter of its width.
         bfloat16: run the network in bfloat16; everything outside it stays float32.
+        record: as a CUDA graph, on CUDA. Recording waits for the device and gives the memory back that PyTorch has put
+            aside, which a handful of calls is not worth.
     """
 
-    def __init__(self, denoiser: Preconditioner, num_rows: int, low: Tensor, high: Tensor, *, bfloat16: bool) -> None:
+    def __init__(
+        self,
+        denoiser: Preconditioner,
+        num_rows: int,
+        low: Tensor,
+        high: Tensor,
+        *,
+        bfloat16: bool,
+        record: bool = True,
+    ) -> None:
         network = cast(ResidualMLP, denoiser.network)
         weights = {
             name: parameter.detach().to(torch.bfloat16 if bfloat16 else torch.float32)
             for name, parameter in network.named_parameters()
         }
         dim, device = network.out.out_features, network.frequencies.device
+        self.num_rows = num_rows
         self.sigma_data = denoiser.sigma_data
         self.frequencies = network.frequencies
         slack = 0.25 * (high - low)
@@ -43,13 +55,16 @@ class Evaluation:
         self._x = torch.empty((num_rows, dim), device=device, dtype=torch.float32)
         self._sigma = torch.empty(1, device=device, dtype=torch.float32)
         self._denoised = torch.empty_like(self._x)
-        self._evaluate = Recorded(device, "sampler's step")
+        self._evaluate = Recorded(device, "sampler's step") if record else None
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The expected clean rows, ``[num_rows, D]``, given noisy ones ``[num_rows, D]`` at a level ``[1]``."""
         self._x.copy_(x)
         self._sigma.copy_(sigma)
-        self._evaluate(self._evaluate_block)
+        if self._evaluate is not None:
+            self._evaluate(self._evaluate_block)
+        else:
+            self._evaluate_block()
         return self._denoised.clone()
 
     def _evaluate_block(self) -> None:
