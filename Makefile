@@ -73,7 +73,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/refresh.py
 	$(BIN)/python benchmarks/terminals.py
 	$(BIN)/python benchmarks/precision.py
-	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/training_step.py --compile
 	$(BIN)/python benchmarks/published.py $(if $(SOURCE),--source $(SOURCE))
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity_cost.py --data $(REPLAY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity_cost.py --data $(REPLAY) --timing

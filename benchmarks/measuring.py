@@ -67,7 +67,9 @@ def num_weights(config: UpsamplerConfig, rows: Tensor) -> int:
     return sum(parameter.numel() for parameter in denoiser_of(config, rows).parameters() if parameter.dim() == 2)
 
 
-def eager_step(config: UpsamplerConfig, rows: Tensor) -> Callable[[], None]:
+def eager_step(
+    config: UpsamplerConfig, rows: Tensor, loss: Callable[..., Tensor] = denoising_loss
+) -> Callable[[], None]:
     """A training step of a configuration as anyone would write it: float32, autograd, clipping, fused AdamW, average.
 
     The unit that costs are given in: it does not change when this library's own training gets faster.
@@ -90,7 +92,7 @@ def eager_step(config: UpsamplerConfig, rows: Tensor) -> Callable[[], None]:
         noise = torch.randn((training.batch_size, rows.shape[1]), generator=generator, device=rows.device)
         sigma = draw_sigma(training.batch_size, training.p_mean, training.p_std, generator)
         optimizer.zero_grad(set_to_none=True)
-        denoising_loss(denoiser, rows[index], noise, sigma).backward()
+        loss(denoiser, rows[index], noise, sigma).backward()
         torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
         optimizer.step()
         count += 1

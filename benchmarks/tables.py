@@ -118,7 +118,13 @@ def training_step(results: dict[str, Any]) -> str:
         "in blocks, µs",
         "ratio",
     ]
-    return f"{markdown(head, rows)}\n\n{where(results)}"
+    text = f"{markdown(head, rows)}\n\n{where(results)}"
+    if compiled := results.get("compiled"):
+        text += (
+            f" `torch.compile` on the default's autograd step: {compiled['compile_seconds']:.0f} s to compile, then "
+            f"{compiled['compiled_ratio']:.2f} times as long as written out."
+        )
+    return text
 
 
 def published(results: dict[str, Any]) -> str:

@@ -1,17 +1,19 @@
 """A training step and the sampler's evaluation, written out as the library has them, against plain PyTorch's.
 
-    python benchmarks/training_step.py [--steps 30] [--rounds 9] [--toy]
+    python benchmarks/training_step.py [--steps 30] [--rounds 9] [--compile] [--toy]
 
 Both are timed in turn in one run, for the presets' sizes on 50,000 artificial rows of 42 columns (Walker2d-v5 has
 those). In float32 on a CPU and in the preset's precision elsewhere; on CUDA the library's step is one graph. The floor
 is the arithmetic alone, ``6 W B`` operations for W weights in matrices and batches of B rows, at the measured speed of
 large matrix products in the same precision. An evaluation is one of D for 16,384 rows (CUDA: 262,144) at one noise
-level: the module called on all of them, and the sampler's blocks.
+level: the module called on all of them, and the sampler's blocks. With --compile the default's step is also timed with
+``torch.compile`` on loss and network, beside the seconds until its first steps are done; it needs a C++ compiler.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -23,6 +25,7 @@ from torch import Tensor
 from synther_buffers import UpsamplerConfig
 from synther_buffers.config import resolve_config, resolve_device
 from synther_buffers.diffusion.evaluation import Evaluation
+from synther_buffers.diffusion.loss import denoising_loss
 from synther_buffers.diffusion.step import GradientStep
 
 
@@ -59,11 +62,28 @@ def until_done(step: Callable[[], object], device: torch.device, steps: int) -> 
     return run
 
 
+def compiled(config: UpsamplerConfig, rows: Tensor, steps: int, rounds: int) -> dict[str, float]:
+    """What `torch.compile` makes of the plain step, and the seconds of compiling it; ours again, in turn."""
+    plain = eager_step(config, rows, torch.compile(denoising_loss))
+    start = time.perf_counter()
+    until_done(plain, rows.device, 3)()
+    compile_seconds = time.perf_counter() - start
+    both = (until_done(step, rows.device, steps) for step in (plain, written_out(config, rows)))
+    seconds = [total / steps for total in alternate(*both, 1, rounds)]
+    return {
+        "compile_seconds": compile_seconds,
+        "compiled_seconds": seconds[0],
+        "written_out_seconds": seconds[1],
+        "compiled_ratio": seconds[0] / seconds[1],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile too")
     parser.add_argument("--toy", action="store_true", help="few steps, to see that it runs")
     parser.add_argument("--out", help="where to write the JSON (default: benchmarks/results/training_step.json)")
     args = parser.parse_args()
@@ -107,6 +127,11 @@ def main() -> None:
             f"ratio {seconds[0] / seconds[1]:.2f}, {seconds[1] / floor:.2f} times the floor; "
             f"evaluation ratio {module_seconds / block_seconds:.2f}"
         )
+    if args.compile:
+        config = resolve_config("auto", device)
+        config = replace(config, training=replace(config.training, bfloat16=False))
+        results["compiled"] = compiled(config, rows, args.steps, args.rounds)
+        print("the default's step compiled:", {key: round(value, 4) for key, value in results["compiled"].items()})
     write("training_step", results, args.out)
 
 

@@ -21,6 +21,7 @@ exclude_patterns = [
     "_build",
     "results/fidelity_reference.md",
     "results/fidelity_equal_seconds.md",
+    "results/fidelity_choices.md",
     "results/fidelity_all.md",
     "results/refresh_table.md",
     "results/training_step_table.md",
