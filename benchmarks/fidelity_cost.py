@@ -70,6 +70,7 @@ CURVES = {
     "paper, 16 NFE": [(f"paper-{steps}-bf16", "sde-16") for steps in ("1500", "10k")],
     "cpu, 16 NFE": [(name, "sde-16") for name in ("cpu-1500", "cpu-4500", "cpu")],
     "cpu, 8 to 32 NFE": [("cpu", f"sde-{count}") for count in (8, 12, 16, 32)],
+    "cpu, warm refresh": [("cpu-warm", "sde-16")],
 }
 #: Rows between the refreshes of an entry that is trained as a buffer trains, on data that grow.
 ROWS_PER_REFRESH = 10_000

@@ -38,12 +38,25 @@ def test_gated_layers_by_hand() -> None:
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     level = network.noise_out(F.silu(network.noise_in(noise_features(NOISE, network.frequencies))))
-    h = network.widen(network.row_in(X) + level)
+    x = X * torch.tensor([[1.0], [1.0], [30.0], [30.0]])
+    h = network.widen(network.row_in(x) + level)
     layer = network.layers[0]
     u, v = layer.up.weight.split(16)
-    gate, value = h @ u.T + layer.up.bias[:16], h @ v.T + layer.up.bias[16:]
+    n = h / h.square().mean(1, keepdim=True).sqrt().clamp(min=1.0)
+    assert (h.square().mean(1).sqrt() > 1.0).tolist() == [False, False, True, True]
+    gate, value = n @ u.T + layer.up.bias[:16], n @ v.T + layer.up.bias[16:]
     h = h + (gate * gate.sigmoid() * value) @ layer.down.weight.T + layer.down.bias
-    torch.testing.assert_close(network(X, NOISE), network.out(h * h.sigmoid()))
+    torch.testing.assert_close(network(x, NOISE), network.out(h * h.sigmoid()))
+
+
+def test_far_from_the_data_gated_answers_grow_with_the_distance_alone() -> None:
+    """Eight layers that square what they get would take a thousand to a number with 700 digits."""
+    network = ResidualMLP(
+        3, width=16, depth=8, embedding_dim=12, fourier_dim=8, activation="swiglu",
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    near, far = network(10.0 * X, NOISE), network(10_000.0 * X, NOISE)
+    assert far.abs().max() < 1_100.0 * near.abs().max()
 
 
 def test_one_level_for_all_rows_or_one_for_each() -> None:

@@ -112,6 +112,19 @@ class TestLearning:
         with pytest.raises(NonFiniteLossError):
             train_denoiser(make_denoiser(), torch.full((4, 2), 1e30), 1, CONFIG, generator())
 
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_gated_layers_stand_a_high_learning_rate_and_rows_far_out(self, seed: int) -> None:
+        """Where these layers square what they get, one row's answer grows without limit and takes the weights along."""
+        rows = torch.randn((4_000, 6), generator=generator())
+        rows[::100] *= 4.0
+        network = ResidualMLP(
+            6, width=32, depth=6, embedding_dim=16, fourier_dim=8, activation="swiglu", generator=generator(seed)
+        )
+        config = TrainingConfig(64, learning_rate=3e-2, warmup_steps=40, p_std=0.8)
+        _, loss = train_denoiser(Preconditioner(network), rows, 400, config, generator(seed))
+        # Independent columns of unit variance leave nothing to learn below 1, but for the rows further out.
+        assert loss < 1.1
+
 
 class TestAverage:
     @pytest.mark.parametrize("decay", [0.995, 0.3])

@@ -10,12 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .network import ResidualMLP
-
-#: Products inside gated layers are cut to this in passes without gradients. On rows like the data they stay below 15;
-#: on others each layer squares them, six layers raise them to the power of 64, and infinity less infinity is no
-#: number.
-_PRODUCT_LIMIT = 50.0
+from .network import ResidualMLP, scale_within_limit
 
 
 class Passes:
@@ -51,7 +46,9 @@ class Passes:
         self._embedded, self._output = buffer(embedding_dim), buffer(len(out))
         self._h = one_each(self.depth + 1, width)
         self._active = one_each(self.depth + 1, width)
-        # Of a gated layer: both halves of the wide product, and silu of the first.
+        # Of a gated layer: its input within the limit, both halves of the wide product, and silu of the first.
+        self._within = one_each(self.depth, width) if self.gated else []
+        self._scale: list[Tensor] = []
         self._wide = one_each(self.depth, 2 * width) if self.gated else []
         self._gate = one_each(self.depth, width) if self.gated else []
         if gradients is not None:
@@ -74,14 +71,16 @@ class Passes:
         self._noise_active = nn.functional.silu(self._noise)
         level = torch.addmm(w["noise_out.bias"], self._noise_active, w["noise_out.weight"].t())
         torch.mm(x, w["row_in.weight"].t(), out=self._embedded).add_(level).add_(w["row_in.bias"])
+        self._scale.clear()
         h = torch.addmm(w["widen.bias"], self._embedded, w["widen.weight"].t(), out=self._h[0])
         for layer in range(self.depth):
             name, active = f"layers.{layer}", self._active[layer]
             if self.gated:
-                wide, gate = self._wide[layer], self._gate[layer]
-                torch.addmm(w[f"{name}.up.bias"], h, w[f"{name}.up.weight"].t(), out=wide)
-                if self.gradients is None:
-                    wide.clamp_(-_PRODUCT_LIMIT, _PRODUCT_LIMIT)
+                wide, gate, within = self._wide[layer], self._gate[layer], self._within[layer]
+                scale = scale_within_limit(h)
+                self._scale.append(scale)
+                torch.mul(h, scale, out=within)
+                torch.addmm(w[f"{name}.up.bias"], within, w[f"{name}.up.weight"].t(), out=wide)
                 before, value = wide.chunk(2, dim=1)
                 torch.ops.aten.silu.out(before, out=gate)
                 torch.mul(gate, value, out=active)
@@ -122,7 +121,7 @@ class Passes:
         d_h.add_(d_active)
 
     def _gated_layer_backward(self, layer: int, d_h: Tensor) -> None:
-        """Turn the gradient of ``h + W (silu(U h) * V h)`` into that of h, in place."""
+        """Turn the gradient of ``h + W (silu(U h') * V h')`` into that of h, in place."""
         name = f"layers.{layer}"
         before, value = self._wide[layer].chunk(2, dim=1)
         d_before, d_value = self._d_wide.chunk(2, dim=1)
@@ -130,8 +129,9 @@ class Passes:
         d_active = torch.mm(d_h, self.weights[f"{name}.down.weight"], out=self._d_active)
         torch.mul(d_active, self._gate[layer], out=d_value)
         torch.ops.aten.silu_backward.grad_input(d_active.mul_(value), before, grad_input=d_before)
-        self._linear_gradient(f"{name}.up", self._d_wide, self._h[layer])
-        d_h.addmm_(self._d_wide, self.weights[f"{name}.up.weight"])
+        self._linear_gradient(f"{name}.up", self._d_wide, self._within[layer])
+        d_within = torch.mm(self._d_wide, self.weights[f"{name}.up.weight"], out=d_active)
+        d_h.addcmul_(d_within, self._scale[layer])
 
     def _linear_gradient(self, name: str, d_output: Tensor, inputs: Tensor) -> None:
         assert self.gradients is not None
