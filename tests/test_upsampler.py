@@ -267,6 +267,16 @@ def test_starts_afresh_when_a_warm_start_loses():
     assert report.steps == LEARNING.train_steps + 20
 
 
+def test_starts_afresh_when_a_warm_start_diverges():
+    """Else every later refresh would go on from the same model, and fail like this one."""
+    upsampler = fitted(LEARNING)
+    upsampler._denoiser.network.out.weight.data.mul_(1e30)  # the loss is the square of that
+    report = upsampler.fit(gaussian(500))
+    assert not report.warm
+    assert report.reason.startswith("a warm start diverged: the training loss became ")
+    assert report.loss < 0.9
+
+
 def test_a_failed_fit_leaves_the_last_model():
     upsampler = fitted()
     reference = pickle.loads(pickle.dumps(upsampler.state_dict()))

@@ -24,7 +24,7 @@ from .diffusion import samplers
 from .diffusion.evaluation import Evaluation
 from .diffusion.network import ResidualMLP
 from .diffusion.preconditioning import Preconditioner
-from .diffusion.training import evaluate_denoiser, train_denoiser
+from .diffusion.training import NonFiniteLossError, evaluate_denoiser, train_denoiser
 from .terminals import TerminalClassifier
 from .transitions import Transitions, TransitionSpec
 
@@ -143,8 +143,8 @@ class DiffusionUpsampler:
         """Train on real transitions.
 
         A warm start goes on from the last model if the data still lie in its normalisation frame, and is given up
-        for a training from scratch if it ends worse than the last model on the held-out rows. If anything fails the
-        last model stays as it was.
+        for a training from scratch if it diverges or ends worse than the last model on the held-out rows. If anything
+        fails the last model stays as it was.
 
         Args:
             transitions: finite rows of the spec, on any device.
@@ -194,10 +194,14 @@ class DiffusionUpsampler:
         if not reason:
             assert last._denoiser is not None
             before = self._judge(last._denoiser, judged)
-            loss = self._train(copy.deepcopy(last._denoiser).requires_grad_(True), rows, self.config.warm_steps)
             steps += self.config.warm_steps
-            if judged is not None and self._judge(self._denoiser, judged) > before:
-                reason = "a warm start ended worse on held-out rows than it began"
+            try:
+                loss = self._train(copy.deepcopy(last._denoiser).requires_grad_(True), rows, self.config.warm_steps)
+                if judged is not None and self._judge(self._denoiser, judged) > before:
+                    reason = "a warm start ended worse on held-out rows than it began"
+            except NonFiniteLossError as error:
+                reason = f"a warm start diverged: {error}"
+            if reason:
                 self._codec.fit_frame(transitions)
                 rows = self._encode(transitions, last._sigma_max)
                 judged = None if held_out is None else self._codec.encode(held_out, self.device)
