@@ -31,7 +31,7 @@ from .transitions import Transitions, TransitionSpec
 logger = logging.getLogger(__name__)
 
 #: Version of the state that `state_dict` and `save` write.
-STATE_VERSION = 2
+STATE_VERSION = 3
 #: Fewer generated rows than this are decided by the thresholds that `fit` measured on as many of its own.
 _CALIBRATION_ROWS = 4_096
 #: From this many rows on a draw has the terminal rate of the data itself.

@@ -10,7 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .network import ResidualMLP, scale_within_limit
+from .network import ResidualMLP
+
+#: What `torch.nn.functional.layer_norm` adds to a variance.
+_EPSILON = 1e-5
 
 
 class Passes:
@@ -46,9 +49,9 @@ class Passes:
         self._embedded, self._output = buffer(embedding_dim), buffer(len(out))
         self._h = one_each(self.depth + 1, width)
         self._active = one_each(self.depth + 1, width)
-        # Of a gated layer: its input within the limit, both halves of the wide product, and silu of the first.
-        self._within = one_each(self.depth, width) if self.gated else []
-        self._scale: list[Tensor] = []
+        # Of a gated layer: its normalised input with mean and scale, both halves of the wide product, and silu of the
+        # first.
+        self._normalized: list[tuple[Tensor, Tensor, Tensor]] = []
         self._wide = one_each(self.depth, 2 * width) if self.gated else []
         self._gate = one_each(self.depth, width) if self.gated else []
         if gradients is not None:
@@ -71,16 +74,16 @@ class Passes:
         self._noise_active = nn.functional.silu(self._noise)
         level = torch.addmm(w["noise_out.bias"], self._noise_active, w["noise_out.weight"].t())
         torch.mm(x, w["row_in.weight"].t(), out=self._embedded).add_(level).add_(w["row_in.bias"])
-        self._scale.clear()
+        self._normalized.clear()
         h = torch.addmm(w["widen.bias"], self._embedded, w["widen.weight"].t(), out=self._h[0])
         for layer in range(self.depth):
             name, active = f"layers.{layer}", self._active[layer]
             if self.gated:
-                wide, gate, within = self._wide[layer], self._gate[layer], self._within[layer]
-                scale = scale_within_limit(h)
-                self._scale.append(scale)
-                torch.mul(h, scale, out=within)
-                torch.addmm(w[f"{name}.up.bias"], within, w[f"{name}.up.weight"].t(), out=wide)
+                wide, gate = self._wide[layer], self._gate[layer]
+                normalized = torch.native_layer_norm(h, h.shape[1:], None, None, _EPSILON)
+                if self.gradients is not None:
+                    self._normalized.append(normalized)
+                torch.addmm(w[f"{name}.up.bias"], normalized[0], w[f"{name}.up.weight"].t(), out=wide)
                 before, value = wide.chunk(2, dim=1)
                 torch.ops.aten.silu.out(before, out=gate)
                 torch.mul(gate, value, out=active)
@@ -121,7 +124,7 @@ class Passes:
         d_h.add_(d_active)
 
     def _gated_layer_backward(self, layer: int, d_h: Tensor) -> None:
-        """Turn the gradient of ``h + W (silu(U h') * V h')`` into that of h, in place."""
+        """Turn the gradient of ``h + W (silu(U norm(h)) * V norm(h))`` into that of h, in place."""
         name = f"layers.{layer}"
         before, value = self._wide[layer].chunk(2, dim=1)
         d_before, d_value = self._d_wide.chunk(2, dim=1)
@@ -129,9 +132,13 @@ class Passes:
         d_active = torch.mm(d_h, self.weights[f"{name}.down.weight"], out=self._d_active)
         torch.mul(d_active, self._gate[layer], out=d_value)
         torch.ops.aten.silu_backward.grad_input(d_active.mul_(value), before, grad_input=d_before)
-        self._linear_gradient(f"{name}.up", self._d_wide, self._within[layer])
-        d_within = torch.mm(self._d_wide, self.weights[f"{name}.up.weight"], out=d_active)
-        d_h.addcmul_(d_within, self._scale[layer])
+        normed, mean, scale = self._normalized[layer]
+        self._linear_gradient(f"{name}.up", self._d_wide, normed)
+        d_normed = torch.mm(self._d_wide, self.weights[f"{name}.up.weight"], out=d_active)
+        h = self._h[layer]
+        d_h += torch.ops.aten.native_layer_norm_backward(
+            d_normed, h, h.shape[1:], mean, scale, None, None, (True, False, False)
+        )[0]
 
     def _linear_gradient(self, name: str, d_output: Tensor, inputs: Tensor) -> None:
         assert self.gradients is not None
