@@ -57,18 +57,14 @@ COMPARISONS = {
     "fidelity_choices.md": (
         ("`cpu` preset", "cpu", "sde-16"),
         ("4,500 steps", "cpu-4500", "sde-16"),
-        ("1,500 steps", "cpu-1500", "sde-16"),
         ("plain layers, as many weights", "cpu-relu", "sde-16"),
-        ("noise levels spread as in the paper (p_std 1.2)", "cpu-p-std-1.2", "sde-16"),
-        ("half of the learning rate", "cpu-lr-2e-3", "sde-16"),
-        ("next observation itself, not its change", "cpu-next-observation", "sde-16"),
     ),
 }
 #: Lines of the picture: entries and solvers.
 CURVES = {
     "paper, 255 NFE": [(f"paper-{steps}-bf16", "heun-255") for steps in ("1500", "10k")],
     "paper, 16 NFE": [(f"paper-{steps}-bf16", "sde-16") for steps in ("1500", "10k")],
-    "cpu, 16 NFE": [(name, "sde-16") for name in ("cpu-1500", "cpu-4500", "cpu")],
+    "cpu, 16 NFE": [(name, "sde-16") for name in ("cpu-4500", "cpu")],
     "cpu, 8 to 32 NFE": [("cpu", f"sde-{count}") for count in (8, 12, 16, 32)],
     "cpu, warm refresh": [("cpu-warm", "sde-16")],
 }
@@ -106,13 +102,9 @@ def entries() -> dict[str, Entry]:
         "paper-1500-bf16": Entry(replace(rounded, train_steps=1_500), {**heun_rounded, **ours}),
         "cpu": Entry(cpu, {**sde, **heun}),
         "cpu-warm": Entry(cpu, ours, warm=True),
-        "cpu-1500": Entry(replace(cpu, train_steps=1_500), ours),
         "cpu-4500": Entry(replace(cpu, train_steps=4_500), ours),
-        # The default with one choice taken back; plain layers of such a width have as many weights.
+        # Plain layers of such a width have as many weights.
         "cpu-relu": Entry(replace(cpu, network=replace(cpu.network, activation="relu", width=332)), ours),
-        "cpu-p-std-1.2": Entry(replace(cpu, training=replace(cpu.training, p_std=1.2)), ours),
-        "cpu-lr-2e-3": Entry(replace(cpu, training=replace(cpu.training, learning_rate=2e-3)), ours),
-        "cpu-next-observation": Entry(replace(cpu, next_observation_change=False), ours),
     }
 
 

@@ -323,7 +323,7 @@ def test_refuses_a_file_of_another_version(tmp_path):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     header["version"] = 99
     safetensors.torch.save_file(tensors, path, {"synther_buffers": json.dumps(header)})
-    with pytest.raises(ValueError, match="has version 99; this library reads version 2"):
+    with pytest.raises(ValueError, match="has version 99; this library reads version 3"):
         DiffusionUpsampler.load(path)
 
 

@@ -157,9 +157,9 @@ _PAPER_OFFLINE = replace(
     num_synthetic=5_000_000,
 )
 # Ours: the least work that we found to reach the fidelity of the paper's net and sampler after 10,000 of its steps, on
-# 50,000 rows each of HalfCheetah-v5 and Walker2d-v5, and nearly so on Hopper-v5's (docs/results/fidelity.md). By: gated
-# layers, a larger learning rate with a rise to it, noise levels drawn closer to where the structure of the rows is
-# decided. The sampler's levels are almost log-uniform (a large rho): at rho = 7 the steps between the levels that
+# 50,000 rows each of HalfCheetah-v5, Walker2d-v5 and Hopper-v5 (docs/results/fidelity.md). By: gated layers, a larger
+# learning rate with a rise to it, noise levels drawn closer to where the structure of the rows is decided. The
+# sampler's levels are almost log-uniform (a large rho): at rho = 7 the steps between the levels that
 # matter are so long that 20 of them widen a Gaussian's variance by more than 10 % (tests/diffusion/test_samplers.py).
 _CPU = UpsamplerConfig(
     network=NetworkConfig(width=192, depth=6, embedding_dim=128, activation="swiglu"),
