@@ -159,7 +159,7 @@ def measure(
             "solver": solver,
             "seed": seed,
             "nfe": num_function_evaluations(sampler.solver, sampler.num_steps),
-            "train_steps": spent.get("fit_steps", config.train_steps),
+            "train_steps": spent["fit_steps"],
             "fit_seconds": spent["fit_seconds"],
             "sample_seconds": seconds,
             "num_samples": num_samples,
@@ -352,9 +352,10 @@ def read_timing(out: Path) -> dict[str, Any]:
 
 def run_toy(out: Path, models: Path) -> None:
     """One tiny model, so that the whole path runs in seconds."""
-    config, solvers = entries()["cpu"].config, entries()["cpu"].solvers
-    small = replace(config, train_steps=20, terminal_steps=10, network=replace(config.network, width=32))
-    entry = Entry(small, {"sde-16": solvers["sde-16"]})
+    default = entries()["cpu"]
+    network = replace(default.config.network, width=32)
+    small = replace(default.config, train_steps=20, terminal_steps=10, network=network)
+    entry = Entry(small, {"sde-16": default.solvers["sde-16"]})
     lines = list(measure(ReplayData.toy(), "cpu", entry, 0, 500, models))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("".join(json.dumps({"machine": machine(), **line}) + "\n" for line in lines))

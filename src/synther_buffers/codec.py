@@ -264,17 +264,14 @@ class Codec:
                 value = value + absolute[_previous(field)].reshape(value.shape).to(value.dtype)
             support = self.support[field.name]
             if field.kind == "binary":
-                decisions.binary[field.name] = _column_quantiles(value, 1.0 - support.rate).cpu()
+                decisions.binary[field.name] = _column_quantiles(value, 1.0 - support.rate)
                 continue
             decisions.few_valued[field.name] = {
                 column: torch.quantile(value[:, column], cumulative.to(value)).cpu()
                 for column, (_, cumulative) in support.values.items()
             }
             at_low, at_high = support.limits
-            decisions.limits[field.name] = (
-                _column_quantiles(value, at_low).cpu(),
-                _column_quantiles(value, 1.0 - at_high).cpu(),
-            )
+            decisions.limits[field.name] = (_column_quantiles(value, at_low), _column_quantiles(value, 1.0 - at_high))
             absolute[field.name] = self._legalize(field, value, decisions)
         return decisions
 
@@ -444,11 +441,14 @@ def _from_one_hot(field: Field, value: Tensor) -> Tensor:
 
 
 def _column_quantiles(value: Tensor, probability: Tensor) -> Tensor:
-    """For each column j of ``[n, size]`` the value that a share ``probability[j]`` of the rows does not exceed."""
+    """For each column j of ``[n, size]`` the value that a share ``probability[j]`` of the rows does not exceed.
+
+    On the CPU, like `probability`.
+    """
     ordered = value.sort(dim=0).values
     probability = probability.to(value)
     position = (probability * len(value)).round().long() - 1
     cut = ordered.gather(0, position.clamp(min=0)[None])[0]
     cut = torch.where(position < 0, -math.inf, cut)
     # A column that is always 0 in the data stays so in rows that exceed every one of these.
-    return torch.where(probability == 1.0, math.inf, cut)
+    return torch.where(probability == 1.0, math.inf, cut).cpu()

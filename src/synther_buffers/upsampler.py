@@ -187,7 +187,7 @@ class DiffusionUpsampler:
             self._codec.fit_frame(transitions)
         self._codec.fit_support(transitions)
         rows = self._encode(transitions, last._sigma_max)
-        judged = None if held_out is None or len(held_out) == 0 else self._codec.encode(held_out, self.device)
+        judged = self._encode_held_out(held_out)
         clock.lap("normalize")
 
         steps = 0
@@ -204,7 +204,7 @@ class DiffusionUpsampler:
             if reason:
                 self._codec.fit_frame(transitions)
                 rows = self._encode(transitions, last._sigma_max)
-                judged = None if held_out is None else self._codec.encode(held_out, self.device)
+                judged = self._encode_held_out(held_out)
         if reason:
             loss = self._train(self._new_denoiser(), rows, self.config.train_steps)
             steps += self.config.train_steps
@@ -230,6 +230,9 @@ class DiffusionUpsampler:
                 largest, self._sigma_max, wanted,
             )  # fmt: skip
         return rows
+
+    def _encode_held_out(self, held_out: Transitions | None) -> Tensor | None:
+        return None if held_out is None or len(held_out) == 0 else self._codec.encode(held_out, self.device)
 
     def _train(self, denoiser: Preconditioner, rows: Tensor, num_steps: int) -> float:
         with _progress("training", num_steps, self.progress_bar) as bar:

@@ -67,7 +67,7 @@ def test_the_weights_are_those_of_the_moment_it_was_made() -> None:
 
 
 def test_its_buffers_go_with_it() -> None:
-    """Without waiting for the garbage collector: on a GPU they are a quarter of the free memory."""
+    """Without waiting for the garbage collector: on a GPU they are hundreds of megabytes."""
     evaluation = Evaluation(make_denoiser("swiglu"), 7, -FAR, FAR, bfloat16=False)
     evaluation(X, torch.tensor([0.3]))
     gone = weakref.ref(evaluation)
