@@ -80,6 +80,7 @@ class Passes:
             name, active = f"layers.{layer}", self._active[layer]
             if self.gated:
                 wide, gate = self._wide[layer], self._gate[layer]
+                # New tensors: its variant that takes buffers makes these too, and copies them.
                 normalized = torch.native_layer_norm(h, h.shape[1:], None, None, _EPSILON)
                 if self.gradients is not None:
                     self._normalized.append(normalized)
