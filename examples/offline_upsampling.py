@@ -44,9 +44,8 @@ from offline_report import write_report
 from synther_buffers import Transitions, UpsamplerConfig
 from synther_buffers.augmentation import AUGMENTATIONS
 from synther_buffers.config import PRESETS, resolve_config, resolve_device
-from synther_buffers.datasets import open_dataset, write_dataset
+from synther_buffers.datasets import open_dataset, upsample, write_dataset
 from synther_buffers.datasets.base import Dataset
-from synther_buffers.offline import upsample
 
 #: In the order of the tables.
 ARMS = ("full", "subset", "synther", *AUGMENTATIONS)

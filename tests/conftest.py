@@ -11,6 +11,10 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fault-cases", type=int, help="seeded cases of each kind in tests/faults")
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     """The frameworks draw real rows from global streams: the same ones in every run of a test."""

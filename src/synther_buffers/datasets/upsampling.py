@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -18,12 +18,14 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
-from .config import UpsamplerConfig, resolve_device
-from .datasets.base import Dataset
-from .datasets.registry import final_path, output_format, unfinished_path, write_rows
-from .transitions import Transitions, TransitionSpec
-from .upsampler import DiffusionUpsampler, FitReport, Upsampler, UpsamplerFactory, make_upsampler
-from .version import __version__
+from ..config import UpsamplerConfig, resolve_device
+from ..transitions import Transitions, TransitionSpec
+from ..upsampler import DiffusionUpsampler, FitReport, Upsampler, UpsamplerFactory, make_upsampler
+from ..version import __version__
+from .base import Dataset
+from .files import check_space, place
+from .registry import attributes_of, check_timeouts, final_path, output_format, unfinished_path, write_rows
+from .workfolder import FIT, MODEL, WorkFolder, differences, num_chunks, sweep
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,8 @@ CHUNK_ROWS = 100_000
 #: Fewer rows than this are not worth a model.
 MIN_ROWS = 100
 
-_SETTINGS, _FIT, _MODEL, _OUTPUT = "settings.json", "fit.json", "model.safetensors", "output"
+#: Where an output says what it is: the settings of its run, and the figures of its fit.
+_SETTINGS_KEY, _FIT_KEY = "synther_buffers_settings", "synther_buffers_fit"
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class UpsampleReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: a loss that was not measured is None."""
         data = asdict(self)
-        data["fit"] = {key: None if value != value else value for key, value in data["fit"].items()}
+        data["fit"] = _without_nan(data["fit"])
         return data
 
 
@@ -83,13 +86,14 @@ def upsample(
     chunk_rows: int = CHUNK_ROWS,
     progress_bar: bool = True,
     allow_large_minari: bool = False,
+    timeouts: bool = True,
 ) -> UpsampleReport:
     """Train on a dataset and write synthetic rows, in chunks.
 
     Until the output is complete, everything lies in a folder ``OUTPUT.partial`` beside it (``.ID.partial`` in Minari's
-    store): the trained model and the
-    chunks drawn so far. `resume` goes on from there; the output is the same, bit for bit, as without an interruption.
-    The folder and the finished file need disk space at the same time.
+    store): the trained model and the chunks drawn so far. `resume` goes on from there; the output is the same, bit for
+    bit, as without an interruption. A folder of that name that is not provably such a run of this user is refused, and
+    so is one that another process works on. The folder and the finished file need disk space at the same time.
 
     Args:
         dataset: what to learn; see `synther_buffers.datasets.open_dataset`.
@@ -101,31 +105,37 @@ def upsample(
         include_real: write all rows of the dataset before the synthetic ones.
         seed: of everything random; the global random streams are neither read nor moved.
         format: of the output; None for what its name says.
-        resume: go on with an interrupted run of the same settings, if there is one.
+        resume: go on with an interrupted run of the same settings, if there is one; an output that such a run has
+            completed is left as it is, and reported.
         chunk_rows: rows drawn at a time; another number gives other rows.
         progress_bar: show one on terminals.
         allow_large_minari: write more than 100,000 rows as a Minari dataset, which takes minutes.
+        timeouts: write D4RL's ``timeouts`` into HDF5, where each row is an episode of its own. Readers that skip rows
+            with a timeout would skip every row but terminal ones: give them a file without.
 
     Raises:
         ValueError: an argument out of range, an unreadable dataset, an output that exists, an interrupted run that is
-            in the way or had other settings, or too little disk space.
+            in the way or had other settings, a folder in its place that is none, or too little disk space.
+        OSError: the disk is full, or cannot be written; `resume` goes on once it can.
     """
     start = time.perf_counter()
     for name, value in (("num_samples", num_samples), ("train_rows", train_rows), ("chunk_rows", chunk_rows)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1.")
     format = output_format(output, format)
+    check_timeouts(timeouts, format)
     target = final_path(output, format)
     work = unfinished_path(target, format)
-    if target.exists() and not (resume and work.exists()):
+    if os.path.lexists(target) and not resume:
         raise ValueError(f"{target} exists already; choose another name or remove it.")
     num_real = len(dataset) if include_real else 0
+    num_rows = num_real + num_samples
     if len(dataset) < MIN_ROWS:
         raise ValueError(f"{dataset.path} has {len(dataset)} rows, too few to learn from; wanted {MIN_ROWS}.")
     if format == "minari":
-        from .datasets.minari import check_size
+        from .minari import check_size
 
-        check_size(num_real + num_samples, allow_large_minari)
+        check_size(num_rows, allow_large_minari)
     spec = dataset.spec
     model = make_upsampler(upsampler, spec, device=device, seed=seed, progress_bar=progress_bar)
     settings = {
@@ -136,90 +146,111 @@ def upsample(
         "chunk_rows": chunk_rows,
         "seed": seed,
         "format": format,
+        "timeouts": timeouts,
         "upsampler": _describe(upsampler, model),
         "device": resolve_device(device).type,
         "version": __version__,
     }
-    num_chunks = -(-num_samples // chunk_rows)
-    num_done = len(list(work.glob("rows-*.safetensors")))
-    if not target.exists():
-        _check_space(target, spec, num_samples - num_done * chunk_rows + num_real + num_samples)
-    _claim(work, settings, resume)
-    if not target.exists():
-        model = _trained(model, dataset, work, train_rows, seed, progress_bar)
-        _draw(model, spec, work, num_samples, chunk_rows, progress_bar)
+    settings = json.loads(json.dumps(settings))  # as they come back from a file
+
+    def report(num_resumed: int, fit: FitReport) -> UpsampleReport:
+        return UpsampleReport(
+            output=str(target),
+            format=format,
+            num_rows=num_rows,
+            num_real=num_real,
+            num_synthetic=num_samples,
+            num_train=min(train_rows, len(dataset)),
+            num_resumed=num_resumed,
+            fit=fit,
+            seconds=time.perf_counter() - start,
+        )
+
+    if os.path.lexists(target):
+        fit = _finished(target, format, settings)
+        if os.path.lexists(work):
+            WorkFolder.claim(work, settings, resume).remove()
+        sweep(work)
+        return report(num_samples, fit)
+    num_done = num_chunks(work)
+    row_bytes = spec.empty(1).nbytes
+    check_space(
+        target, row_bytes * (num_samples - num_done * chunk_rows) + _written_bytes(format, row_bytes) * num_rows
+    )
+    folder = WorkFolder.claim(work, settings, resume)
+    try:
+        num_done = num_chunks(work)
+        model, fit = _trained(model, dataset, folder, train_rows, seed, progress_bar)
+        _draw(model, spec, folder, num_samples, chunk_rows, progress_bar)
 
         def rows() -> Iterator[Transitions]:
             if include_real:
                 yield from dataset.chunks()
-            for index in range(num_chunks):
-                yield _read_chunk(_chunk_file(work, index), spec)
+            for index in range(-(-num_samples // chunk_rows)):
+                yield _read_chunk(folder.rows(index), spec)
 
-        logger.info("Writing %s rows to %s.", f"{num_real + num_samples:,}", target)
-        attributes = {"synther_buffers_settings": json.dumps(settings)}
-        write_rows(work / _OUTPUT, output, format, rows, spec, num_real + num_samples, attributes, dataset.env_spec)
-    fit = _read_fit(work)
-    shutil.rmtree(work)
-    return UpsampleReport(
-        output=str(target),
-        format=format,
-        num_rows=num_real + num_samples,
-        num_real=num_real,
-        num_synthetic=num_samples,
-        num_train=min(train_rows, len(dataset)),
-        num_resumed=min(num_done * chunk_rows, num_samples),
-        fit=fit,
-        seconds=time.perf_counter() - start,
-    )
+        logger.info("Writing %s rows to %s.", f"{num_rows:,}", target)
+        # The seconds are left out: equal runs write equal files.
+        told = {**_without_nan(asdict(fit)), "seconds": 0.0, "phases": {}}
+        attributes = {_SETTINGS_KEY: json.dumps(settings), _FIT_KEY: json.dumps(told)}
+        unfinished = folder.output()
+        write_rows(unfinished, output, format, rows, spec, num_rows, attributes, dataset.env_spec, timeouts)
+        place(unfinished, target)
+        folder.remove()
+    finally:
+        folder.close()
+    return report(min(num_done * chunk_rows, num_samples), fit)
 
 
-def _claim(work: Path, settings: dict[str, Any], resume: bool) -> None:
-    """Make the folder of a new run, or see that the one there is an interrupted run of these settings."""
-    file = work / _SETTINGS
-    if not file.exists():
-        # Killed before it had begun, if there is a folder at all.
-        work.mkdir(parents=True, exist_ok=True)
-        _write_json(file, settings)
-        return
-    if not resume:
-        raise ValueError(f"{work} is an unfinished run; go on with resume=True (--resume), or remove it.")
+def _finished(target: Path, format: str, settings: dict[str, Any]) -> FitReport:
+    """The fit of a complete output, if a run of these settings has written it.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    attributes = attributes_of(target, format)
     try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-        differs = [key for key in settings if before.get(key) != json.loads(json.dumps(settings[key]))]
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged ({error}); remove {work} and start again.") from error
+        differs = differences(json.loads(attributes[_SETTINGS_KEY]), settings)
+        fit = _as_fit(json.loads(attributes[_FIT_KEY]))
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{target} exists already, and no run of these settings wrote it; choose another name or remove it."
+        ) from None
     if differs:
         raise ValueError(
-            f"{work} is an unfinished run with other settings: "
-            + "; ".join(f"{key} was {_short(before.get(key))} and is {_short(settings[key])}" for key in differs)
-            + ". Give the same ones, or remove it."
+            f"{target} exists already, of a run with other settings: {'; '.join(differs)}. "
+            "Choose another name or remove it."
         )
+    return fit
 
 
 def _trained(
-    model: Upsampler, dataset: Dataset, work: Path, train_rows: int, seed: int, progress_bar: bool
-) -> Upsampler:
-    """The upsampler that has learned the dataset, from the folder if it lies there."""
-    saved = work / _MODEL
+    model: Upsampler, dataset: Dataset, folder: WorkFolder, train_rows: int, seed: int, progress_bar: bool
+) -> tuple[Upsampler, FitReport]:
+    """The upsampler that has learned the dataset, from the folder if it lies there, and what its fit reported."""
+    saved = folder.path / MODEL
     if saved.exists():
         loaded = DiffusionUpsampler.load(saved, spec=dataset.spec, device=getattr(model, "device", "auto"))
         loaded.progress_bar = progress_bar
-        return loaded
+        return loaded, _as_fit(folder.read_json(FIT))
     rows = dataset.subset(train_rows, seed)
     logger.info("Learning %s of %s rows.", f"{len(rows):,}", f"{len(dataset):,}")
     fit = model.fit(rows)
-    _write_json(work / _FIT, asdict(fit))
+    folder.write_json(FIT, _without_nan(asdict(fit)))
     if isinstance(model, DiffusionUpsampler):
-        model.save(saved)
-    return model
+        try:
+            model.save(saved)
+        except safetensors.SafetensorError as error:
+            raise OSError(f"the trained model could not be written to {saved} ({error}).") from error
+    return model, fit
 
 
 def _draw(
-    model: Upsampler, spec: TransitionSpec, work: Path, num_samples: int, chunk_rows: int, progress_bar: bool
+    model: Upsampler, spec: TransitionSpec, folder: WorkFolder, num_samples: int, chunk_rows: int, progress_bar: bool
 ) -> None:
     """Draw the chunks that are not there yet; each has the rows it would have had without an interruption."""
     starts = range(0, num_samples, chunk_rows)
-    missing = [index for index in range(len(starts)) if not _chunk_file(work, index).exists()]
+    missing = [index for index in range(len(starts)) if not folder.rows(index).exists()]
     if not missing:
         return
     first = missing[0]
@@ -240,15 +271,10 @@ def _draw(
             spec.check(rows)
             if len(rows) != count:
                 raise ValueError(f"the upsampler was asked for {count} rows and gave {len(rows)}.")
-            file = _chunk_file(work, index)
-            unfinished = file.with_suffix(".tmp")
-            safetensors.torch.save_file({k: v.contiguous() for k, v in rows.flat().items()}, unfinished)
-            os.replace(unfinished, file)
+            folder.write(
+                folder.rows(index), safetensors.torch.save({k: v.contiguous() for k, v in rows.flat().items()})
+            )
             bar.update(count)
-
-
-def _chunk_file(work: Path, index: int) -> Path:
-    return work / f"rows-{index:06d}.safetensors"
 
 
 def _read_chunk(file: Path, spec: TransitionSpec) -> Transitions:
@@ -260,25 +286,24 @@ def _read_chunk(file: Path, spec: TransitionSpec) -> Transitions:
     return rows
 
 
-def _read_fit(work: Path) -> FitReport:
-    return FitReport(**json.loads((work / _FIT).read_text(encoding="utf-8")))
+def _as_fit(data: dict[str, Any]) -> FitReport:
+    """What `_without_nan` made plain."""
+    values: dict[str, Any] = {key: math.nan if value is None else value for key, value in data.items()}
+    return FitReport(**values)
 
 
-def _write_json(file: Path, data: Any) -> None:
-    unfinished = file.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(data, indent=1), encoding="utf-8")
-    os.replace(unfinished, file)
+def _without_nan(fit: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: a loss that was not measured is None."""
+    return {key: None if value != value else value for key, value in fit.items()}
 
 
-def _check_space(target: Path, spec: TransitionSpec, num_rows: int) -> None:
-    """Refuse at once what would fail after hours of training."""
-    folder = next(parent for parent in target.parents if parent.is_dir())
-    needed, free = spec.empty(1).nbytes * num_rows, shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(
-            f"{folder} has {free / 2**30:.1f} GiB free, but up to {needed / 2**30:.1f} GiB are needed until the output "
-            "is complete."
-        )
+def _written_bytes(format: str, row_bytes: int) -> int:
+    """Bytes of a row in an output of this format, at most."""
+    if format == "minari":
+        from .minari import ROW_BYTES
+
+        return ROW_BYTES + row_bytes
+    return row_bytes + 1  # HDF5's timeouts
 
 
 def _describe(given: Any, model: Upsampler) -> Any:
@@ -286,8 +311,3 @@ def _describe(given: Any, model: Upsampler) -> Any:
     if isinstance(model, DiffusionUpsampler):
         return model.config.to_dict()
     return re.sub(r" at 0x[0-9a-f]+", "", repr(given))
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
