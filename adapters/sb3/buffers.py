@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples, Repla
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
+from ..interleaving import batch_order_on
 from ..transitions import SEPARATOR, Transitions
 from .mixing import Samples, SynthERMixin
 
@@ -124,14 +125,16 @@ class SynthERNStepBuffer(SynthERMixin, NStepReplayBuffer):
             observation, next_observation = self._normalized(observation, env), self._normalized(next_observation, env)
             if env.norm_reward:
                 reward = reward / float(np.sqrt(env.ret_rms.var + env.epsilon))
-        return ReplayBufferSamples(
-            torch.cat((real.observations, observation)),
-            torch.cat((real.actions, drawn["action"])),
-            torch.cat((real.next_observations, next_observation)),
-            torch.cat((real.dones, drawn["terminated"])),
-            torch.cat((real.rewards, reward.to(real.rewards.dtype))),
-            torch.cat((real.discounts, drawn["discount"].to(real.discounts.dtype))),
+        order = batch_order_on(num_real, num_synthetic, real.rewards.device)
+        pairs = (
+            (real.observations, observation),
+            (real.actions, drawn["action"]),
+            (real.next_observations, next_observation),
+            (real.dones, drawn["terminated"]),
+            (real.rewards, reward.to(real.rewards.dtype)),
+            (real.discounts, drawn["discount"].to(real.discounts.dtype)),
         )
+        return ReplayBufferSamples(*(torch.cat(pair).index_select(0, order) for pair in pairs))
 
     def _real_transitions(self) -> Transitions:
         """The n-step form of every stored row, of all environments, without drawing or writing anything."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..config import UpsamplerConfig
 from ..holdout import RowOrder
+from ..interleaving import batch_order_on, gather
 from ..replay import SyntheticReplay
 from ..transitions import Transitions, TransitionSpec
 from ..upsampler import UpsamplerFactory
@@ -134,7 +135,7 @@ class SynthERMixin(ReplayBuffer):
         return self._mixed(num_real, num_synthetic, env)
 
     def _mixed(self, num_real: int, num_synthetic: int, env: VecNormalize | None) -> Samples:
-        """Real rows first. They are drawn as the buffer's own `sample` draws them, from NumPy's global stream."""
+        """Real rows are drawn as the buffer's own `sample` draws them, from NumPy's global stream."""
         upper = self.buffer_size if self.full else self.pos
         steps = np.random.randint(0, upper, size=num_real)  # noqa: NPY002
         envs = np.random.randint(0, high=self.n_envs, size=num_real)  # noqa: NPY002
@@ -145,9 +146,9 @@ class SynthERMixin(ReplayBuffer):
             name: _gather(array, real_rows, synthetic[name], synthetic_rows)
             for name, array in self._real_arrays().items()
         }
-        dones = _gather(self.dones.reshape(-1, 1), real_rows, synthetic["terminated"], synthetic_rows)
         # The buffer's own rule: a time limit does not stop bootstrapping.
-        dones[:num_real].mul_(self._to_device(1 - self.timeouts.reshape(-1, 1)[real_rows]))
+        ended = self.dones.reshape(-1, 1)[real_rows] * (1 - self.timeouts.reshape(-1, 1)[real_rows])
+        dones = _gather(ended, np.arange(num_real), synthetic["terminated"], synthetic_rows)
         return self._pack(batch, dones, env)
 
     def _pack(self, batch: dict[str, Tensor], dones: Tensor, env: VecNormalize | None) -> Samples:
@@ -230,13 +231,9 @@ class SynthERMixin(ReplayBuffer):
 
 
 def _gather(real: NDArray[Any], real_rows: NDArray[np.int64], synthetic: Tensor, synthetic_rows: Tensor) -> Tensor:
-    """Rows of both in one new tensor on the synthetic set's device, real ones first."""
-    count = len(real_rows)
+    """Rows of both, interleaved, in one new tensor on the synthetic set's device."""
     if synthetic.device.type != "cpu":
         stored = torch.from_numpy(real[real_rows]).to(synthetic.device)
-        return torch.cat((stored, synthetic.index_select(0, synthetic_rows)))
-    # NumPy gathers a batch in half the time torch takes. Every index is in range: "clip" only spares a copy of `out`.
-    out = np.empty((count + len(synthetic_rows), *real.shape[1:]), real.dtype)
-    real.take(real_rows, 0, out[:count], "clip")
-    synthetic.numpy().take(synthetic_rows.numpy(), 0, out[count:], "clip")
-    return torch.from_numpy(out)
+        both = torch.cat((stored, synthetic.index_select(0, synthetic_rows)))
+        return both.index_select(0, batch_order_on(len(real_rows), len(synthetic_rows), synthetic.device))
+    return torch.from_numpy(gather(real, real_rows, synthetic.numpy(), synthetic_rows.numpy()))

@@ -15,6 +15,7 @@ from tianshou.data.types import RolloutBatchProtocol
 
 from ..config import UpsamplerConfig
 from ..holdout import RowOrder
+from ..interleaving import batch_order
 from ..replay import SyntheticReplay
 from ..transitions import Transitions, TransitionSpec
 from ..upsampler import UpsamplerFactory
@@ -29,7 +30,8 @@ class SynthERMixin(SyntheticSlots):
     sub-buffer, slots ``maxsize`` on, each an episode of one step. Only batches drawn with ``sample`` and
     ``sample_indices`` of a positive size have any: ``len``, ``buffer[:]``, slices, ``sample_indices(0)`` and
     ``sample_indices(None)``, ``hasnull``, ``unfinished_index`` and whatever counts rows know the real ones alone. The
-    raw arrays (``buffer.rew``) cover both. A batch has its real rows first. Keys that are not modelled (``info``,
+    raw arrays (``buffer.rew``) cover both. In a batch real and synthetic rows lie interleaved, so that every slice of
+    it is a fair mix; ``indices >= buffer.maxsize`` tells the synthetic ones. Keys that are not modelled (``info``,
     ``policy``, what an episode hook adds) are 0, False or None in synthetic rows, as in a row that lacks them.
 
     Args:
@@ -254,7 +256,7 @@ class SynthERMixin(SyntheticSlots):
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def sample_indices(self, batch_size: int | None) -> NDArray[Any]:
-        """Indices of a batch, partly synthetic once there has been a refresh; real ones first.
+        """Indices of a batch, partly synthetic once there has been a refresh; both kinds interleaved.
 
         Args:
             batch_size: rows in all; 0 or None for every real row, none below.
@@ -271,8 +273,9 @@ class SynthERMixin(SyntheticSlots):
         if num_synthetic == 0:
             return super().sample_indices(batch_size)
         drawn = synthetic.draw_indices(num_synthetic).numpy() + self.maxsize
-        # Asked for no rows at all, the plain buffer gives every one.
-        return np.concatenate((self._real_indices(num_real), drawn)) if num_real else drawn
+        if num_real == 0:  # asked for no rows at all, the plain buffer gives every one
+            return drawn
+        return np.concatenate((self._real_indices(num_real), drawn))[batch_order(num_real, num_synthetic)]
 
     def _real_indices(self, num_rows: int) -> NDArray[Any]:
         """Indices of real rows for a mixed batch, those that the plain buffer would draw."""

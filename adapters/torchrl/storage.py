@@ -19,6 +19,7 @@ from torchrl.data import LazyMemmapStorage, LazyTensorStorage, RandomSampler, Ro
 
 from ..config import UpsamplerConfig
 from ..holdout import RowOrder
+from ..interleaving import batch_order_on
 from ..replay import SyntheticReplay
 from ..transitions import Transitions
 from ..upsampler import UpsamplerFactory
@@ -44,7 +45,7 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
 
     The storage holds real rows only: its length, its slices and its iteration know no others. A sampler that asks it
     for random rows (`RandomSampler`) or knows it (`SynthERPrioritizedSampler`, which `PrioritizedSampler` becomes) gets
-    the addresses of real rows followed by those of synthetic rows, and reading such an address gives a row with every
+    the addresses of real and synthetic rows interleaved, and reading a synthetic address gives a row with every
     key of a real one: modelled where it is part of a transition or declared in `modelled_keys`, ``done`` as the only
     step of an episode, ``traj_ids`` -1, and anything else as some real row has it.
 
@@ -242,7 +243,7 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         return math.prod(self._total_shape[1:]) if self.ndim > 1 and self._total_shape is not None else 1
 
     def add_synthetic(self, index: Index, num_synthetic: int) -> Index:
-        """Addresses of real rows followed by those of synthetic ones, drawn uniformly.
+        """Addresses of real rows and of synthetic ones, which are drawn uniformly, interleaved.
 
         Args:
             index: ``[N]`` real addresses, or one such tensor per dimension of the storage.
@@ -251,13 +252,15 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         self._lay_out()
         rows = self.synthetic.draw_indices(num_synthetic)
         address = address_of(rows, self.synthetic.num_refreshes)
+        num_real = len(index[0] if isinstance(index, tuple) else index)
+        order = batch_order_on(num_real, num_synthetic, address.device)
         if not isinstance(index, tuple):
             index = index.to(self.device)
-            drawn: Index = torch.cat((index, address))
+            drawn: Index = torch.cat((index, address)).index_select(0, order)
             read_at: Index = torch.cat((index, _as_many(index, num_synthetic)))
         else:
             index = tuple(part.to(self.device) for part in index)
-            drawn = tuple(torch.cat((part, address)) for part in index)
+            drawn = tuple(torch.cat((part, address)).index_select(0, order) for part in index)
             read_at = tuple(torch.cat((part, _as_many(part, num_synthetic))) for part in index)
         self._drawn = (drawn, read_at, rows)
         return drawn
@@ -276,7 +279,7 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
             first = len(data) - len(rows)
             for key, leaf in self._leaves.items():
                 torch.index_select(leaf, 0, rows, out=data.get(key)[first:])
-            return data
+            return data[batch_order_on(first, len(rows), rows.device)]
         if self._is_mixing:
             self._may_mix()
             if self.synthetic.rows is not None and not isinstance(index, slice):

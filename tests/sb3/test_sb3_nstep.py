@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from batches import real_places, synthetic_places
 from sb3_helpers import (
     MARK,
     TINY,
@@ -192,13 +193,13 @@ def test_vec_normalize_divides_the_synthetic_sum_and_does_not_clip_it():
     batch = ours.sample(40, env=env)
     np.random.seed(2)
     real = plain.sample(20, env=env)
-    assert torch.equal(batch.rewards[:20], real.rewards)
-    assert torch.equal(batch.observations[:20], real.observations)
-    assert batch.rewards[20:].flatten().tolist() == [MARK / 2] * 20
-    raw = batch.observations[20:] * 20 + 100
+    assert torch.equal(batch.rewards[real_places(40)], real.rewards)
+    assert torch.equal(batch.observations[real_places(40)], real.observations)
+    assert batch.rewards[synthetic_places(40)].flatten().tolist() == [MARK / 2] * 20
+    raw = batch.observations[synthetic_places(40)] * 20 + 100
     torch.testing.assert_close(raw, raw.round(), atol=1e-4, rtol=0)
     env.norm_reward = False
-    assert ours.sample(2, env=env).rewards[1] == MARK
+    assert ours.sample(2, env=env).rewards[synthetic_places(2)[0]] == MARK
 
 
 # -- training ------------------------------------------------------------------------------------------------------
