@@ -30,12 +30,12 @@ from measuring import RESULTS, machine
 from replay_data import ReplayData
 
 from synther_buffers import PRESETS, DiffusionUpsampler, SamplerConfig, UpsamplerConfig
-from synther_buffers.config import resolve_config
 from synther_buffers.diffusion.samplers import num_function_evaluations
-from synther_buffers.metrics import evaluate
+from synther_buffers.evaluation.metrics import evaluate
 from synther_buffers.plots import fidelity_cost
+from synther_buffers.upsampling.presets import resolve_config
 
-#: Rows per model and solver, of which the figures look at 5,000 (`synther_buffers.metrics.MAX_ROWS`).
+#: Rows per model and solver, of which the figures look at 5,000 (`synther_buffers.evaluation.metrics.MAX_ROWS`).
 NUM_SAMPLES = 20_000
 DOCS = Path(__file__).parent.parent / "docs"
 #: Tables of models beside one another: a file in docs/results, and label, entry and solver of its lines.

@@ -50,12 +50,12 @@ from measuring import alternate, denoiser_of, machine, write
 from torch import Tensor
 
 from synther_buffers import PRESETS, DiffusionUpsampler, Transitions, TransitionSpec, UpsamplerConfig
-from synther_buffers.config import resolve_config, resolve_device
 from synther_buffers.diffusion import samplers
 from synther_buffers.diffusion.loss import denoising_loss
 from synther_buffers.diffusion.preconditioning import Preconditioner
 from synther_buffers.diffusion.samplers import num_function_evaluations
 from synther_buffers.diffusion.training import train_denoiser
+from synther_buffers.upsampling.presets import resolve_config, resolve_device
 
 OBSERVATION, ACTION = 17, 6
 #: Module that its training steps run through, and the package it comes from.

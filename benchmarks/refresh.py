@@ -37,10 +37,10 @@ import torch
 from measuring import eager_step_seconds, machine, matmul_speed, write
 
 from synther_buffers import PRESETS, DiffusionUpsampler, Transitions, TransitionSpec, UpsamplerConfig
-from synther_buffers.codec import Codec
-from synther_buffers.config import resolve_config, resolve_device
 from synther_buffers.datasets import open_dataset
 from synther_buffers.diffusion.samplers import num_function_evaluations
+from synther_buffers.transitions.codec import Codec
+from synther_buffers.upsampling.presets import resolve_config, resolve_device
 
 #: Steps of the paper that a refresh may cost.
 BUDGET = {"scratch": 300, "warm": 100}

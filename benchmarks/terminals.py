@@ -18,7 +18,7 @@ from refresh import random_transitions
 from torch import Tensor
 
 from synther_buffers import DiffusionUpsampler
-from synther_buffers.config import resolve_config, resolve_device
+from synther_buffers.upsampling.presets import resolve_config, resolve_device
 
 
 def breaks_rule(env_id: str, observation: Tensor) -> Tensor:

@@ -23,10 +23,10 @@ from measuring import COLUMNS, alternate, denoiser_of, eager_step, machine, matm
 from torch import Tensor
 
 from synther_buffers import UpsamplerConfig
-from synther_buffers.config import resolve_config, resolve_device
 from synther_buffers.diffusion.evaluation import Evaluation
 from synther_buffers.diffusion.loss import denoising_loss
 from synther_buffers.diffusion.step import GradientStep
+from synther_buffers.upsampling.presets import resolve_config, resolve_device
 
 
 def written_out(config: UpsamplerConfig, rows: Tensor) -> GradientStep:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from synther_buffers.interleaving import is_synthetic_place
+from synther_buffers.replay.interleaving import is_synthetic_place
 
 
 def real_places(num_rows: int, num_synthetic: int | None = None) -> np.ndarray:

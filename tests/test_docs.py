@@ -26,7 +26,7 @@ from pathlib import Path
 
 import pytest
 
-from synther_buffers.config import PRESETS, NetworkConfig
+from synther_buffers.upsampling.presets import PRESETS, NetworkConfig
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -26,11 +26,11 @@ from synther_buffers import (
     measure_fidelity,
     plots,
 )
-from synther_buffers.augmentation import Bootstrap
-from synther_buffers.codec import Codec
 from synther_buffers.diffusion.samplers import karras_schedule, sde_dpm_solver_2m, stochastic_heun
 from synther_buffers.plots.density import measure_density
 from synther_buffers.plots.generation import matrix_columns
+from synther_buffers.transitions.codec import Codec
+from synther_buffers.upsampling.augmentation import Bootstrap
 
 DISCRETE = TransitionSpec.from_spaces(spaces.Box(-9, 9, (2,)), spaces.Discrete(3))
 

@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples, Repla
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
-from ..interleaving import batch_order_on
+from ..replay.interleaving import batch_order_on
 from ..transitions import SEPARATOR, Transitions
 from .mixing import Samples, SynthERMixin
 

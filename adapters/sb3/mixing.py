@@ -15,12 +15,12 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from torch import Tensor
 
-from ..config import UpsamplerConfig
-from ..holdout import RowOrder
-from ..interleaving import batch_order_on, gather
-from ..replay import SyntheticReplay
+from ..replay.holdout import RowOrder
+from ..replay.interleaving import batch_order_on, gather
+from ..replay.synthetic_replay import SyntheticReplay
 from ..transitions import Transitions, TransitionSpec
-from ..upsampler import UpsamplerFactory
+from ..upsampling.diffusion_upsampler import UpsamplerFactory
+from ..upsampling.presets import UpsamplerConfig
 
 Samples = ReplayBufferSamples | DictReplayBufferSamples
 

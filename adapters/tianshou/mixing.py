@@ -13,12 +13,12 @@ from tianshou.data import Batch, ReplayBuffer, ReplayBufferManager
 from tianshou.data.batch import create_value
 from tianshou.data.types import RolloutBatchProtocol
 
-from ..config import UpsamplerConfig
-from ..holdout import RowOrder
-from ..interleaving import batch_order
-from ..replay import SyntheticReplay
+from ..replay.holdout import RowOrder
+from ..replay.interleaving import batch_order
+from ..replay.synthetic_replay import SyntheticReplay
 from ..transitions import Transitions, TransitionSpec
-from ..upsampler import UpsamplerFactory
+from ..upsampling.diffusion_upsampler import UpsamplerFactory
+from ..upsampling.presets import UpsamplerConfig
 from .rows import to_transitions
 from .slots import SyntheticSlots
 

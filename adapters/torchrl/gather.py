@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from ..interleaving import batch_order, batch_order_on, gather
+from ..replay.interleaving import batch_order, batch_order_on, gather
 from .layout import Key
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchrl.data import PrioritizedSampler
 
-from ..interleaving import batch_order_on
+from ..replay.interleaving import batch_order_on
 from .addresses import is_synthetic
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ from torch import Tensor
 from torchrl import data as torchrl_data
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, RandomSampler, RoundRobinWriter, replay_buffers
 
-from ..config import UpsamplerConfig
-from ..holdout import RowOrder
-from ..interleaving import batch_order_on
-from ..replay import SyntheticReplay
+from ..replay.holdout import RowOrder
+from ..replay.interleaving import batch_order_on
+from ..replay.synthetic_replay import SyntheticReplay
 from ..transitions import Transitions
-from ..upsampler import UpsamplerFactory
+from ..upsampling.diffusion_upsampler import UpsamplerFactory
+from ..upsampling.presets import UpsamplerConfig
 from .addresses import address_of, generation_of, is_synthetic, row_of
 from .gather import Gatherer, can_gather
 from .layout import Key, Layout, normalized_keys

@@ -1,13 +1,13 @@
 """Replay buffers that mix real transitions with ones a diffusion model has learned from them."""
 
-from .config import PRESETS, NetworkConfig, SamplerConfig, UpsamplerConfig
 from .diffusion.training import TrainingConfig
-from .fidelity import Fidelity, measure_fidelity
-from .holdout import RowOrder
-from .replay import SyntheticReplay
-from .reports import RefreshReport
+from .evaluation.fidelity import Fidelity, measure_fidelity
+from .replay.holdout import RowOrder
+from .replay.reports import RefreshReport
+from .replay.synthetic_replay import SyntheticReplay
 from .transitions import Transitions, TransitionSpec
-from .upsampler import DiffusionUpsampler, FitReport, Upsampler
+from .upsampling.diffusion_upsampler import DiffusionUpsampler, FitReport, Upsampler
+from .upsampling.presets import PRESETS, NetworkConfig, SamplerConfig, UpsamplerConfig
 from .version import __version__
 
 __all__ = [

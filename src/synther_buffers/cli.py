@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import numpy as np
 
-from .augmentation import AUGMENTATIONS
-from .config import PRESETS, UpsamplerConfig, resolve_config, resolve_device
 from .transitions import Transitions, TransitionSpec
+from .upsampling.augmentation import AUGMENTATIONS
+from .upsampling.presets import PRESETS, UpsamplerConfig, resolve_config, resolve_device
 from .version import __version__
 
 try:
@@ -245,7 +245,7 @@ def evaluate(
     """
     _log(quiet=False)
     with _failing():
-        from . import metrics
+        from .evaluation import metrics
 
         spec, (real_rows, synthetic_rows, *train_rows) = _read_alike(
             [real, synthetic, *([] if train is None else [train])], rows, seed, allow_pickle
@@ -412,7 +412,7 @@ def _confirm_minari(num_rows: int, yes: bool) -> bool:
 def _simulator(env: str) -> Any:
     import gymnasium
 
-    from .simulators import MujocoSimulator
+    from .evaluation.simulators import MujocoSimulator
 
     try:
         return MujocoSimulator(env)

@@ -18,11 +18,11 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
-from .config import UpsamplerConfig, resolve_device
 from .datasets.base import Dataset
 from .datasets.registry import final_path, output_format, unfinished_path, write_rows
 from .transitions import Transitions, TransitionSpec
-from .upsampler import DiffusionUpsampler, FitReport, Upsampler, UpsamplerFactory, make_upsampler
+from .upsampling.diffusion_upsampler import DiffusionUpsampler, FitReport, Upsampler, UpsamplerFactory, make_upsampler
+from .upsampling.presets import UpsamplerConfig, resolve_device
 from .version import __version__
 
 logger = logging.getLogger(__name__)

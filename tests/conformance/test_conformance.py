@@ -16,7 +16,7 @@ from gymnasium import spaces
 from toys import SPEC, TINY, global_state
 
 from synther_buffers import FitReport
-from synther_buffers.upsampler import DiffusionUpsampler
+from synther_buffers.upsampling.diffusion_upsampler import DiffusionUpsampler
 
 OBSERVATION, ACTION = spaces.Box(-np.inf, np.inf, (2,), np.float32), spaces.Box(-1.0, 1.0, (1,), np.float32)
 MARK = -7.0

@@ -10,8 +10,8 @@ from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv
 from synther_buffers.sb3 import SynthERBuffer, SynthERDictBuffer, SynthERNStepBuffer
 
-from synther_buffers.config import PRESETS, NetworkConfig
-from synther_buffers.upsampler import FitReport
+from synther_buffers.upsampling.diffusion_upsampler import FitReport
+from synther_buffers.upsampling.presets import PRESETS, NetworkConfig
 
 #: The reward of every row that `Marked` makes.
 MARK = -7.0

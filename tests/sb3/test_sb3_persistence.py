@@ -30,7 +30,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 from synther_buffers.sb3 import SynthERBuffer, SynthERDictBuffer, SynthERNStepBuffer
 
-from synther_buffers.config import PRESETS
+from synther_buffers.upsampling.presets import PRESETS
 
 DICT = spaces.Dict({"position": box(2), "mode": spaces.Discrete(3)})
 

@@ -25,8 +25,8 @@ from tianshou.utils.net.continuous import (
     ContinuousCritic,
 )
 
-from synther_buffers.config import PRESETS, NetworkConfig
-from synther_buffers.upsampler import FitReport
+from synther_buffers.upsampling.diffusion_upsampler import FitReport
+from synther_buffers.upsampling.presets import PRESETS, NetworkConfig
 
 #: The reward of every row that `Marked` makes.
 MARK = -7.0

@@ -7,8 +7,8 @@ from synther_buffers.torchrl import SynthERMemmapStorage, SynthERStorage, is_syn
 from tensordict import TensorDict
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, PrioritizedSampler, TensorDictReplayBuffer
 
-from synther_buffers.config import PRESETS, NetworkConfig
-from synther_buffers.upsampler import FitReport
+from synther_buffers.upsampling.diffusion_upsampler import FitReport
+from synther_buffers.upsampling.presets import PRESETS, NetworkConfig
 
 #: The reward of every row that `Marked` makes.
 MARK = -7.0

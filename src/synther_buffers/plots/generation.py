@@ -14,7 +14,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..upsampler import DiffusionUpsampler
+from ..upsampling.diffusion_upsampler import DiffusionUpsampler
 from .style import COLOURS, COLUMN, MARKERS, PAGE, SMALL, SYNTHETIC, TEXT, label, new_figure
 
 #: Rows that can be followed by their marker.

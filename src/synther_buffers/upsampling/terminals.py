@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .diffusion.network import linear
-from .transitions import Transitions, TransitionSpec
+from ..diffusion.network import linear
+from ..transitions import Transitions, TransitionSpec
 
 _WIDTH = 64
 _BATCH_SIZE = 512

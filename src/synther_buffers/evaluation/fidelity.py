@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .transitions import Transitions, TransitionSpec
+from ..transitions import Transitions, TransitionSpec
 
 #: Rows of each side that are looked at.
 MAX_ROWS = 5_000

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .config import UpsamplerConfig
-from .fidelity import Fidelity
-from .upsampler import FitReport, Upsampler
-from .version import __version__
+from ..evaluation.fidelity import Fidelity
+from ..upsampling.diffusion_upsampler import FitReport, Upsampler
+from ..upsampling.presets import UpsamplerConfig
+from ..version import __version__
 
 logger = logging.getLogger(__name__)
 

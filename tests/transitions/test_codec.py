@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from synther_buffers.codec import FEW_VALUES, HEAVY_TAIL, Codec
 from synther_buffers.transitions import Transitions, TransitionSpec
+from synther_buffers.transitions.codec import FEW_VALUES, HEAVY_TAIL, Codec
 
 BOX = spaces.Box(-np.inf, np.inf, (1,))
 

@@ -10,7 +10,13 @@ from synther_buffers.sb3 import SynthERBuffer
 from toys import SPEC, equal, gaussian, global_state, walk
 
 from synther_buffers import SyntheticReplay, Transitions, TransitionSpec, Upsampler
-from synther_buffers.augmentation import AUGMENTATIONS, AmplitudeScaling, Bootstrap, DynamicsNoise, GaussianNoise
+from synther_buffers.upsampling.augmentation import (
+    AUGMENTATIONS,
+    AmplitudeScaling,
+    Bootstrap,
+    DynamicsNoise,
+    GaussianNoise,
+)
 
 ALL = pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
 

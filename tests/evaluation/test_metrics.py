@@ -12,8 +12,7 @@ from gymnasium import spaces
 from toys import SPEC, equal, gaussian, global_state
 
 from synther_buffers import Transitions, TransitionSpec, measure_fidelity
-from synther_buffers.augmentation import Bootstrap, GaussianNoise
-from synther_buffers.metrics import (
+from synther_buffers.evaluation.metrics import (
     closest_distance,
     closest_record,
     evaluate,
@@ -24,7 +23,8 @@ from synther_buffers.metrics import (
     terminal_error,
     two_sample_auc,
 )
-from synther_buffers.points import Units, thin
+from synther_buffers.evaluation.points import Units, thin
+from synther_buffers.upsampling.augmentation import Bootstrap, GaussianNoise
 
 pytest.importorskip("sklearn")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .transitions import Field, Transitions, TransitionSpec
+from ..transitions import Field, Transitions, TransitionSpec
 
 
 @dataclass(frozen=True)

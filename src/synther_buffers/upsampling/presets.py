@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from .diffusion.network import ACTIVATIONS, Activation
-from .diffusion.training import TrainingConfig
+from ..diffusion.network import ACTIVATIONS, Activation
+from ..diffusion.training import TrainingConfig
 
 Solver = Literal["stochastic-heun", "sde-dpm-solver-2m"]
 SOLVERS: tuple[str, ...] = ("stochastic-heun", "sde-dpm-solver-2m")
@@ -60,7 +60,7 @@ class UpsamplerConfig:
         warm_start: go on from the last model at all (the paper starts afresh at each refresh).
         num_synthetic: rows a refresh generates where the buffer is not told otherwise.
         sigma_data: standard deviation of the normalised rows.
-        next_observation_change, normalize_reward, model_terminals: see `synther_buffers.codec.Codec`.
+        next_observation_change, normalize_reward, model_terminals: see `synther_buffers.transitions.codec.Codec`.
         terminal_steps: gradient steps of the classifier that says which rows are terminal.
     """
 

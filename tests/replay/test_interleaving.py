@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synther_buffers.interleaving import batch_order, batch_order_on, is_synthetic_place
+from synther_buffers.replay.interleaving import batch_order, batch_order_on, is_synthetic_place
 
 
 def test_the_places_of_a_small_batch_worked_out_by_hand():

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .codec import Codec, Decisions
-from .config import UpsamplerConfig, resolve_config, resolve_device
-from .diffusion import samplers
-from .diffusion.evaluation import Evaluation
-from .diffusion.network import ResidualMLP
-from .diffusion.preconditioning import Preconditioner
-from .diffusion.training import NonFiniteLossError, evaluate_denoiser, train_denoiser
+from ..diffusion import samplers
+from ..diffusion.evaluation import Evaluation
+from ..diffusion.network import ResidualMLP
+from ..diffusion.preconditioning import Preconditioner
+from ..diffusion.training import NonFiniteLossError, evaluate_denoiser, train_denoiser
+from ..transitions import Transitions, TransitionSpec
+from ..transitions.codec import Codec, Decisions
+from .presets import UpsamplerConfig, resolve_config, resolve_device
 from .terminals import TerminalClassifier
-from .transitions import Transitions, TransitionSpec
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import torch
 from toys import global_state
 
 from synther_buffers import Transitions, TransitionSpec
-from synther_buffers.metrics import simulator_error
-from synther_buffers.simulators import MujocoSimulator, Simulator
+from synther_buffers.evaluation.metrics import simulator_error
+from synther_buffers.evaluation.simulators import MujocoSimulator, Simulator
 
 pytest.importorskip("mujoco")
 

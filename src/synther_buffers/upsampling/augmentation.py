@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .codec import FEW_VALUES
-from .config import resolve_device
-from .transitions import Field, Transitions, TransitionSpec
-from .upsampler import FitReport
+from ..transitions import Field, Transitions, TransitionSpec
+from ..transitions.codec import FEW_VALUES
+from .diffusion_upsampler import FitReport
+from .presets import resolve_device
 
 #: Rows whose distinct values are counted before the whole column is.
 _FIRST_ROWS = 4 * FEW_VALUES**2

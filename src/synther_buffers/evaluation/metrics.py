@@ -15,9 +15,9 @@ terminal error              [-1, 1], 0                 the rate of terminal rows
 `evaluate` computes them all. Real rows should be ones that the model never saw: what it has learned by heart looks
 perfect next to its own training rows.
 
-Distances and errors are in units of the real rows' standard deviations (`synther_buffers.points.Units`). Sets are
-thinned to `max_rows` rows at random, by generators of their own: the same seed gives the same figures, and the global
-random streams are neither read nor moved.
+Distances and errors are in units of the real rows' standard deviations (`synther_buffers.evaluation.points.Units`).
+Sets are thinned to `max_rows` rows at random, by generators of their own: the same seed gives the same figures, and the
+global random streams are neither read nor moved.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..transitions import Transitions, TransitionSpec
 from .dynamics import SimulatedRows, SimulatorError, simulate, simulator_error
 from .fidelity import Fidelity, measure_fidelity
 from .points import Units, check_rows, columns, thin
 from .simulators import Simulator
-from .transitions import Transitions, TransitionSpec
 
 __all__ = [
     "ClosestRecord",
@@ -160,7 +160,7 @@ def evaluate(
         synthetic: rows to judge.
         spec: the fields of both.
         train: the rows that were trained on, for the distance to the closest record.
-        simulator: tells what an action really does; see `synther_buffers.simulators`.
+        simulator: tells what an action really does; see `synther_buffers.evaluation.simulators`.
         seed: of the choice of rows and of the classifier.
         max_rows: rows of each set that are looked at.
 

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import UpsamplerConfig, resolve_device
-from .fidelity import MAX_ROWS, Fidelity, measure_fidelity
+from ..evaluation.fidelity import MAX_ROWS, Fidelity, measure_fidelity
+from ..transitions import Transitions, TransitionSpec
+from ..upsampling.diffusion_upsampler import Upsampler, UpsamplerFactory, check_upsampler, make_upsampler, preset_rows
+from ..upsampling.presets import UpsamplerConfig, resolve_device
 from .holdout import HoldOut, RowOrder
 from .reports import RefreshReport, append_to_log, describe_config, tell
-from .transitions import Transitions, TransitionSpec
-from .upsampler import Upsampler, UpsamplerFactory, check_upsampler, make_upsampler, preset_rows
 
 logger = logging.getLogger(__name__)
 

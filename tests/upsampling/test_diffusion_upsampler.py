@@ -16,8 +16,8 @@ from toys import SPEC, TINY, equal, gaussian, global_state, walk
 
 from synther_buffers import PRESETS, DiffusionUpsampler, NetworkConfig, Transitions, TransitionSpec, Upsampler
 from synther_buffers.diffusion.training import NonFiniteLossError
-from synther_buffers.fidelity import measure_fidelity
-from synther_buffers.upsampler import make_upsampler
+from synther_buffers.evaluation.fidelity import measure_fidelity
+from synther_buffers.upsampling.diffusion_upsampler import make_upsampler
 
 LEARNING = replace(
     TINY,

@@ -6,7 +6,8 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 import torch
 
-from synther_buffers.config import (
+from synther_buffers.diffusion.training import TrainingConfig
+from synther_buffers.upsampling.presets import (
     PRESETS,
     SOLVERS,
     NetworkConfig,
@@ -15,7 +16,6 @@ from synther_buffers.config import (
     resolve_config,
     resolve_device,
 )
-from synther_buffers.diffusion.training import TrainingConfig
 
 CONFIG = UpsamplerConfig(
     network=NetworkConfig(width=8, depth=1, embedding_dim=4),

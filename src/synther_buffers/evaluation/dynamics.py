@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..transitions import Observation, Transitions, TransitionSpec
 from .points import Units, check_rows, thin
 from .simulators import Simulator
-from .transitions import Observation, Transitions, TransitionSpec
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synther_buffers.terminals import TerminalClassifier
 from synther_buffers.transitions import Transitions, TransitionSpec
+from synther_buffers.upsampling.terminals import TerminalClassifier
 
 CPU = torch.device("cpu")
 SPEC = TransitionSpec.from_spaces(spaces.Box(-np.inf, np.inf, (3,)), spaces.Discrete(2))

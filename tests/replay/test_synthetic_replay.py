@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from toys import SPEC, TINY, FailsAtSecondFit, Resampler, equal, gaussian, global_state, walk
 
 from synther_buffers import PRESETS, Transitions
-from synther_buffers.holdout import RowOrder
-from synther_buffers.replay import SyntheticReplay
+from synther_buffers.replay.holdout import RowOrder
+from synther_buffers.replay.synthetic_replay import SyntheticReplay
 
 
 def make(upsampler=Resampler, **kwargs) -> SyntheticReplay:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
-from synther_buffers.fidelity import MAX_ROWS, correlation_similarity, ks_complement, measure_fidelity
+from synther_buffers.evaluation.fidelity import MAX_ROWS, correlation_similarity, ks_complement, measure_fidelity
 from synther_buffers.transitions import Transitions, TransitionSpec
 
 

@@ -1,0 +1,1 @@
+"""When to refresh, what to learn, and how much of a batch is synthetic."""
