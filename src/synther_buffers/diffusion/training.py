@@ -36,8 +36,8 @@ class TrainingStep:
         generator: source of everything random, on the device of `rows`.
 
     Attributes:
-        weights: every parameter, in the order of ``denoiser.parameters()``, one float32 vector. Its `grad` is that of
-            the last step, clipped.
+        weights: every parameter, in the order of ``denoiser.parameters()``, one float32 vector.
+        gradient: of the last step's loss, clipped, likewise.
         learning_rate: of the next step, a tensor on the device: `fill_` it.
         loss: of the last step, a float32 scalar on the device.
     """
@@ -50,8 +50,10 @@ class TrainingStep:
         self._parameters = list(self._denoiser.parameters())
         # One vector, so that clipping, AdamW, rounding and averaging are one operation each.
         self.weights = nn.Parameter(parameters_to_vector(self._parameters).detach().clone())
-        # What the network computes with: the same memory in float32, a rounded copy in bfloat16.
+        # What the network computes with and what autograd answers: the same memory in float32, else rounded copies.
         self._rounded = self.weights.detach().to(torch.bfloat16 if config.bfloat16 else torch.float32)
+        self._rounded_gradient = torch.zeros_like(self._rounded)
+        self.weights.grad = self.gradient = self._rounded_gradient.to(torch.float32)
         vector_to_parameters(self._rounded, self._parameters)
         self.learning_rate = torch.zeros((), device=rows.device, dtype=torch.float32)
         self.loss = torch.zeros((), device=rows.device, dtype=torch.float32)
@@ -66,7 +68,7 @@ class TrainingStep:
         self._graph = CudaGraph(rows.device, "training step", (generator,))
 
     def __call__(self) -> None:
-        """Take one step; afterwards `loss` and the gradient are that step's."""
+        """Take one step; afterwards `loss` and `gradient` are that step's."""
         self._graph(self._step)
 
     def _step(self) -> None:
@@ -78,7 +80,9 @@ class TrainingStep:
         with torch.enable_grad():
             loss = denoising_loss(self._denoiser, clean, noise, sigma)
         gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
-        self.weights.grad = parameters_to_vector(gradients).to(torch.float32)
+        # Into memory that stays: allocating the whole vector anew takes longer than filling it.
+        torch.cat([gradient.reshape(-1) for gradient in gradients], out=self._rounded_gradient)
+        self.gradient.copy_(self._rounded_gradient)
         clip_grad_norm_([self.weights], self.config.max_grad_norm, error_if_nonfinite=False, foreach=True)
         self._optimizer.step()
         self._rounded.copy_(self.weights.detach())
