@@ -13,7 +13,6 @@ import torch
 from measuring import COLUMNS, RESULTS, num_weights
 
 from synther_buffers import PRESETS, UpsamplerConfig
-from synther_buffers.diffusion.samplers import num_function_evaluations
 
 TABLES = Path(__file__).parent.parent / "docs" / "results"
 
@@ -40,7 +39,7 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 def arithmetic(config: UpsamplerConfig, weights: int, steps: int) -> float:
     """Operations of a refresh: six per weight and row learned, two per weight, row drawn and evaluation."""
     learned = 6 * weights * config.training.batch_size * steps
-    evaluations = num_function_evaluations(config.sampler.solver, config.sampler.num_steps)
+    evaluations = config.sampler.solver.num_function_evaluations
     return learned + 2 * weights * evaluations * config.num_synthetic
 
 
@@ -50,7 +49,7 @@ def presets() -> str:
     cells = []
     for name, config in PRESETS.items():
         weights = num_weights(config, rows)
-        sampler = config.sampler
+        solver = config.sampler.solver
         cells.append(
             [
                 f"`{name}`",
@@ -59,7 +58,7 @@ def presets() -> str:
                 f"{config.training.batch_size:,}",
                 f"{config.training.learning_rate:g}",
                 f"{config.train_steps:,} / {config.warm_steps:,}" if config.warm_start else f"{config.train_steps:,}",
-                f"{sampler.solver}, {num_function_evaluations(sampler.solver, sampler.num_steps)}",
+                f"{solver.name}, {solver.num_function_evaluations}",
                 f"{config.num_synthetic:,}",
                 f"{arithmetic(config, weights, config.train_steps) / 1e12:,.0f}",
             ]

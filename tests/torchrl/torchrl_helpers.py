@@ -7,7 +7,7 @@ from synther_buffers.torchrl import SynthERMemmapStorage, SynthERStorage, is_syn
 from tensordict import TensorDict
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, PrioritizedSampler, TensorDictReplayBuffer
 
-from synther_buffers.config import PRESETS, NetworkConfig
+from synther_buffers.config import PRESETS, NetworkConfig, SamplerConfig
 from synther_buffers.upsampler import FitReport
 
 #: The reward of every row that `Marked` makes.
@@ -20,7 +20,7 @@ TINY = replace(
     PRESETS["cpu"],
     network=NetworkConfig(width=32, depth=2, embedding_dim=16),
     training=replace(PRESETS["cpu"].training, batch_size=64, bfloat16=False),
-    sampler=replace(PRESETS["cpu"].sampler, num_steps=8, bfloat16=False),
+    sampler=SamplerConfig(replace(PRESETS["cpu"].sampler.solver, num_steps=8)),
     train_steps=50,
     warm_steps=20,
     num_synthetic=500,
