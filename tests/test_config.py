@@ -145,7 +145,7 @@ class TestFiles:
         for solver in (DPMSolver(3), HeunSolver(3)):
             found = set()
             for opcode, argument, _ in pickletools.genops(
-                pickle.dumps(replace(config, sampler=SamplerConfig(solver)), 2)
+                pickle.dumps(replace(CONFIG, sampler=SamplerConfig(solver)), 2)
             ):
                 if opcode.name == "GLOBAL":
                     found.add(argument)
