@@ -22,6 +22,8 @@ _eager: ContextVar[bool] = ContextVar("synther_buffers_eager", default=False)
 #: libraries keep a workspace for each stream; one user at a time, because a capture takes in all work of its stream.
 _streams: dict[torch.device, torch.cuda.Stream] = {}
 _stream_lock = threading.Lock()
+#: Captures that CUDA invalidated. PyTorch's allocators may still ask them, so they live as long as the process.
+_failed: list[torch.cuda.CUDAGraph] = []
 
 
 @contextlib.contextmanager
@@ -131,6 +133,7 @@ def _release(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
     try:
         graph.pool()
     except RuntimeError:  # the capture was not ended
+        _failed.append(graph)
         device = torch.cuda.current_device()
         for give_back in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
             with contextlib.suppress(RuntimeError, AttributeError):
