@@ -3,9 +3,9 @@
     python benchmarks/training_step.py [--steps 30] [--rounds 9] [--compile] [--toy]
 
 Both are timed in turn in one run, for the presets' sizes on 50,000 artificial rows of 42 columns (Walker2d-v5 has
-those). The plain step is float32; the library's is float32 on a CPU and in the preset's precision elsewhere. On CUDA the
-library's step is one graph, and is also timed without. The floor is the arithmetic alone, ``6 W B`` operations for W
-weights in matrices and batches of B rows, at the measured speed of large matrix products in the same precision. An
+those). The plain step is float32; the library's is float32 on a CPU and in the preset's precision elsewhere. On CUDA
+the library's step is one graph, and is also timed without. The floor is the arithmetic alone, ``6 W B`` operations for
+W weights in matrices and batches of B rows, at the measured speed of large matrix products in the same precision. An
 evaluation is one of D for 16,384 rows (CUDA: 262,144) at one noise level: the module called on all of them, and the
 sampler's blocks. With --compile the default's step is also timed with ``torch.compile`` on loss and network, beside the
 seconds until its first steps are done; it needs a C++ compiler.
