@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from synther_buffers import UpsamplerConfig
-from synther_buffers.diffusion.loss import denoising_loss, draw_sigma
+from synther_buffers.diffusion.edm import Preconditioner, denoising_loss, draw_sigma
 from synther_buffers.diffusion.network import ResidualMLP
-from synther_buffers.diffusion.preconditioning import Preconditioner
 
 RESULTS = Path(__file__).parent / "results"
 #: Of a row of Walker2d-v5 as the model sees it: two observations of 17, 6 of the action, reward, terminal flag.

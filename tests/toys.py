@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from synther_buffers import PRESETS, FitReport, NetworkConfig, Transitions, TransitionSpec
+from synther_buffers import PRESETS, FitReport, NetworkConfig, SamplerConfig, Transitions, TransitionSpec
 
 TINY = replace(
     PRESETS["cpu"],
     network=NetworkConfig(width=32, depth=1, embedding_dim=16),
     training=replace(PRESETS["cpu"].training, batch_size=64, bfloat16=False),
-    sampler=replace(PRESETS["cpu"].sampler, num_steps=8, bfloat16=False),
+    sampler=SamplerConfig(replace(PRESETS["cpu"].sampler.solver, num_steps=8)),
     train_steps=30,
     warm_steps=10,
     num_synthetic=200,

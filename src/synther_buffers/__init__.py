@@ -1,20 +1,23 @@
 """Replay buffers that mix real transitions with ones a diffusion model has learned from them."""
 
-from .diffusion.training import TrainingConfig
+from .diffusion.config import NetworkConfig, SamplerConfig, TrainingConfig
+from .diffusion.solvers import DPMSolver, HeunSolver
 from .evaluation.fidelity import Fidelity, measure_fidelity
 from .replay.holdout import RowOrder
 from .replay.reports import RefreshReport
 from .replay.synthetic_replay import SyntheticReplay
 from .transitions import Transitions, TransitionSpec
 from .upsampling.diffusion_upsampler import DiffusionUpsampler, FitReport, Upsampler
-from .upsampling.presets import PRESETS, NetworkConfig, SamplerConfig, UpsamplerConfig
+from .upsampling.presets import PRESETS, UpsamplerConfig
 from .version import __version__
 
 __all__ = [
     "PRESETS",
+    "DPMSolver",
     "DiffusionUpsampler",
     "Fidelity",
     "FitReport",
+    "HeunSolver",
     "NetworkConfig",
     "RefreshReport",
     "RowOrder",
@@ -28,3 +31,9 @@ __all__ = [
     "__version__",
     "measure_fidelity",
 ]
+
+# What lies in pickled files (a model that Stable-Baselines3 saved holds its buffer's configuration) is named by its
+# public path, so that moving the file that defines it breaks no saved file.
+for _class in (DPMSolver, HeunSolver, NetworkConfig, SamplerConfig, TrainingConfig, UpsamplerConfig):
+    _class.__module__ = __name__
+del _class

@@ -534,7 +534,7 @@ def test_it_learns_pendulum_with_half_of_every_batch_synthetic(adapter):
         TINY,
         network=replace(TINY.network, width=128, depth=2),
         training=replace(TINY.training, batch_size=256),
-        sampler=replace(TINY.sampler, num_steps=12),
+        sampler=replace(TINY.sampler, solver=replace(TINY.sampler.solver, num_steps=12)),
         train_steps=800,
         warm_steps=300,
     )

@@ -520,11 +520,6 @@ def test_arguments_out_of_range(kwargs, error, message):
         make(**kwargs)
 
 
-def test_unknown_solver_in_a_configuration():
-    with pytest.raises(ValueError, match="known solvers: stochastic-heun, sde-dpm-solver-2m"):
-        replace(TINY, sampler=replace(TINY.sampler, solver="euler"))
-
-
 def test_transitions_index_like_tensors():
     rows = walk(10)
     assert rows[2:4].observation[:, 0].tolist() == [2.0, 3.0]

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from synther_buffers.sb3 import SynthERBuffer, SynthERDictBuffer, SynthERNStepBuffer
 
 from synther_buffers.upsampling.diffusion_upsampler import FitReport
-from synther_buffers.upsampling.presets import PRESETS, NetworkConfig
+from synther_buffers.upsampling.presets import PRESETS, NetworkConfig, SamplerConfig
 
 #: The reward of every row that `Marked` makes.
 MARK = -7.0
@@ -21,7 +21,7 @@ TINY = replace(
     PRESETS["cpu"],
     network=NetworkConfig(width=32, depth=2, embedding_dim=16),
     training=replace(PRESETS["cpu"].training, batch_size=64, bfloat16=False),
-    sampler=replace(PRESETS["cpu"].sampler, num_steps=8, bfloat16=False),
+    sampler=SamplerConfig(replace(PRESETS["cpu"].sampler.solver, num_steps=8)),
     train_steps=50,
     warm_steps=20,
     num_synthetic=500,

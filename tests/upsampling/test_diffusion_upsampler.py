@@ -14,7 +14,17 @@ import torch
 from gymnasium import spaces
 from toys import SPEC, TINY, equal, gaussian, global_state, walk
 
-from synther_buffers import PRESETS, DiffusionUpsampler, NetworkConfig, Transitions, TransitionSpec, Upsampler
+from synther_buffers import (
+    PRESETS,
+    DiffusionUpsampler,
+    DPMSolver,
+    HeunSolver,
+    NetworkConfig,
+    SamplerConfig,
+    Transitions,
+    TransitionSpec,
+    Upsampler,
+)
 from synther_buffers.diffusion.training import NonFiniteLossError
 from synther_buffers.evaluation.fidelity import measure_fidelity
 from synther_buffers.upsampling.diffusion_upsampler import make_upsampler
@@ -23,7 +33,7 @@ LEARNING = replace(
     TINY,
     network=NetworkConfig(width=64, depth=2, embedding_dim=32),
     training=replace(TINY.training, batch_size=256),
-    sampler=replace(TINY.sampler, num_steps=20),
+    sampler=replace(TINY.sampler, solver=replace(TINY.sampler.solver, num_steps=20)),
     train_steps=800,
     warm_steps=200,
     terminal_steps=800,
@@ -55,9 +65,9 @@ def test_learns_marginals_correlations_dynamics_and_terminals():
     assert abs(rate - data_rate) < 3 * (data_rate * (1 - data_rate) / 4_000) ** 0.5
 
 
-@pytest.mark.parametrize("solver", ["stochastic-heun", "sde-dpm-solver-2m"])
+@pytest.mark.parametrize("solver", [HeunSolver, DPMSolver])
 def test_both_solvers_reproduce_the_moments(solver):
-    config = replace(LEARNING, sampler=replace(LEARNING.sampler, solver=solver))
+    config = replace(LEARNING, sampler=SamplerConfig(solver(20, 0.05, 20.0, 100.0)))
     real, synthetic = gaussian(4_000), fitted(config, gaussian(4_000)).sample(4_000)
     torch.testing.assert_close(synthetic.observation.mean(0), real.observation.mean(0), atol=0.1, rtol=0)
     torch.testing.assert_close(synthetic.observation.std(0), real.observation.std(0), atol=0.1, rtol=0)
@@ -91,10 +101,10 @@ def test_rows_are_legal():
     assert synthetic.terminated.dtype == torch.bool
 
 
-@pytest.mark.parametrize("solver", ["stochastic-heun", "sde-dpm-solver-2m"])
+@pytest.mark.parametrize("solver", [HeunSolver, DPMSolver])
 def test_answers_that_run_away_do_not_take_rows_along(solver):
     """A net may answer anything where it has seen nothing; a sampler that follows goes there again, to infinity."""
-    upsampler = fitted(replace(TINY, sampler=replace(TINY.sampler, solver=solver)))
+    upsampler = fitted(replace(TINY, sampler=SamplerConfig(solver(8, 0.05, 20.0, 100.0))))
     upsampler._denoiser.network.out.weight.data.mul_(1e30)
     SPEC.check(upsampler.sample(2_000))
 

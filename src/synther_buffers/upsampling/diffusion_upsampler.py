@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..diffusion import samplers
-from ..diffusion.evaluation import Evaluation
+from ..diffusion.edm import Preconditioner
 from ..diffusion.network import ResidualMLP
-from ..diffusion.preconditioning import Preconditioner
+from ..diffusion.sampling import SLAB_ROWS, RowSampler
 from ..diffusion.training import NonFiniteLossError, evaluate_denoiser, train_denoiser
 from ..transitions import Transitions, TransitionSpec
 from ..transitions.codec import Codec, Decisions
@@ -36,13 +35,8 @@ STATE_VERSION = 3
 _CALIBRATION_ROWS = 4_096
 #: From this many rows on a draw has the terminal rate of the data itself.
 _OWN_RATE_ROWS = 1_000
-#: Rows go through the sampler in blocks of at most so many: what a CPU's cache likes, and what keeps a GPU busy. The
-#: size of a block decides which noise a row gets, so it follows free memory only where that is short.
-_BLOCK_ROWS, _BLOCK_ROWS_CUDA = 2_048, 65_536
-#: Blocks that are generated before their rows are decoded.
-_BLOCKS_PER_CHUNK = 8
-#: Evaluations of a block from which on it pays to record one.
-_EVALUATIONS_TO_RECORD = 100
+#: Rows that are generated before they are decoded, at most; the sampler splits them into blocks.
+_CHUNK_ROWS, _CHUNK_ROWS_CUDA = 8 * 2_048, 8 * 65_536
 
 
 @dataclass(frozen=True)
@@ -130,7 +124,7 @@ class DiffusionUpsampler:
         self._denoiser: Preconditioner | None = None
         self._decisions: Decisions | None = None
         self._terminal_shift = 0.0
-        self._sigma_max = self.config.sampler.sigma_max
+        self._sigma_max = self.config.sampler.solver.sigma_max
         # Of the normalised columns that the model learned.
         self._low = self._high = torch.zeros(self._codec.dim, device=self.device)
         self._num_fits = 0
@@ -196,7 +190,7 @@ class DiffusionUpsampler:
             before = self._judge(last._denoiser, judged)
             steps += self.config.warm_steps
             try:
-                loss = self._train(copy.deepcopy(last._denoiser).requires_grad_(True), rows, self.config.warm_steps)
+                loss = self._train(last._denoiser, rows, self.config.warm_steps)
                 if judged is not None and self._judge(self._denoiser, judged) > before:
                     reason = "a warm start ended worse on held-out rows than it began"
             except NonFiniteLossError as error:
@@ -222,7 +216,7 @@ class DiffusionUpsampler:
         """The training rows; sampling has to start from noise that reaches the largest of them, and to end within."""
         rows = self._codec.encode(transitions, self.device)
         self._low, self._high = rows.aminmax(dim=0)
-        largest, wanted = float(rows.abs().max()), self.config.sampler.sigma_max
+        largest, wanted = float(rows.abs().max()), self.config.sampler.solver.sigma_max
         self._sigma_max = max(wanted, 2.0 * largest)
         if self._sigma_max > wanted and self._sigma_max != last_sigma_max:
             logger.warning(
@@ -253,8 +247,7 @@ class DiffusionUpsampler:
 
     def _calibrate(self) -> None:
         """Measure decoding thresholds on rows of the new model, which also shows that it generates finite ones."""
-        evaluation = self._evaluation(_CALIBRATION_ROWS, self._block_rows())
-        matrix = self._generate(evaluation, _CALIBRATION_ROWS, self._generator("calibration"))
+        matrix = self._sampler(_CALIBRATION_ROWS, "calibration").draw(0, _CALIBRATION_ROWS)
         _check_finite(torch.isfinite(matrix).all())
         self._decisions = self._codec.decide(matrix)
         if self.config.model_terminals:
@@ -277,17 +270,17 @@ class DiffusionUpsampler:
             raise RuntimeError("this upsampler has not been fitted yet: call fit(transitions) first.")
         if num_samples < 0:
             raise ValueError(f"num_samples is {num_samples}; it must be at least 0.")
-        generator = self._generator("sampling", self._num_draws)
+        sampler = self._sampler(num_samples, "sampling", self._num_draws)
+        generator = self._generator("flags", self._num_draws)
         self._num_draws += 1
         out = self.spec.empty(num_samples, self.device)
         decisions, logits = self._decisions, []
         finite = torch.ones((), dtype=torch.bool, device=self.device)
-        evaluation = self._evaluation(num_samples, self._block_rows())
-        chunk_rows = _BLOCKS_PER_CHUNK * evaluation.num_rows
+        chunk_rows = self._chunk_rows(num_samples)
         with _progress("sampling", num_samples, self.progress_bar) as bar:
             for start in range(0, num_samples, chunk_rows):
                 count = min(chunk_rows, num_samples - start)
-                matrix = self._generate(evaluation, count, generator)
+                matrix = sampler.draw(start, count)
                 finite &= torch.isfinite(matrix).all()
                 if start == 0 and count >= _CALIBRATION_ROWS:
                     decisions = self._codec.decide(matrix)
@@ -328,55 +321,28 @@ class DiffusionUpsampler:
         if num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}; it must be at least 1.")
         states: list[tuple[float, Tensor]] = []
-        evaluation = self._evaluation(num_samples, num_samples)  # one block: who watches sees all rows at once
-        generator = self._generator("trajectory")
-        self._generate(evaluation, num_samples, generator, lambda sigma, x: states.append((sigma, x)))
+        sampler = self._sampler(num_samples, "trajectory", block_rows=num_samples)  # who watches sees all rows at once
+        sampler.draw(0, num_samples, lambda sigma, x: states.append((sigma, x)))
         return states
 
-    def _evaluation(self, num_rows: int, block_rows: int) -> Evaluation:
-        """The denoiser for a draw of `num_rows` rows, in blocks of at most `block_rows`, as equal as can be."""
-        config = self.config.sampler
-        num_blocks = max(math.ceil(num_rows / block_rows), 1)
-        evaluations = num_blocks * samplers.num_function_evaluations(config.solver, config.num_steps)
+    def _sampler(self, num_rows: int, purpose: str, index: int = 0, block_rows: int | None = None) -> RowSampler:
+        """What draws the rows of one request."""
         assert self._denoiser is not None
-        return Evaluation(
+        config = self.config.sampler
+        return RowSampler(
             self._denoiser,
-            max(math.ceil(num_rows / num_blocks), 1),
-            self._low,
-            self._high,
-            bfloat16=config.bfloat16,
-            record=evaluations >= _EVALUATIONS_TO_RECORD,
+            config if block_rows is None else replace(config, block_rows=block_rows),
+            num_rows=num_rows,
+            low=self._low,
+            high=self._high,
+            sigma_max=self._sigma_max,
+            seed=self._seed(purpose, index),
         )
 
-    @torch.no_grad()
-    def _generate(
-        self, denoiser: Evaluation, num_rows: int, generator: torch.Generator, watch: samplers.Watch | None = None
-    ) -> Tensor:
-        """Rows of the matrix, ``[num_rows, D]`` float32, generated in whole blocks."""
-        config = self.config.sampler
-        sigmas = samplers.karras_schedule(config.num_steps, config.sigma_min, self._sigma_max, config.rho)
-        shape = (denoiser.num_rows, self._codec.dim)
-        blocks = []
-        with torch.autocast(self.device.type, enabled=False):
-            for _ in range(math.ceil(num_rows / denoiser.num_rows)):
-                x = sigmas[0] * torch.randn(shape, generator=generator, device=self.device, dtype=torch.float32)
-                if config.solver == "stochastic-heun":
-                    x = samplers.stochastic_heun(
-                        denoiser, x, sigmas, generator,
-                        s_churn=config.s_churn, s_tmin=config.s_tmin, s_tmax=config.s_tmax, s_noise=config.s_noise,
-                        watch=watch,
-                    )  # fmt: skip
-                else:
-                    x = samplers.sde_dpm_solver_2m(denoiser, x, sigmas, generator, watch)
-                blocks.append(x)
-        return torch.cat(blocks)[:num_rows]
-
-    def _block_rows(self) -> int:
-        if self.device.type != "cuda":
-            return _BLOCK_ROWS
-        free, _ = torch.cuda.mem_get_info(self.device)
-        per_row = 4 * (6 * self.config.network.width + 16 * self._codec.dim)
-        return min(max(free // 4 // per_row, 1_024), _BLOCK_ROWS_CUDA)
+    def _chunk_rows(self, num_samples: int) -> int:
+        """Rows that are generated before they are decoded: chunks as equal as whole slabs of noise allow."""
+        num_chunks = math.ceil(num_samples / (_CHUNK_ROWS_CUDA if self.device.type == "cuda" else _CHUNK_ROWS))
+        return max(math.ceil(num_samples / max(num_chunks, 1) / SLAB_ROWS), 1) * SLAB_ROWS
 
     # -- persistence -------------------------------------------------------------------------------------------------
 
@@ -483,9 +449,11 @@ class DiffusionUpsampler:
 
     def _generator(self, purpose: str, index: int = 0, device: str | None = None) -> torch.Generator:
         """A generator of its own for each use, so that none depends on what others drew."""
+        return torch.Generator(device or self.device).manual_seed(self._seed(purpose, index))
+
+    def _seed(self, purpose: str, index: int = 0) -> int:
         entropy = [self.seed % 2**64, self._num_fits, index, *purpose.encode()]
-        seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
-        return torch.Generator(device or self.device).manual_seed(seed)
+        return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def check_upsampler(upsampler: str | UpsamplerConfig | UpsamplerFactory, device: str | torch.device) -> None:

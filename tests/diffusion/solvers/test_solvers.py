@@ -1,5 +1,5 @@
 import math
-from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,15 +8,7 @@ import torch
 from torch import Tensor
 
 from synther_buffers import PRESETS
-from synther_buffers.diffusion.samplers import (
-    karras_schedule,
-    num_function_evaluations,
-    sde_dpm_solver_2m,
-    stochastic_heun,
-)
-
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-Solver = Callable[[Denoiser, Tensor, list[float], torch.Generator], Tensor]
+from synther_buffers.diffusion.solvers import Denoiser, DPMSolver, HeunSolver, Noise, Solver
 
 # Small means: the samplers start from N(0, sigma_max^2), not from N(MEAN, sigma_max^2 + COVARIANCE).
 MEAN = torch.tensor([0.5, -0.3, 0.1])
@@ -43,31 +35,29 @@ def mixture_denoiser(x: Tensor, sigma: Tensor) -> Tensor:
     return (responsibility[:, :, None] * posterior).sum(1)
 
 
-def heun(s_churn: float, s_noise: float = 1.0) -> Solver:
-    def solve(denoiser: Denoiser, x: Tensor, sigmas: list[float], generator: torch.Generator) -> Tensor:
-        return stochastic_heun(
-            denoiser, x, sigmas, generator, s_churn=s_churn, s_tmin=0.05, s_tmax=50.0, s_noise=s_noise
-        )
-
-    return solve
+def heun(s_churn: float, s_noise: float = 1.0, num_steps: int = 10) -> HeunSolver:
+    return HeunSolver(num_steps, s_churn=s_churn, s_noise=s_noise)
 
 
-SOLVERS = {"deterministic heun": heun(0.0), "stochastic heun": heun(80.0), "sde-dpm-solver-2m": sde_dpm_solver_2m}
+SOLVERS = {"deterministic heun": heun(0.0), "stochastic heun": heun(80.0), "sde-dpm-solver-2m": DPMSolver(10)}
 each_solver = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 
 
-def draw(
-    solver: Solver, denoiser: Denoiser, num_rows: int, dim: int, num_steps: int, seed: int = 0, sigma_max: float = 80.0
-) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    sigmas = karras_schedule(num_steps, 0.002, sigma_max, 7.0)
-    return solver(denoiser, sigmas[0] * torch.randn((num_rows, dim), generator=generator), sigmas, generator)
+def noise_like(x: Tensor, seed: int | torch.Generator = 0) -> Noise:
+    generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+    return lambda: torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+
+def draw(solver: Solver, denoiser: Denoiser, num_rows: int, dim: int, num_steps: int, seed: int = 0) -> Tensor:
+    solver = replace(solver, num_steps=num_steps)
+    noise, sigmas = noise_like(torch.empty(num_rows, dim), seed), solver.noise_levels()
+    return solver.solve(denoiser, sigmas[0] * noise(), sigmas, noise)
 
 
 class TestSchedule:
     @pytest.mark.parametrize("num_steps", [2, 3, 20, 128])
     def test_endpoints_and_descent(self, num_steps: int) -> None:
-        sigmas = karras_schedule(num_steps, 0.002, 80.0, 7.0)
+        sigmas = DPMSolver(num_steps, 0.002, 80.0, 7.0).noise_levels()
         assert len(sigmas) == num_steps + 1
         assert sigmas[0] == pytest.approx(80.0)
         assert sigmas[-2] == pytest.approx(0.002)
@@ -76,10 +66,15 @@ class TestSchedule:
 
     def test_by_hand(self) -> None:
         # rho 2 makes the square roots evenly spaced: 4, 3, 2, 1.
-        assert karras_schedule(4, 1.0, 16.0, 2.0) == pytest.approx([16.0, 9.0, 4.0, 1.0, 0.0])
+        assert DPMSolver(4, 1.0, 16.0, 2.0).noise_levels() == pytest.approx([16.0, 9.0, 4.0, 1.0, 0.0])
 
     def test_one_step(self) -> None:
-        assert karras_schedule(1, 0.002, 80.0, 7.0) == [80.0, 0.0]
+        assert DPMSolver(1, 0.002, 80.0, 7.0).noise_levels() == [80.0, 0.0]
+
+    def test_another_level_to_start_from(self) -> None:
+        solver = HeunSolver(4, 1.0, 16.0, 2.0)
+        assert solver.noise_levels(36.0) == pytest.approx([36.0, 169 / 9, 64 / 9, 1.0, 0.0])
+        assert HeunSolver(1).noise_levels(36.0) == [36.0, 0.0]
 
 
 class TestDistribution:
@@ -115,13 +110,13 @@ class TestDistribution:
     @pytest.mark.parametrize("name", ["deterministic heun", "sde-dpm-solver-2m"])
     def test_one_step_is_one_denoising(self, name: str) -> None:
         x = 80.0 * torch.randn((10, 3), generator=torch.Generator().manual_seed(0))
-        found = SOLVERS[name](gaussian_denoiser, x, [80.0, 0.0], torch.Generator().manual_seed(1))
+        found = SOLVERS[name].solve(gaussian_denoiser, x, [80.0, 0.0], noise_like(x, 1))
         torch.testing.assert_close(found, gaussian_denoiser(x, torch.tensor([80.0])), atol=1e-4, rtol=1e-4)
 
     def test_one_step_with_churn(self) -> None:
         """Below S_tmax the noise is raised to sqrt(2) sigma at most, and the step starts from there."""
         x = 10.0 * torch.randn((10, 3), generator=torch.Generator().manual_seed(0))
-        found = heun(80.0)(gaussian_denoiser, x, [10.0, 0.0], torch.Generator().manual_seed(1))
+        found = heun(80.0).solve(gaussian_denoiser, x, [10.0, 0.0], noise_like(x, 1))
         raised = 10.0 * math.sqrt(2.0)
         added = math.sqrt(raised**2 - 10.0**2) * torch.randn((10, 3), generator=torch.Generator().manual_seed(1))
         torch.testing.assert_close(found, gaussian_denoiser(x + added, torch.tensor([raised])), atol=1e-4, rtol=1e-4)
@@ -130,9 +125,7 @@ class TestDistribution:
         """From level 5 to 1 with a clean value that is known: N(x / 25 + 24 / 25 clean, 24 / 25)."""
         clean = 3.0
         x = torch.full((40_000, 1), 8.0)
-        found = sde_dpm_solver_2m(
-            lambda x, sigma: torch.full_like(x, clean), x, [5.0, 1.0], torch.Generator().manual_seed(0)
-        )
+        found = DPMSolver(1).solve(lambda x, sigma: torch.full_like(x, clean), x, [5.0, 1.0], noise_like(x))
         assert found.mean().item() == pytest.approx((8.0 + 24 * clean) / 25, abs=5 * math.sqrt(0.96 / 40_000))
         assert found.var().item() == pytest.approx(0.96, rel=5 * math.sqrt(2 / 40_000))
 
@@ -152,8 +145,9 @@ class TestOrder:
         steps = np.array([32, 64, 128, 256])
         errors = []
         for num_steps in steps:
-            sigmas = karras_schedule(int(num_steps), low, high, 7.0)
-            errors.append(float((heun(0.0)(denoiser, x, sigmas, torch.Generator()) - wanted).abs().max()))
+            solver = HeunSolver(int(num_steps), low, high, 7.0, s_churn=0.0)
+            found = solver.solve(denoiser, x, solver.noise_levels(), noise_like(x))
+            errors.append(float((found - wanted).abs().max()))
         slope = np.polyfit(np.log(steps), np.log(errors), 1)[0]
         assert -slope == pytest.approx(2.0, abs=0.2)
 
@@ -166,7 +160,7 @@ class TestOrder:
         steps = np.array([20, 40, 80, 160])
         errors = []
         for num_steps in steps:
-            sigmas = karras_schedule(int(num_steps), low, 1.0, 7.0)[:-1]
+            sigmas = DPMSolver(int(num_steps), low, 1.0, 7.0).noise_levels()[:-1]
             errors.append(abs(self.drift_alone(lambda x, sigma: -sigma.log() + 0 * x, sigmas) - wanted))
         slope = np.polyfit(np.log(steps), np.log(errors), 1)[0]
         assert -slope == pytest.approx(2.0, abs=0.2)
@@ -181,8 +175,7 @@ class TestOrder:
         """What D adds to a row, as the difference of two runs with the same noise."""
         x = torch.zeros((1, 1), dtype=torch.float64)
         ends = [
-            sde_dpm_solver_2m(answer, x, sigmas, torch.Generator().manual_seed(0)).item()
-            for answer in (denoiser, lambda x, _: 0 * x)
+            DPMSolver(1).solve(answer, x, sigmas, noise_like(x)).item() for answer in (denoiser, lambda x, _: 0 * x)
         ]
         return ends[0] - ends[1]
 
@@ -190,15 +183,11 @@ class TestOrder:
     def test_solver_2m_keeps_the_posterior_mean_at_any_number_of_steps(self, num_steps: int) -> None:
         """With a linear D and the same noise two runs differ by E[clean | x], which the reverse SDE leaves as it is."""
         variance, high = 0.6, 20.0
-        ends = [
-            sde_dpm_solver_2m(
-                lambda x, sigma: variance / (variance + sigma.square()) * x,
-                torch.full((1, 1), start, dtype=torch.float64),
-                karras_schedule(num_steps, 0.01, high, 7.0),
-                torch.Generator().manual_seed(0),
-            ).item()
-            for start in (60.0, -40.0)
-        ]
+        solver, ends = DPMSolver(num_steps, 0.01, high, 7.0), []
+        for start in (60.0, -40.0):
+            x = torch.full((1, 1), start, dtype=torch.float64)
+            denoiser = lambda x, sigma: variance / (variance + sigma.square()) * x  # noqa: E731
+            ends.append(solver.solve(denoiser, x, solver.noise_levels(), noise_like(x)).item())
         assert ends[0] - ends[1] == pytest.approx(100.0 * variance / (variance + high**2))
 
 
@@ -214,8 +203,8 @@ class TestContract:
             return gaussian_denoiser(x, sigma)
 
         draw(solver, counting, 4, 3, num_steps)
-        name = "sde-dpm-solver-2m" if solver is sde_dpm_solver_2m else "stochastic-heun"
-        assert len(levels) == num_function_evaluations(name, num_steps)
+        assert len(levels) == replace(solver, num_steps=num_steps).num_function_evaluations
+        assert len(levels) == (num_steps if isinstance(solver, DPMSolver) else 2 * num_steps - 1)
         assert min(levels) > 0.0
 
     def test_reproducible_by_its_generator(self, solver: Solver) -> None:
@@ -230,15 +219,14 @@ class TestContract:
 
     def test_the_start_is_not_written_to(self, solver: Solver) -> None:
         x = torch.full((4, 3), 80.0)
-        solver(gaussian_denoiser, x, karras_schedule(5, 0.002, 80.0, 7.0), torch.Generator().manual_seed(0))
+        solver.solve(gaussian_denoiser, x, solver.noise_levels(), noise_like(x))
         assert (x == 80.0).all()
 
     def test_stays_float32_under_another_default(self, solver: Solver) -> None:
         torch.set_default_dtype(torch.float64)
         try:
-            generator = torch.Generator().manual_seed(0)
             x = torch.ones((4, 3), dtype=torch.float32)
-            out = solver(lambda x, sigma: 0.5 * x / sigma, x, [1.0, 0.5, 0.1, 0.0], generator)
+            out = solver.solve(lambda x, sigma: 0.5 * x / sigma, x, [1.0, 0.5, 0.1, 0.0], noise_like(x))
         finally:
             torch.set_default_dtype(torch.float32)
         assert out.dtype == torch.float32
@@ -246,20 +234,55 @@ class TestContract:
     def test_no_rows(self, solver: Solver) -> None:
         assert draw(solver, gaussian_denoiser, 0, 3, 5).shape == (0, 3)
 
+    def test_watching_changes_nothing(self, solver: Solver) -> None:
+        x, seen = 80.0 * torch.randn((4, 3), generator=torch.Generator().manual_seed(1)), []
+        sigmas = solver.noise_levels()
+        unwatched = solver.solve(gaussian_denoiser, x, sigmas, noise_like(x))
+        watched = solver.solve(
+            gaussian_denoiser, x, sigmas, noise_like(x), lambda sigma, rows: seen.append((sigma, rows))
+        )
+        assert torch.equal(unwatched, watched)
+        assert [sigma for sigma, _ in seen] == sigmas
+        assert torch.equal(seen[0][1], x)
+        assert torch.equal(seen[-1][1], watched)
+
 
 class TestDefaultSchedule:
     @staticmethod
-    def variance(num_steps: int, sigma_min: float, rho: float) -> float:
+    def variance(solver: Solver) -> float:
         """Variance of what a unit Gaussian's exact denoiser gives from sigma_max 20."""
-        sigmas = karras_schedule(num_steps, sigma_min, 20.0, rho)
-        generator = torch.Generator().manual_seed(0)
-        x = sigmas[0] * torch.randn(200_000, 1, generator=generator)
-        return float(sde_dpm_solver_2m(lambda y, sigma: y / (1 + sigma.square()), x, sigmas, generator).var())
+        assert solver.sigma_max == 20.0
+        noise, sigmas = noise_like(torch.empty(200_000, 1)), solver.noise_levels()
+        return float(solver.solve(lambda y, sigma: y / (1 + sigma.square()), 20.0 * noise(), sigmas, noise).var())
 
     def test_the_cpu_presets_levels_keep_the_variance(self) -> None:
-        sampler = PRESETS["cpu"].sampler
-        assert sampler.sigma_max == 20.0
-        assert self.variance(sampler.num_steps, sampler.sigma_min, sampler.rho) == pytest.approx(1.0, abs=0.05)
+        assert self.variance(PRESETS["cpu"].sampler.solver) == pytest.approx(1.0, abs=0.05)
 
     def test_as_many_levels_at_rho_7_widen_it(self) -> None:
-        assert self.variance(20, 0.002, 7.0) > 1.1
+        assert self.variance(DPMSolver(20, 0.002, 20.0, 7.0)) > 1.1
+
+
+class TestSettings:
+    @pytest.mark.parametrize("cls", [DPMSolver, HeunSolver])
+    @pytest.mark.parametrize(("low", "high"), [(0.0, 80.0), (-1.0, 80.0), (80.0, 80.0), (2.0, 1.0), (math.nan, 80.0)])
+    def test_noise_levels(self, cls: type[Solver], low: float, high: float) -> None:
+        with pytest.raises(ValueError, match=r"^sampler\.solver\.sigma_min=.* wanted 0 < sigma_min < sigma_max"):
+            cls(5, sigma_min=low, sigma_max=high)
+
+    @pytest.mark.parametrize("cls", [DPMSolver, HeunSolver])
+    def test_number_of_steps_and_rho(self, cls: type[Solver]) -> None:
+        with pytest.raises(ValueError, match=r"^sampler\.solver\.num_steps is 0; it must be at least 1\."):
+            cls(0)
+        with pytest.raises(TypeError, match=r"^sampler\.solver\.num_steps is 5\.0 \(float\); wanted a whole number"):
+            cls(5.0)
+        with pytest.raises(ValueError, match=r"^sampler\.solver\.rho is 0\.0; it must be positive\."):
+            cls(5, rho=0.0)
+
+    @pytest.mark.parametrize("churn", [-5.0, math.nan])
+    def test_churn(self, churn: float) -> None:
+        with pytest.raises(ValueError, match=rf"^sampler\.solver\.s_churn is {churn}; it must be at least 0\."):
+            HeunSolver(5, s_churn=churn)
+
+    def test_no_solver_has_settings_of_another(self) -> None:
+        with pytest.raises(TypeError, match="s_churn"):
+            DPMSolver(5, s_churn=80.0)
