@@ -7,9 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from solver_helpers import (
-    noise_like,
-)
+from solver_helpers import noise_like
 
 from synther_buffers import PRESETS
 from synther_buffers.diffusion.solvers import Denoiser, DPMSolver, Solver

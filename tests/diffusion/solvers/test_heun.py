@@ -7,12 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from solver_helpers import (
-    draw,
-    gaussian_denoiser,
-    heun,
-    noise_like,
-)
+from solver_helpers import draw, gaussian_denoiser, heun, noise_like
 from torch import Tensor
 
 from synther_buffers.diffusion.solvers import HeunSolver
