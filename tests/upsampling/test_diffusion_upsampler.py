@@ -93,6 +93,21 @@ def test_samples_any_number_of_rows(count):
     assert len(rows) == count
 
 
+def test_rows_do_not_depend_on_the_size_of_the_blocks():
+    upsampler = fitted()
+    rows = []
+    for block_rows in (None, 5_000, 20_000):
+        other = DiffusionUpsampler(
+            SPEC, replace(TINY, sampler=replace(TINY.sampler, block_rows=block_rows)), "cpu", seed=0
+        )
+        other.load_state_dict(upsampler.state_dict())
+        rows.append(other.sample(20_000))
+    for other in rows[1:]:
+        torch.testing.assert_close(other.observation, rows[0].observation, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(other.reward, rows[0].reward, atol=1e-3, rtol=1e-3)
+        assert (other.terminated != rows[0].terminated).sum() <= 2
+
+
 def test_rows_are_legal():
     synthetic = fitted(replace(TINY, train_steps=1)).sample(2_000)  # hardly trained: the rows have to be legal anyway
     assert all(torch.isfinite(tensor).all() for tensor in synthetic.flat().values())

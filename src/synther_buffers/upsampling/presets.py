@@ -109,7 +109,7 @@ _PAPER_OFFLINE = replace(
 # 50,000 rows each of HalfCheetah-v5, Walker2d-v5 and Hopper-v5 (docs/results/fidelity.md). By: gated layers, a larger
 # learning rate with a rise to it, noise levels drawn closer to where the structure of the rows is decided. The
 # sampler's levels are almost log-uniform (a large rho): at rho = 7 the steps between the levels that
-# matter are so long that 20 of them widen a Gaussian's variance by more than 10 % (tests/diffusion/solvers/).
+# matter are so long that 20 of them widen a Gaussian's variance by more than 10 % (see the solver's tests).
 _CPU = UpsamplerConfig(
     network=NetworkConfig(width=192, depth=6, embedding_dim=128, activation="swiglu"),
     training=TrainingConfig(batch_size=512, learning_rate=4e-3, warmup_steps=100, p_std=0.8, bfloat16=True),
