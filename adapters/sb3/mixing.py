@@ -19,8 +19,8 @@ from ..replay.holdout import RowOrder
 from ..replay.interleaving import batch_order_on, gather
 from ..replay.synthetic_replay import SyntheticReplay
 from ..transitions import Transitions, TransitionSpec
-from ..upsampling.diffusion_upsampler import UpsamplerFactory
 from ..upsampling.presets import UpsamplerConfig
+from ..upsampling.protocol import UpsamplerFactory
 
 Samples = ReplayBufferSamples | DictReplayBufferSamples
 
@@ -73,7 +73,7 @@ class SynthERMixin(ReplayBuffer):
         super().__init__(*args, **kwargs)
         self.synthetic = SyntheticReplay(
             self._make_spec(),
-            upsampler,
+            upsampler=upsampler,
             upsampler_device=upsampler_device,
             retrain_every=retrain_every,
             start_after=start_after,

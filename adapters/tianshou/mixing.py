@@ -17,8 +17,8 @@ from ..replay.holdout import RowOrder
 from ..replay.interleaving import batch_order
 from ..replay.synthetic_replay import SyntheticReplay
 from ..transitions import Transitions, TransitionSpec
-from ..upsampling.diffusion_upsampler import UpsamplerFactory
 from ..upsampling.presets import UpsamplerConfig
+from ..upsampling.protocol import UpsamplerFactory
 from .rows import to_transitions
 from .slots import SyntheticSlots
 
@@ -75,7 +75,7 @@ class SynthERMixin(SyntheticSlots):
         super().__init__(total_size, buffer_num, **kwargs)  # type: ignore[call-arg, arg-type]
         self.synthetic = SyntheticReplay(
             None,  # inferred from the rows: a Tianshou buffer never sees the spaces
-            upsampler,
+            upsampler=upsampler,
             upsampler_device=upsampler_device,
             retrain_every=retrain_every,
             start_after=start_after,

@@ -21,8 +21,8 @@ from ..replay.holdout import RowOrder
 from ..replay.interleaving import batch_order_on
 from ..replay.synthetic_replay import SyntheticReplay
 from ..transitions import Transitions
-from ..upsampling.diffusion_upsampler import UpsamplerFactory
 from ..upsampling.presets import UpsamplerConfig
+from ..upsampling.protocol import UpsamplerFactory
 from .addresses import address_of, generation_of, is_synthetic, row_of
 from .gather import Gatherer, can_gather
 from .layout import Key, Layout, normalized_keys
@@ -88,7 +88,7 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         self.modelled_keys = normalized_keys(modelled_keys)
         self.synthetic = SyntheticReplay(
             None,
-            upsampler,
+            upsampler=upsampler,
             upsampler_device=upsampler_device,
             retrain_every=retrain_every,
             start_after=start_after,

@@ -4,11 +4,13 @@ from .diffusion.config import NetworkConfig, SamplerConfig, TrainingConfig
 from .diffusion.solvers import DPMSolver, HeunSolver
 from .evaluation.fidelity import Fidelity, measure_fidelity
 from .replay.holdout import RowOrder
+from .replay.options import SyntheticOptions
 from .replay.reports import RefreshReport
 from .replay.synthetic_replay import SyntheticReplay
 from .transitions import Transitions, TransitionSpec
-from .upsampling.diffusion_upsampler import DiffusionUpsampler, FitReport, Upsampler
+from .upsampling.diffusion_upsampler import DiffusionUpsampler
 from .upsampling.presets import PRESETS, UpsamplerConfig
+from .upsampling.protocol import FitReport, Upsampler, UpsamplerFactory
 from .version import __version__
 
 __all__ = [
@@ -22,12 +24,14 @@ __all__ = [
     "RefreshReport",
     "RowOrder",
     "SamplerConfig",
+    "SyntheticOptions",
     "SyntheticReplay",
     "TrainingConfig",
     "TransitionSpec",
     "Transitions",
     "Upsampler",
     "UpsamplerConfig",
+    "UpsamplerFactory",
     "__version__",
     "measure_fidelity",
 ]

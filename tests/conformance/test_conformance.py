@@ -13,7 +13,7 @@ import pytest
 import torch
 from batches import synthetic_places
 from gymnasium import spaces
-from toys import SPEC, TINY, global_state
+from toys import SPEC, TINY, fails_at, global_state
 
 from synther_buffers import FitReport
 from synther_buffers.upsampling.diffusion_upsampler import DiffusionUpsampler
@@ -27,6 +27,11 @@ class Marked:
 
     def __init__(self, spec, *, device, seed, progress_bar):
         self.generator, self.rows, self.num_samples = torch.Generator().manual_seed(seed % 2**63), None, 0
+        self.held_out = None
+
+    @property
+    def config(self):
+        return {"upsampler": type(self).__name__}
 
     def fit(self, transitions, *, held_out=None):
         self.rows, self.held_out = transitions[torch.arange(len(transitions))], held_out
@@ -39,23 +44,11 @@ class Marked:
         return rows
 
     def state_dict(self):
-        return {"rows": self.rows, "generator": self.generator.get_state()}
+        return {**vars(self), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state):
-        self.rows = state["rows"]
-        self.generator.set_state(state["generator"])
-
-
-class FailsLater(Marked):
-    """Breaks at its second fit."""
-
-    num_fits = 0
-
-    def fit(self, transitions, *, held_out=None):
-        self.num_fits += 1
-        if self.num_fits == 2:
-            raise FloatingPointError("planted failure")
-        return super().fit(transitions, held_out=held_out)
+        generator = self.generator.set_state(state["generator"])
+        self.__dict__.update(state | {"generator": generator})
 
 
 def make(adapter, size=600, observation_space=OBSERVATION, action_space=ACTION, n_envs=1, **kwargs):
@@ -290,7 +283,7 @@ def test_4_constant_columns_and_the_rate_of_terminals_are_reproduced(adapter):
 
 
 def test_5_a_failed_refresh_leaves_the_last_set_in_service(adapter, log):
-    buffer = make(adapter, upsampler=FailsLater)
+    buffer = make(adapter, upsampler=fails_at(2, Marked, FloatingPointError))
     fill(adapter, [buffer], 0, 120)
     adapter.sample(buffer, 32)
     rows = adapter.synthetic(buffer).rows

@@ -13,7 +13,6 @@ from sb3_helpers import (
     TINY,
     Bootstrap,
     CounterEnv,
-    FailsAtSecondFit,
     Marked,
     RandomEnv,
     assert_same_rows,
@@ -31,6 +30,7 @@ from stable_baselines3 import DQN, SAC, HerReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
 from synther_buffers.sb3 import SynthERBuffer, SynthERDictBuffer, SynthERNStepBuffer
 from synther_buffers.sb3.mixing import SynthERMixin
+from toys import fails_at
 
 DICT = spaces.Dict({"position": box(2), "mode": spaces.Discrete(3)})
 IMAGE = box(36, 36, 3, low=0, high=255, dtype=np.uint8)
@@ -153,7 +153,9 @@ def test_without_stable_baselines3_the_import_says_what_to_install(monkeypatch):
 
 
 def test_after_a_failed_refresh_the_last_synthetic_rows_stay_and_learning_goes_on(log):
-    model = SAC("MlpPolicy", CounterEnv(), **kwargs_for(SynthERBuffer, upsampler=FailsAtSecondFit))
+    model = SAC(
+        "MlpPolicy", CounterEnv(), **kwargs_for(SynthERBuffer, upsampler=fails_at(2, Marked, FloatingPointError))
+    )
     batches = record_batches(model)
     synthetic = model.replay_buffer.synthetic
     model.learn(200)

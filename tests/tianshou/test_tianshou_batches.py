@@ -17,7 +17,7 @@ from tianshou_helpers import (
     TINY,
     Bootstrap,
     CounterEnv,
-    FailsAtSecondFit,
+    Marked,
     RandomEnv,
     assert_same,
     count_into,
@@ -29,6 +29,7 @@ from tianshou_helpers import (
     refreshed,
     rows,
 )
+from toys import fails_at
 
 CLASSES = pytest.mark.parametrize("cls", PLAIN)
 DICT = spaces.Dict(
@@ -350,7 +351,7 @@ def test_rows_once_held_out_are_never_trained_on_although_the_ring_wraps():
 
 
 def test_a_new_set_replaces_the_old_one_and_a_failed_refresh_keeps_it(log):
-    buffer = make_buffer(upsampler=FailsAtSecondFit)
+    buffer = make_buffer(upsampler=fails_at(2, Marked, FloatingPointError))
     count_into(buffer, 0, 120)
     buffer.sample(2)
     first = buffer.obs[buffer.maxsize :].copy()

@@ -25,8 +25,8 @@ from tianshou.utils.net.continuous import (
     ContinuousCritic,
 )
 
-from synther_buffers.upsampling.diffusion_upsampler import FitReport
 from synther_buffers.upsampling.presets import PRESETS, NetworkConfig, SamplerConfig
+from synther_buffers.upsampling.protocol import FitReport
 
 #: The reward of every row that `Marked` makes.
 MARK = -7.0
@@ -57,6 +57,10 @@ class Bootstrap:
         self.rows = None
         self.trained = []
 
+    @property
+    def config(self):
+        return {"upsampler": type(self).__name__}
+
     def fit(self, transitions, *, held_out=None):
         self.rows = transitions
         self.trained.append((transitions, held_out))
@@ -80,16 +84,6 @@ class Marked(Bootstrap):
         rows = super().sample(num_samples)
         rows.reward = torch.full_like(rows.reward, MARK)
         return rows
-
-
-class FailsAtSecondFit(Marked):
-    """An upsampler that breaks once."""
-
-    def fit(self, transitions, *, held_out=None):
-        report = super().fit(transitions, held_out=held_out)
-        if len(self.trained) == 2:
-            raise FloatingPointError("planted failure")
-        return report
 
 
 def make_buffer(cls=SynthERReplayBuffer, size=400, buffer_num=1, **kwargs):

@@ -11,6 +11,7 @@ from synther_buffers.torchrl import SynthERMemmapStorage, SynthERStorage
 from tensordict import TensorDict, tensorclass
 from torchrl.data import HERReplayBuffer, ReplayBuffer, TensorDictReplayBuffer
 from torchrl_helpers import TINY, Marked, make_buffer, make_storage, num_marked, rows
+from toys import fails_at
 
 STORAGES = [SynthERStorage, SynthERMemmapStorage]
 
@@ -182,18 +183,8 @@ def test_without_torchrl_the_import_says_what_to_install(monkeypatch):
 # -- a refresh that fails ------------------------------------------------------------------------------------------
 
 
-class FailsAtSecondFit(Marked):
-    """An upsampler that breaks once."""
-
-    def fit(self, transitions, *, held_out=None):
-        report = super().fit(transitions, held_out=held_out)
-        if self.num_fits == 2:
-            raise FloatingPointError("planted failure")
-        return report
-
-
 def test_after_a_failed_refresh_the_last_synthetic_rows_stay(log):
-    buffer = make_buffer(upsampler=FailsAtSecondFit)
+    buffer = make_buffer(upsampler=fails_at(2, Marked, FloatingPointError))
     buffer.extend(rows(120))
     buffer.sample(8)
     first = buffer.storage.synthetic.rows

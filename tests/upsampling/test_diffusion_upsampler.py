@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from gymnasium import spaces
 from toys import SPEC, TINY, equal, gaussian, global_state, walk
@@ -27,7 +25,8 @@ from synther_buffers import (
 )
 from synther_buffers.diffusion.training import NonFiniteLossError
 from synther_buffers.evaluation.fidelity import measure_fidelity
-from synther_buffers.upsampling.diffusion_upsampler import make_upsampler
+from synther_buffers.upsampling import checkpoint
+from synther_buffers.upsampling.factory import make_upsampler, resolve_factory
 
 LEARNING = replace(
     TINY,
@@ -120,7 +119,7 @@ def test_rows_are_legal():
 def test_answers_that_run_away_do_not_take_rows_along(solver):
     """A net may answer anything where it has seen nothing; a sampler that follows goes there again, to infinity."""
     upsampler = fitted(replace(TINY, sampler=SamplerConfig(solver(8, 0.05, 20.0, 100.0))))
-    upsampler._denoiser.network.out.weight.data.mul_(1e30)
+    upsampler.model.denoising.denoiser.network.out.weight.data.mul_(1e30)
     SPEC.check(upsampler.sample(2_000))
 
 
@@ -149,7 +148,7 @@ def test_one_terminal_in_fifty_thousand_rows():
     rows.terminated = torch.zeros(50_000, dtype=torch.bool)
     rows.terminated[123] = True
     upsampler = fitted(TINY, rows)
-    assert upsampler._codec.encode(rows).abs().max() < 10
+    assert upsampler.model.codec.encode(rows).abs().max() < 10
     assert 0 <= int(upsampler.sample(50_000).terminated.sum()) <= 5
 
 
@@ -257,11 +256,11 @@ def test_ignores_the_default_device():
 
 def test_goes_on_from_the_last_model():
     upsampler = fitted()
-    frame = upsampler._codec.frame
+    frame = upsampler.model.codec.frame
     report = upsampler.fit(gaussian(600), held_out=gaussian(100, seed=1))
     assert report.warm
     assert report.steps == TINY.warm_steps
-    assert upsampler._codec.frame is frame
+    assert upsampler.model.codec.frame is frame
 
 
 def test_starts_afresh_where_told_to():
@@ -278,14 +277,14 @@ def test_starts_afresh_when_the_data_leave_the_frame():
     moved.next_observation += 5.0
     report = upsampler.fit(moved)
     assert not report.warm
-    assert "frame" in report.reason
+    assert "left the model's normalisation" in report.reason
     assert upsampler.sample(500).observation.mean() == pytest.approx(5.0, abs=1.0)
 
 
 def test_starts_afresh_when_a_warm_start_loses():
     # A learning rate that wrecks the model: going on makes it worse on the held-out rows.
     upsampler = fitted(LEARNING)
-    upsampler.config = replace(LEARNING, training=replace(LEARNING.training, learning_rate=0.5), warm_steps=20)
+    upsampler.settings = replace(LEARNING, training=replace(LEARNING.training, learning_rate=0.5), warm_steps=20)
     report = upsampler.fit(gaussian(500), held_out=gaussian(200, seed=1))
     assert not report.warm
     assert "held-out" in report.reason
@@ -295,7 +294,7 @@ def test_starts_afresh_when_a_warm_start_loses():
 def test_starts_afresh_when_a_warm_start_diverges():
     """Else every later refresh would go on from the same model, and fail like this one."""
     upsampler = fitted(LEARNING)
-    upsampler._denoiser.network.out.weight.data.mul_(1e30)  # the loss is the square of that
+    upsampler.model.denoising.denoiser.network.out.weight.data.mul_(1e30)  # the loss is the square of that
     report = upsampler.fit(gaussian(500))
     assert not report.warm
     assert report.reason.startswith("a warm start diverged: the training loss became ")
@@ -322,7 +321,7 @@ def test_saves_and_loads(tmp_path):
     upsampler.sample(10)
     upsampler.save(tmp_path / "model.safetensors")
     loaded = DiffusionUpsampler.load(tmp_path / "model.safetensors", spec=SPEC, device="cpu")
-    assert loaded.config == TINY
+    assert loaded.settings == TINY
     # It goes on where the saved one stopped: the next draw, and a warm fit.
     assert equal(loaded.sample(100), upsampler.sample(100))
     assert equal_fits(loaded, upsampler)
@@ -343,12 +342,9 @@ def test_refuses_a_file_of_another_spec(tmp_path):
 def test_refuses_a_file_of_another_version(tmp_path):
     path = tmp_path / "model.safetensors"
     fitted().save(path)
-    with safetensors.safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()["synther_buffers"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    header["version"] = 99
-    safetensors.torch.save_file(tensors, path, {"synther_buffers": json.dumps(header)})
-    with pytest.raises(ValueError, match="has version 99; this library reads version 3"):
+    content = checkpoint.unpack(path.read_bytes())
+    path.write_bytes(checkpoint.pack({**content, "state": {**content["state"], "version": 99}}))
+    with pytest.raises(ValueError, match="the state has version 99; this library reads versions 3 and 4"):
         DiffusionUpsampler.load(path)
 
 
@@ -395,12 +391,13 @@ def test_a_device_without_float64_is_refused():
 
 def test_make_upsampler_errors():
     arguments = {"device": "cpu", "seed": 0, "progress_bar": False}
+    cpu = torch.device("cpu")
     with pytest.raises(TypeError, match="upsampler is a live DiffusionUpsampler; pass its configuration"):
-        make_upsampler(DiffusionUpsampler(SPEC, TINY, "cpu"), SPEC, **arguments)
-    with pytest.raises(TypeError, match="which has no fit, sample, state_dict and load_state_dict"):
+        resolve_factory(DiffusionUpsampler(SPEC, TINY, "cpu"), cpu)
+    with pytest.raises(TypeError, match="which has no config, fit, sample, state_dict, load_state_dict"):
         make_upsampler(lambda spec, **_: 3, SPEC, **arguments)
     with pytest.raises(TypeError, match="wanted the name of a preset"):
-        make_upsampler(None, SPEC, **arguments)
+        resolve_factory(None, cpu)
 
 
 # -- a real environment ----------------------------------------------------------------------------------------------

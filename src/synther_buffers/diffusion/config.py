@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from .checks import check_positive, check_whole
 from .network import ACTIVATIONS, Activation
-from .solvers import Solver
+from .solvers import SOLVERS, Solver
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,11 @@ class SamplerConfig:
             raise TypeError(f"sampler.solver is {self.solver!r}; wanted a solver, such as DPMSolver(num_steps=16).")
         if self.block_rows is not None:
             check_whole("sampler.block_rows", self.block_rows, 1)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle; version 3 had a solver's name, and the settings of all solvers, side by side."""
+        if isinstance(name := state["solver"], str):
+            own = {field.name for field in fields(SOLVERS[name])}
+            solver = SOLVERS[name](**{key: value for key, value in state.items() if key in own})
+            state = {"solver": solver, "bfloat16": state["bfloat16"], "block_rows": None}
+        self.__dict__.update(state)

@@ -8,6 +8,7 @@ are held out in runs of consecutive writes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,26 @@ class HoldOut:
         self._run_length = 0
         self._num_seen = 0
         self._num_held = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which rows are held out, as plain data."""
+        return {
+            "streams": [[name, *vars(stream).values()] for name, stream in self._streams.items()],
+            "run_length": self._run_length,
+            "num_seen": self._num_seen,
+            "num_held": self._num_held,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> HoldOut:
+        """What `state_dict` returned."""
+        hold_out = cls()
+        for name, next_write, run_start, run_held, episode_ended, held in state["streams"]:
+            runs = [(int(start), int(stop)) for start, stop in held]
+            hold_out._streams[int(name)] = _Stream(next_write, run_start, run_held, episode_ended, runs)
+        hold_out._run_length = int(state["run_length"])
+        hold_out._num_seen, hold_out._num_held = int(state["num_seen"]), int(state["num_held"])
+        return hold_out
 
     def mask(self, order: RowOrder) -> NDArray[np.bool_]:
         """True for the held-out rows, ``[N]``; rows not seen before are decided now."""

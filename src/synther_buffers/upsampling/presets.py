@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from ..diffusion.checks import check_positive, check_whole
 from ..diffusion.config import NetworkConfig, SamplerConfig, TrainingConfig
 from ..diffusion.solvers import SOLVERS, DPMSolver, HeunSolver
+from ..validation import suggestion
 
 
 @dataclass(frozen=True)
@@ -166,12 +168,56 @@ def resolve_config(config: str | UpsamplerConfig, device: torch.device) -> Upsam
     return preset
 
 
+def merge_config(base: UpsamplerConfig, changes: Mapping[str, Any], where: str) -> UpsamplerConfig:
+    """A configuration with some values replaced, as plain data (JSON, YAML) say it.
+
+    Args:
+        base: the values that stay.
+        changes: names and values; those of a part are a mapping themselves, ``{"network": {"width": 64}}``.
+        where: whose data they are, for messages.
+
+    Raises:
+        ValueError: an unknown name, or a value out of range.
+        TypeError: a part that is no mapping, or a value of the wrong type.
+    """
+
+    def merged(values: dict[str, Any], changes: Any, path: str) -> dict[str, Any]:
+        if not isinstance(changes, Mapping):
+            raise TypeError(f"{where}: {path or 'the whole'} is {changes!r}; wanted names and values.")
+        for name in changes:
+            if name not in values:
+                raise ValueError(
+                    f"{where}: unknown {f'{path}.' if path else ''}{name}.{suggestion(str(name), values)} "
+                    f"Known: {', '.join(values)}."
+                )
+        return {
+            name: changes[name]
+            if name in changes and not isinstance(value, dict)
+            else merged(value, changes[name], f"{path}.{name}" if path else name)
+            if name in changes
+            else value
+            for name, value in values.items()
+        }
+
+    return UpsamplerConfig.from_dict(merged(base.to_dict(), changes, ""))
+
+
 def _multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16 matrix products."""
     if device.type == "cuda":
         return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def check_float64(device: torch.device) -> None:
+    """See that the device can decode rows, which happens in float64.
+
+    Raises:
+        ValueError: it has no float64.
+    """
+    if device.type == "mps":
+        raise ValueError("device is 'mps', which has no float64, and decoding rows needs it; use 'cpu'.")
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
