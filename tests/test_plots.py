@@ -396,7 +396,7 @@ class TestRefreshes:
     def test_the_log_of_a_replay(self, tmp_path):
         log = tmp_path / "refreshes.jsonl"
         replay = SyntheticReplay(
-            SPEC, Resampler, retrain_every=1_000, num_synthetic=500, refresh_log=log, upsampler_device="cpu"
+            SPEC, upsampler=Resampler, retrain_every=1_000, num_synthetic=500, refresh_log=log, upsampler_device="cpu"
         )
         for total in (1_000, 2_000, 3_000):
             replay.observe_total(total)

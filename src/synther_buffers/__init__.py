@@ -3,6 +3,7 @@
 from .diffusion.training import TrainingConfig
 from .evaluation.fidelity import Fidelity, measure_fidelity
 from .replay.holdout import RowOrder
+from .replay.options import SyntheticOptions
 from .replay.reports import RefreshReport
 from .replay.synthetic_replay import SyntheticReplay
 from .transitions import Transitions, TransitionSpec
@@ -19,6 +20,7 @@ __all__ = [
     "RefreshReport",
     "RowOrder",
     "SamplerConfig",
+    "SyntheticOptions",
     "SyntheticReplay",
     "TrainingConfig",
     "TransitionSpec",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import logging
 import pickle
@@ -23,7 +22,7 @@ from synther_buffers.replay.synthetic_replay import SyntheticReplay
 
 def make(upsampler=Resampler, **kwargs) -> SyntheticReplay:
     return SyntheticReplay(
-        SPEC, upsampler, **{"retrain_every": 200, "num_synthetic": 300, "progress_bar": False} | kwargs
+        SPEC, upsampler=upsampler, **{"retrain_every": 200, "num_synthetic": 300, "progress_bar": False} | kwargs
     )
 
 
@@ -153,7 +152,7 @@ def test_3_held_out_rows_stay_held_out_while_a_ring_wraps():
 
 def test_3_n_step_rows_that_reach_into_held_out_ones_are_not_learned():
     spec = replace(SPEC, discounts=(0.9, 0.81, 0.729))
-    replay = SyntheticReplay(spec, Resampler, retrain_every=200, num_synthetic=300, progress_bar=False)
+    replay = SyntheticReplay(spec, upsampler=Resampler, retrain_every=200, num_synthetic=300, progress_bar=False)
     rows = replace(walk(1_000), discount=torch.full((1_000,), 0.729))
     replay.observe_total(1_000)
     assert replay.refresh(rows) is not None
@@ -459,35 +458,6 @@ def test_the_first_batch_says_when_mixing_starts(caplog):
     ]
 
 
-def test_a_run_without_a_refresh_says_so_at_its_end(caplog):
-    replay = make(start_after=5_000)
-    replay.observe_total(4_000)
-    replay.split(32)
-    del replay
-    gc.collect()
-    assert "No batch held a synthetic row: the run ended after 4000 real transitions without a refresh" in caplog.text
-
-
-def test_a_run_whose_refreshes_failed_is_not_told_to_run_longer(caplog):
-    replay = make(start_after=300)
-    replay.observe_total(400)
-    replay.refresh(walk(50))
-    replay.split(32)
-    del replay
-    gc.collect()
-    assert "without a refresh; every attempt was skipped or failed" in caplog.text
-
-
-@pytest.mark.parametrize("used", [True, False])
-def test_other_runs_end_in_silence(used, caplog):
-    replay = refreshed() if used else make()
-    if used:
-        replay.split(32)
-    del replay
-    gc.collect()
-    assert "No batch held" not in caplog.text
-
-
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 
@@ -544,7 +514,7 @@ def numbered(actions) -> Transitions:
 
 def unspecified(upsampler=Resampler, **kwargs) -> SyntheticReplay:
     return SyntheticReplay(
-        None, upsampler, **{"retrain_every": 200, "num_synthetic": 300, "progress_bar": False} | kwargs
+        None, upsampler=upsampler, **{"retrain_every": 200, "num_synthetic": 300, "progress_bar": False} | kwargs
     )
 
 

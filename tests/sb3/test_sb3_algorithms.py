@@ -83,7 +83,7 @@ def test_a_refresh_does_not_move_the_agents_randomness():
         model.learn(150)
         buffer = model.replay_buffer
         if buffer.synthetic.refresh_due:
-            buffer.synthetic.refresh(buffer._real_transitions(), buffer._row_order())
+            buffer.synthetic.refresh(buffer.real_transitions(), buffer.row_order())
         drawn.append((torch.rand(3).tolist(), np.random.random(3).tolist(), model.action_space.sample().tolist()))
     assert buffer.synthetic.num_refreshes == 1
     assert drawn[0] == drawn[1]

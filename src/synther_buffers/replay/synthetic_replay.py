@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -17,9 +15,10 @@ from torch import Tensor
 
 from ..evaluation.fidelity import MAX_ROWS, Fidelity, measure_fidelity
 from ..transitions import Transitions, TransitionSpec
-from ..upsampling.diffusion_upsampler import Upsampler, UpsamplerFactory, check_upsampler, make_upsampler, preset_rows
+from ..upsampling.diffusion_upsampler import Upsampler, make_upsampler, preset_rows
 from ..upsampling.presets import UpsamplerConfig, resolve_device
 from .holdout import HoldOut, RowOrder
+from .options import SyntheticKeywords, SyntheticOptions, lists_options, split_keywords
 from .reports import RefreshReport, append_to_log, describe_config, tell
 
 logger = logging.getLogger(__name__)
@@ -28,16 +27,6 @@ logger = logging.getLogger(__name__)
 MIN_ROWS = 100
 #: A larger share of rows that are not finite skips the refresh.
 MAX_NON_FINITE = 0.01
-
-
-@dataclass
-class _Usage:
-    """What the last words of a replay are about; apart from it, so that they can be said after it is gone."""
-
-    num_batches: int = 0
-    num_refreshes: int = 0
-    num_observed: int = 0
-    start_after: int = 0
 
 
 class SyntheticReplay:
@@ -50,81 +39,58 @@ class SyntheticReplay:
     Args:
         spec: the fields of a transition; None where no spaces tell them: the first refresh then infers them from its
             rows (`TransitionSpec.infer`), and a later one that meets new categories widens them and starts afresh.
-        upsampler: a preset's name, an `UpsamplerConfig`, or a picklable factory
-            ``(spec, *, device, seed, progress_bar) -> Upsampler``.
-        upsampler_device: where it trains; ``auto`` is CUDA where there is one.
-        retrain_every: real transitions between refreshes (the paper: 10,000).
-        start_after: real transitions before the first refresh; None for `retrain_every`.
-        num_synthetic: rows of the synthetic set; None for what the upsampler's preset says, or 100,000 without one.
-        synthetic_fraction: share of each batch that is synthetic, from 0 to 1 (the paper: 0.5). At 0 nothing is
-            trained at all.
-        seed: of everything random here; the global random streams are neither read nor moved.
-        progress_bar: show one on terminals during refreshes.
-        refresh_log: file to append a JSON line to at each refresh, or None.
         device: where the synthetic set lives.
+        **options: those of `synther_buffers.SyntheticOptions`.
+
+    Attributes:
+        num_observed: real transitions written so far.
+        num_refreshes: refreshes that succeeded.
+        rows: the synthetic set, None before the first refresh.
+        reports: of the refreshes.
 
     Raises:
         ValueError, TypeError: an argument out of its range or of the wrong type.
     """
 
+    @lists_options
     def __init__(
-        self,
-        spec: TransitionSpec | None,
-        upsampler: str | UpsamplerConfig | UpsamplerFactory = "auto",
-        *,
-        upsampler_device: str | torch.device = "auto",
-        retrain_every: int = 10_000,
-        start_after: int | None = None,
-        num_synthetic: int | None = None,
-        synthetic_fraction: float = 0.5,
-        seed: int = 0,
-        progress_bar: bool = True,
-        refresh_log: str | Path | None = None,
-        device: str | torch.device = "cpu",
+        self, spec: TransitionSpec | None, *, device: str | torch.device = "cpu", **options: Unpack[SyntheticKeywords]
     ) -> None:
+        chosen = SyntheticOptions(**split_keywords("SyntheticReplay", options)[0])
+        assert chosen.start_after is not None
+        assert chosen.seed is not None
         self.spec = spec
         self._infers_spec = spec is None
-        self.retrain_every = _whole("retrain_every", retrain_every, 1)
-        self.start_after = _whole("start_after", retrain_every if start_after is None else start_after, 1)
-        self.synthetic_fraction = _fraction("synthetic_fraction", synthetic_fraction)
-        self.seed = _whole("seed", seed, 0)
-        if not isinstance(refresh_log, str | Path | None):
-            raise TypeError(f"refresh_log is {refresh_log!r}; wanted the path of a file, or None.")
-        self.refresh_log = None if refresh_log is None else Path(refresh_log)
-        if not isinstance(progress_bar, bool):
-            raise TypeError(f"progress_bar is {progress_bar!r}; wanted True or False.")
+        self.retrain_every = chosen.retrain_every
+        self.start_after = chosen.start_after
+        self.synthetic_fraction = chosen.synthetic_fraction
+        self.seed = chosen.seed
+        self.refresh_log = None if chosen.refresh_log is None else Path(chosen.refresh_log)
         self.device = resolve_device(device)
-        check_upsampler(upsampler, upsampler_device)
         self._upsampler_args: dict[str, Any] = {
-            "upsampler": upsampler,
-            "device": upsampler_device,
-            "progress_bar": progress_bar,
+            "upsampler": chosen.upsampler,
+            "device": chosen.upsampler_device,
+            "progress_bar": chosen.progress_bar,
         }
         self.upsampler: Upsampler | None = None if spec is None else self._make_upsampler(spec)
         self.num_synthetic = (
-            preset_rows(self.upsampler or upsampler, upsampler_device)
-            if num_synthetic is None
-            else _whole("num_synthetic", num_synthetic, 1)
+            preset_rows(self.upsampler or chosen.upsampler, chosen.upsampler_device)
+            if chosen.num_synthetic is None
+            else chosen.num_synthetic
         )
         self.rows: Transitions | None = None
         self.reports: list[RefreshReport] = []
+        self.num_observed = self.num_refreshes = self._num_batches = 0
         self._generator = torch.Generator(self.device).manual_seed(self.seed)
         self._hold_out = HoldOut()
         self._warned: set[str] = set()
         self._next_refresh = self.start_after
-        self._usage = _Usage(start_after=self.start_after)
-        self._say_farewell()
 
     # -- schedule ----------------------------------------------------------------------------------------------------
 
-    @property
-    def num_observed(self) -> int:
-        """Real transitions written so far."""
-        return self._usage.num_observed
-
     def observe_total(self, total: int) -> None:
         """Say how many real transitions have been written in all. Only counts; nothing is trained in a write."""
-        self._usage.num_observed = total
+        self.num_observed = total
 
     def check_capacity(self, argument: str, capacity: int) -> None:
         """See that a store of `capacity` real rows can hold what a refresh is to learn.
@@ -145,12 +111,7 @@ class SyntheticReplay:
     @property
     def refresh_due(self) -> bool:
         """Whether enough real transitions came in; one refresh makes up for any number of missed ones."""
-        return self._usage.num_observed >= self._next_refresh and self.synthetic_fraction > 0.0
-
-    @property
-    def num_refreshes(self) -> int:
-        """Refreshes that succeeded."""
-        return self._usage.num_refreshes
+        return self.num_observed >= self._next_refresh and self.synthetic_fraction > 0.0
 
     # -- mixing ------------------------------------------------------------------------------------------------------
 
@@ -159,9 +120,8 @@ class SyntheticReplay:
 
         Before the first refresh every row is real.
         """
-        usage = self._usage
-        usage.num_batches += 1
-        if usage.num_batches == 1:
+        self._num_batches += 1
+        if self._num_batches == 1:
             self._announce()
         if self.rows is None:
             return batch_size, 0
@@ -269,7 +229,7 @@ class SyntheticReplay:
 
         fidelity, fidelity_real = self._fidelity(spec, rows, train, held_rows)
         self.rows = rows
-        self._usage.num_refreshes += 1
+        self.num_refreshes += 1
         report = RefreshReport(
             refresh=self.num_refreshes,
             num_observed=self.num_observed,
@@ -361,10 +321,6 @@ class SyntheticReplay:
             self._warned.add(key)
             logger.warning(message)
 
-    def _say_farewell(self) -> None:
-        if self.synthetic_fraction > 0.0:
-            weakref.finalize(self, _farewell, self._usage)
-
     # -- life cycle --------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
@@ -378,7 +334,7 @@ class SyntheticReplay:
         self._hold_out = HoldOut()
         self._warned = set()
         self._next_refresh = self.start_after
-        self._usage.num_batches = self._usage.num_observed = self._usage.num_refreshes = 0
+        self.num_observed = self.num_refreshes = self._num_batches = 0
 
     def to(self, device: str | torch.device) -> SyntheticReplay:
         """Move the synthetic set to another device, in place."""
@@ -408,7 +364,7 @@ class SyntheticReplay:
         config = state.pop("config")
         self.__dict__.update(state)
         self.device = torch.device(device if _usable(device) else "cpu")
-        self._generator = torch.Generator(self.device).manual_seed((self.seed + self._usage.num_batches) % 2**64)
+        self._generator = torch.Generator(self.device).manual_seed((self.seed + self._num_batches) % 2**64)
         if drawn_on == self.device.type:
             self._generator.set_state(drawn)
         self.rows = None if self.rows is None else self.rows.to(self.device)
@@ -427,7 +383,6 @@ class SyntheticReplay:
             self.upsampler = self._make_upsampler(self.spec, config)
         if self.upsampler is not None:
             self.upsampler.load_state_dict(upsampler)
-        self._say_farewell()
 
     def _make_upsampler(self, spec: TransitionSpec, config: UpsamplerConfig | None = None) -> Upsampler:
         given = self._upsampler_args if config is None else {**self._upsampler_args, "upsampler": config}
@@ -443,39 +398,9 @@ def _reaches_held_out(held: np.ndarray, order: RowOrder, max_steps: int) -> np.n
     return reaches
 
 
-def _farewell(usage: _Usage) -> None:
-    if not usage.num_batches or usage.num_refreshes:
-        return
-    if usage.num_observed >= usage.start_after:
-        advice = "every attempt was skipped or failed, as logged when it happened."
-    else:
-        advice = f"the first one comes at start_after={usage.start_after}. Lower it or retrain_every, or run longer."
-    logger.warning(
-        "No batch held a synthetic row: the run ended after %d real transitions without a refresh; %s",
-        usage.num_observed,
-        advice,
-    )
-
-
 def _usable(device: str | torch.device) -> bool:
     try:
         resolve_device(device)
     except ValueError:
         return False
     return True
-
-
-def _whole(name: str, value: Any, minimum: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); wanted a whole number, at least {minimum}.")
-    if value < minimum:
-        raise ValueError(f"{name} is {value}; it must be at least {minimum}.")
-    return int(value)
-
-
-def _fraction(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); wanted a number from 0 to 1.")
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} is {value}; it must lie between 0 (all real) and 1 (all synthetic).")
-    return float(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import torch
 
 from ..diffusion.network import ACTIVATIONS, Activation
 from ..diffusion.training import TrainingConfig
+from ..validation import suggestion, whole_number
 
 Solver = Literal["stochastic-heun", "sde-dpm-solver-2m"]
 SOLVERS: tuple[str, ...] = ("stochastic-heun", "sde-dpm-solver-2m")
@@ -80,16 +82,16 @@ class UpsamplerConfig:
     def __post_init__(self) -> None:
         """Reject values out of range with an error that names them."""
         for name in ("train_steps", "warm_steps", "num_synthetic", "terminal_steps"):
-            _at_least(name, getattr(self, name), 1)
+            whole_number(name, getattr(self, name), 1)
         for name in ("width", "depth", "embedding_dim"):
-            _at_least(f"network.{name}", getattr(self.network, name), 1)
-        _at_least("network.fourier_dim", self.network.fourier_dim, 2)
+            whole_number(f"network.{name}", getattr(self.network, name), 1)
+        whole_number("network.fourier_dim", self.network.fourier_dim, 2)
         if self.network.activation not in ACTIVATIONS:
             raise ValueError(f"network.activation is {self.network.activation!r}; known: {', '.join(ACTIVATIONS)}.")
-        _at_least("training.batch_size", self.training.batch_size, 1)
-        _at_least("training.ema_every", self.training.ema_every, 1)
-        _at_least("training.warmup_steps", self.training.warmup_steps, 0)
-        _at_least("sampler.num_steps", self.sampler.num_steps, 1)
+        whole_number("training.batch_size", self.training.batch_size, 1)
+        whole_number("training.ema_every", self.training.ema_every, 1)
+        whole_number("training.warmup_steps", self.training.warmup_steps, 0)
+        whole_number("sampler.num_steps", self.sampler.num_steps, 1)
         for name, value in (
             ("training.max_grad_norm", self.training.max_grad_norm),
             ("training.p_std", self.training.p_std),
@@ -129,13 +131,6 @@ class UpsamplerConfig:
                 "sampler": SamplerConfig(**data["sampler"]),
             }
         )
-
-
-def _at_least(name: str, value: Any, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); wanted a whole number, at least {minimum}.")
-    if value < minimum:
-        raise ValueError(f"{name} is {value}; it must be at least {minimum}.")
 
 
 # SynthER (Lu et al., NeurIPS 2023), sections 4.2 and B, and the configuration files of its published code. Terminals
@@ -217,6 +212,40 @@ def resolve_config(config: str | UpsamplerConfig, device: torch.device) -> Upsam
             preset, training=replace(preset.training, bfloat16=False), sampler=replace(preset.sampler, bfloat16=False)
         )
     return preset
+
+
+def merge_config(base: UpsamplerConfig, changes: Mapping[str, Any], where: str) -> UpsamplerConfig:
+    """A configuration with some values replaced, as plain data (JSON, YAML) say it.
+
+    Args:
+        base: the values that stay.
+        changes: names and values; those of a part are a mapping themselves, ``{"network": {"width": 64}}``.
+        where: whose data they are, for messages.
+
+    Raises:
+        ValueError: an unknown name, or a value out of range.
+        TypeError: a part that is no mapping, or a value of the wrong type.
+    """
+
+    def merged(values: dict[str, Any], changes: Any, path: str) -> dict[str, Any]:
+        if not isinstance(changes, Mapping):
+            raise TypeError(f"{where}: {path or 'the whole'} is {changes!r}; wanted names and values.")
+        for name in changes:
+            if name not in values:
+                raise ValueError(
+                    f"{where}: unknown {f'{path}.' if path else ''}{name}.{suggestion(str(name), values)} "
+                    f"Known: {', '.join(values)}."
+                )
+        return {
+            name: changes[name]
+            if name in changes and not isinstance(value, dict)
+            else merged(value, changes[name], f"{path}.{name}" if path else name)
+            if name in changes
+            else value
+            for name, value in values.items()
+        }
+
+    return UpsamplerConfig.from_dict(merged(base.to_dict(), changes, ""))
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
