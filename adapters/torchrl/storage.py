@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import pickle
 from collections.abc import Sequence
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -19,10 +20,9 @@ from torchrl.data import LazyMemmapStorage, LazyTensorStorage, RandomSampler, Ro
 
 from ..replay.holdout import RowOrder
 from ..replay.interleaving import batch_order_on
+from ..replay.options import SyntheticKeywords, lists_options, split_keywords
 from ..replay.synthetic_replay import SyntheticReplay
 from ..transitions import Transitions
-from ..upsampling.presets import UpsamplerConfig
-from ..upsampling.protocol import UpsamplerFactory
 from .addresses import address_of, generation_of, is_synthetic, row_of
 from .gather import Gatherer, can_gather
 from .layout import Key, Layout, normalized_keys
@@ -40,6 +40,20 @@ _SINGLE_ROWS: Any = getattr(replay_buffers, "Transition", ())
 Index = Tensor | tuple[Tensor, ...]
 
 
+class StorageKeywords(SyntheticKeywords, total=False):
+    """Those of every buffer, and the storages' own."""
+
+    device: torch.device | str
+    ndim: int
+    compilable: bool
+    consolidated: bool
+    shared_init: bool
+    cleanup_memmap: bool
+    scratch_dir: Any
+    existsok: bool
+    auto_cleanup: bool | None
+
+
 class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL ships no types
     """Adds synthetic transitions to a lazy TorchRL storage class that stands to its right.
 
@@ -49,14 +63,10 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
     key of a real one: modelled where it is part of a transition or declared in `modelled_keys`, ``done`` as the only
     step of an episode, ``traj_ids`` -1, and anything else as some real row has it.
 
-    The arguments left of the star and every other keyword are the storage's own.
-
     Args:
         max_size: rows of the storage.
-        upsampler, upsampler_device, retrain_every, start_after, num_synthetic, synthetic_fraction, progress_bar,
-        refresh_log: see `synther_buffers.SyntheticReplay`.
-        seed: of everything random in the synthetic part; None for torch's initial seed.
         modelled_keys: keys of your own that the upsampler is to learn along with the transition.
+        **options: those of `synther_buffers.SyntheticOptions`, and the storage's own.
 
     Attributes:
         synthetic: the `SyntheticReplay`, with the schedule, the synthetic rows and the reports of the refreshes.
@@ -68,39 +78,14 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
 
     synthetic: SyntheticReplay
 
-    def __init__(
-        self,
-        max_size: int,
-        *,
-        upsampler: str | UpsamplerConfig | UpsamplerFactory = "auto",
-        upsampler_device: str | torch.device = "auto",
-        retrain_every: int = 10_000,
-        start_after: int | None = None,
-        num_synthetic: int | None = None,
-        synthetic_fraction: float = 0.5,
-        seed: int | None = None,
-        progress_bar: bool = True,
-        refresh_log: str | Path | None = None,
-        modelled_keys: Sequence[Any] = (),
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(max_size, **kwargs)
+    @lists_options
+    def __init__(self, max_size: int, *, modelled_keys: Sequence[Any] = (), **options: Unpack[StorageKeywords]) -> None:
+        storage = next(base for base in type(self).__mro__ if not issubclass(base, SynthERStorageMixin))
+        chosen, others = split_keywords(type(self).__name__, options, inspect.signature(storage).parameters)
+        super().__init__(max_size, **others)
         self.modelled_keys = normalized_keys(modelled_keys)
-        self.synthetic = SyntheticReplay(
-            None,
-            upsampler=upsampler,
-            upsampler_device=upsampler_device,
-            retrain_every=retrain_every,
-            start_after=start_after,
-            num_synthetic=num_synthetic,
-            synthetic_fraction=synthetic_fraction,
-            # Reading the seed draws nothing.
-            seed=torch.initial_seed() if seed is None else seed,
-            progress_bar=progress_bar,
-            refresh_log=refresh_log,
-            # It moves to the storage's device with the first refresh; before, that device may still be unknown.
-            device="cpu",
-        )
+        # The set moves to the storage's device with the first refresh; before, that device may still be unknown.
+        self.synthetic = SyntheticReplay(None, device="cpu", **chosen)
         self.synthetic.check_capacity("max_size", self.max_size)
         self._is_checked = False
         self._num_set = self._num_forgotten = 0
@@ -236,7 +221,7 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
             if not self.initialized and self.shared_init:
                 self._wait_for_init()
             self.synthetic.to(self.device)
-            self.synthetic.refresh(self._real_transitions, self._row_order)
+            self.synthetic.refresh(self.real_transitions, self.row_order)
         return self.synthetic.split(batch_size)
 
     def _rows_per_slot(self) -> int:
@@ -330,25 +315,24 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         stored = self._storage[: self._len_along_dim0]
         return stored if self.ndim == 1 else stored.flatten(0, self.ndim - 1)
 
-    def _real_transitions(self) -> Transitions:
+    def real_transitions(self) -> Transitions:
+        """Every row that was written, views where the storage has it as a transition wants it."""
         layout = Layout.of(self._storage, self.modelled_keys)
         spec = self.synthetic.spec
         one_hot = None if spec is None else layout.are_categories(spec.action.shape)
         return layout.transitions(self._written(), one_hot)
 
-    def _row_order(self) -> RowOrder:
-        """When each row was written, in the order of `_written`; by its place where the writer's order is unknown."""
-        num_slots, per_slot = self._len_along_dim0, self._rows_per_slot()
-        slots = np.arange(num_slots)
-        if len(self._attached_entities) == 1:
-            writer = self._attached_entities[0]._writer
-            if isinstance(writer, RoundRobinWriter):
-                if self._is_full:
-                    # The oldest row lies at the write position.
-                    slots = (slots - writer._cursor) % num_slots
-                slots = slots + max(writer._write_count, num_slots) - num_slots
-        ends = Layout.of(self._storage, self.modelled_keys).episode_ends(self._written())
-        return RowOrder(np.repeat(slots, per_slot), np.tile(np.arange(per_slot), num_slots), ends.cpu().numpy())
+    def row_order(self) -> RowOrder:
+        """When each row was written, in the order of `real_transitions`; by its place where the writer's is unknown."""
+        ends = Layout.of(self._storage, self.modelled_keys).episode_ends(self._written()).cpu().numpy()
+        num_slots = self._len_along_dim0
+        next_slot, num_written = num_slots, num_slots
+        writers = [buffer._writer for buffer in self._attached_entities]
+        if len(writers) == 1 and isinstance(writers[0], RoundRobinWriter):
+            num_written = max(writers[0]._write_count, num_slots)
+            if self._is_full:
+                next_slot = writers[0]._cursor
+        return RowOrder.of_ring(ends.reshape(num_slots, self._rows_per_slot()), next_slot, num_written)
 
     # -- persistence -------------------------------------------------------------------------------------------------
 

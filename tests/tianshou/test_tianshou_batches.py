@@ -436,7 +436,7 @@ def test_the_global_streams_are_left_alone(cls):
     before = streams()
     buffer = make_buffer(cls, buffer_num=2, upsampler=TINY, num_synthetic=100, seed=None)
     count_into(buffer, 0, 80)
-    buffer.synthetic.refresh(buffer._real_transitions, buffer._row_order)
+    buffer.synthetic.refresh(buffer.real_transitions, buffer.row_order)
     buffer._place()
     assert streams() == before
     buffer.sample(32)  # 16 real rows

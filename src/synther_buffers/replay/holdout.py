@@ -39,6 +39,26 @@ class RowOrder:
         """The order of rows that one stream wrote and nothing overwrote."""
         return cls(np.arange(num_rows), np.zeros(num_rows, np.int64), np.zeros(num_rows, np.bool_))
 
+    @classmethod
+    def of_ring(cls, episode_end: NDArray[np.bool_], next_slot: int, num_written: int) -> RowOrder:
+        """The order of the rows of a ring buffer, read slot by slot, the streams of a slot one after the other.
+
+        Args:
+            episode_end: ``[slots, streams]``, of the slots that were written.
+            next_slot: where the next row will be written; in a full ring the oldest row lies there.
+            num_written: slots ever written, overwritten ones included.
+
+        Returns:
+            The order of ``slots * streams`` rows.
+        """
+        num_slots, num_streams = episode_end.shape
+        age = (np.arange(num_slots) - next_slot) % max(num_slots, 1)
+        return cls(
+            np.repeat(age + num_written - num_slots, num_streams),
+            np.tile(np.arange(num_streams), num_slots),
+            episode_end.reshape(-1),
+        )
+
 
 @dataclass
 class _Stream:

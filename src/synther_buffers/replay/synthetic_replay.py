@@ -213,9 +213,11 @@ class SyntheticReplay:
             What was done, or None if the refresh was skipped or failed.
         """
         try:
-            rows = real() if callable(real) else real
-            job = self.prepare_refresh(rows, order() if callable(order) else order)
-            report = None if job is None else self.commit(run_refresh(job))
+            # Inference tensors of the caller's context could not be trained on.
+            with torch.inference_mode(False):
+                rows = real() if callable(real) else real
+                job = self.prepare_refresh(rows, order() if callable(order) else order)
+                report = None if job is None else self.commit(run_refresh(job))
         except Exception as error:
             # Anything at all: a diverged training, no memory, a full disk, a user's own upsampler. An interrupt is no
             # failure: it passes, and the refresh stays due.

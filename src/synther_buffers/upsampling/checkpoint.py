@@ -82,8 +82,10 @@ def model_from_state(
 def _check_denoiser(tensors: dict[str, Tensor], config: UpsamplerConfig, dim: int) -> None:
     """See that the weights are those of the configuration, before a network of its size is built."""
     network = config.network
-    if network.depth > len(tensors):  # each layer has tensors of its own
-        raise ValueError(f"network.depth is {network.depth}, but there are only {len(tensors)} tensors of weights")
+    size = sum(tensor.numel() for tensor in tensors.values())
+    # Every layer has a matrix of width by width at least, and the row is embedded in embedding_dim columns.
+    if max(network.depth * network.width**2, network.embedding_dim, network.fourier_dim) > size:
+        raise ValueError(f"the configuration's {network} is too large for the {size} numbers in the weights")
     wanted = {
         name: tensor.shape for name, tensor in new_denoiser(config, dim, "meta", generator(0)).state_dict().items()
     }
