@@ -102,14 +102,14 @@ def test_a_mapping_is_merged_into_the_preset_of_the_device():
     preset = resolve_config("auto", torch.device("cpu"))
     given = {"train_steps": 10, "network": {"width": 64}, "training": {"betas": [0.5, 0.9]}}
     options = SyntheticOptions(upsampler=given, upsampler_device="cpu")
-    assert options.upsampler == replace(
+    assert options.factory().config == replace(
         preset,
         train_steps=10,
         network=replace(preset.network, width=64),
         training=replace(preset.training, betas=(0.5, 0.9)),
     )
     replay = SyntheticReplay(SPEC, upsampler=given, upsampler_device="cpu")
-    assert replay.upsampler.config == options.upsampler
+    assert replay.upsampler.settings == options.factory().config
     assert SyntheticOptions(upsampler={}, upsampler_device="cpu").factory().config == preset
     assert isinstance(PRESETS["cpu"], UpsamplerConfig)
 
