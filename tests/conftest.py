@@ -10,6 +10,15 @@ import pytest
 import torch
 
 
+def pytest_collection_modifyitems(items):
+    """Tests marked `cuda` are skipped where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     """The frameworks draw real rows from global streams: the same ones in every run of a test."""

@@ -7,8 +7,6 @@ import torch
 
 from synther_buffers.diffusion.cuda_graph import CudaGraph, eager
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-
 
 def test_off_cuda_the_work_is_done_at_every_call() -> None:
     calls: list[int] = []
@@ -30,7 +28,6 @@ def count_to_six(device: torch.device) -> tuple[CudaGraph, float]:
 
 
 @pytest.mark.cuda
-@needs_cuda
 class TestOnCuda:
     @pytest.mark.parametrize("index", range(torch.cuda.device_count()))
     def test_it_is_captured_on_its_own_device(self, index: int) -> None:

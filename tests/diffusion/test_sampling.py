@@ -20,7 +20,6 @@ X = torch.randn((7, 5), generator=torch.Generator().manual_seed(1))
 FAR = torch.full((5,), 1e9)
 each_activation = pytest.mark.parametrize("activation", ["relu", "swiglu"])
 each_solver = pytest.mark.parametrize("solver", [DPMSolver(5), HeunSolver(3)], ids=["dpm", "heun"])
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
 def make_denoiser(activation: Activation, sigma_data: float = 0.5) -> Preconditioner:
@@ -214,7 +213,6 @@ def out_of_memory_above(num_rows: float) -> Callable[[nn.Module, tuple[Tensor, .
 
 
 @pytest.mark.cuda
-@needs_cuda
 class TestOnCuda:
     def test_replayed_as_a_graph_the_answers_are_the_same(self) -> None:
         denoiser = make_denoiser("swiglu").cuda()

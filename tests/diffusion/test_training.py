@@ -78,7 +78,6 @@ def weights_after_each_step(num_steps: int, config: TrainingConfig) -> list[Tens
 ROWS = torch.randn((50, 5), generator=generator(1))
 P_MEAN, P_STD, BATCH = -0.7, 0.9, 32
 STEP_CONFIG = TrainingConfig(BATCH, learning_rate=1.0, p_mean=P_MEAN, p_std=P_STD, weight_decay=0.1, max_grad_norm=1e9)
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
 def make_wide(activation: Activation = "swiglu") -> Preconditioner:
@@ -146,7 +145,6 @@ class TestStep:
 
 
 @pytest.mark.cuda
-@needs_cuda
 class TestOnCuda:
     @pytest.mark.parametrize("bfloat16", [False, True])
     def test_replayed_as_a_graph_the_steps_are_the_same(self, bfloat16: bool) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import struct
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +47,15 @@ def test_a_model_of_version_3_loads_and_draws():
     assert equal(twin.sample(20), DiffusionUpsampler.load(VERSION_3 / "model.safetensors", device="cpu").sample(20))
 
 
+def refusal(path: Path) -> str | None:
+    """The message with which a file is refused; None where it loads and draws."""
+    try:
+        DiffusionUpsampler.load(path, device="cpu").sample(2)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_a_damaged_file_is_refused(saved, seed, tmp_path):
     """Bytes of the header are changed, or the file is cut."""
@@ -61,10 +69,8 @@ def test_a_damaged_file_is_refused(saved, seed, tmp_path):
         data = data[: int(torch.randint(len(data), (), generator=generator))]
     path = tmp_path / "model.safetensors"
     path.write_bytes(data)
-    try:
-        DiffusionUpsampler.load(path, device="cpu").sample(2)
-    except ValueError as error:
-        assert str(path) in str(error)
+    error = refusal(path)  # a change may hit a number that any value suits
+    assert error is None or str(path) in error
 
 
 @pytest.mark.parametrize("changes", [{"depth": 1_000_000}, {"width": 1_000_000}, {"embedding_dim": 99}, {"depth": 3}])
@@ -73,20 +79,8 @@ def test_a_network_that_the_weights_do_not_fit_is_never_built(saved, changes, tm
     content["config"]["network"].update(changes)
     path = tmp_path / "model.safetensors"
     path.write_bytes(checkpoint.pack(content))
-    with pytest.raises(
-        ValueError,
-        match=r"is damaged: the model's state cannot be read \((the configuration's NetworkConfig|the weights)",
-    ):
-        DiffusionUpsampler.load(path, device="cpu")
-
-
-def test_a_state_of_another_configuration_leaves_the_upsampler_as_it_was(saved):
-    upsampler = DiffusionUpsampler(SPEC, TINY, "cpu")
-    upsampler.fit(gaussian(300))
-    model = upsampler.model
-    other = DiffusionUpsampler(SPEC, replace(TINY, network=replace(TINY.network, width=8)), "cpu")
-    other.fit(gaussian(300))
-    with pytest.raises(ValueError, match="the weights .* have shape"):
+    message = r"is damaged: the model's state cannot be read \((the configuration's NetworkConfig|the weights)"
+    with pytest.raises(ValueError, match=message):
         upsampler.load_state_dict(other.state_dict())
     assert upsampler.model is model
 
