@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STEPS ?= 3000
 export MUJOCO_GL ?= disable
 
-.PHONY: demo test test-fast lint types imports wheel docs check bench-smoke bench clean
+.PHONY: gpu demo test test-fast lint types imports wheel docs check bench-smoke bench clean
 
 # A strict editable install: the type checker and import-linter see the adapters under synther_buffers.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -55,6 +55,7 @@ bench-smoke: $(VENV)/.installed
 	$(BIN)/python benchmarks/training_step.py --toy --out build/bench/training_step.json
 	$(BIN)/python benchmarks/published.py --toy --out build/bench/published.json
 	$(BIN)/python benchmarks/fidelity_cost.py --toy --models build/bench/models --out build/bench/fidelity_cost.jsonl
+	$(BIN)/python benchmarks/gpu.py --toy --out build/bench/gpu
 	rm -f build/bench/augmentation_comparison.jsonl build/bench/offline_upsampling.jsonl
 	$(BIN)/python benchmarks/augmentations.py --toy --out build/bench/augmentation_comparison.jsonl \
 		--report build/bench/augmentation_table.md --picture build/bench/augmentation_comparison.png
@@ -81,6 +82,10 @@ bench: $(VENV)/.installed
 	$(BIN)/python examples/offline_upsampling.py --data $(OFFLINE)
 	$(BIN)/python examples/offline_upsampling.py --report
 	$(BIN)/python benchmarks/tables.py
+
+# What has to travel to a machine with a GPU and no network, and the command to run there.
+gpu: $(VENV)/.installed
+	$(BIN)/python benchmarks/gpu.py --prepare
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

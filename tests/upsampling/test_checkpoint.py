@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,16 @@ def test_a_network_that_the_weights_do_not_fit_is_never_built(saved, changes, tm
     path.write_bytes(checkpoint.pack(content))
     message = r"is damaged: the model's state cannot be read \((the configuration's NetworkConfig|the weights)"
     with pytest.raises(ValueError, match=message):
+        DiffusionUpsampler.load(path, device="cpu")
+
+
+def test_a_state_of_another_configuration_leaves_the_upsampler_as_it_was():
+    upsampler = DiffusionUpsampler(SPEC, TINY, "cpu")
+    upsampler.fit(gaussian(300))
+    model = upsampler.model
+    other = DiffusionUpsampler(SPEC, replace(TINY, network=replace(TINY.network, width=40)), "cpu")
+    other.fit(gaussian(300))
+    with pytest.raises(ValueError, match=r"the weights .* have shape"):
         upsampler.load_state_dict(other.state_dict())
     assert upsampler.model is model
 
