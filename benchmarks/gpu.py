@@ -505,8 +505,8 @@ def page(lines: list[dict[str, Any]]) -> str:
         return head + "No GPU has run this yet. `make gpu` says how to.\n"
     about = next(iter(steps.values()))
     text = (
-        f"{about['gpu']}, PyTorch {about['torch']}, {about['date']}, commit {about['commit']}. `make gpu` prepares what "
-        "has to travel\nand prints the command; `python benchmarks/gpu.py --page` writes this page of "
+        f"{about['gpu']}, PyTorch {about['torch']}, {about['date']}, commit {about['commit']}. `make gpu` prepares "
+        "what has to travel\nand prints the command; `python benchmarks/gpu.py --page` writes this page of "
         "`benchmarks/results/gpu.jsonl`.\n\n"
     )
     text += "| target | measured | |\n|---|--:|---|\n"
