@@ -55,7 +55,6 @@ bench-smoke: $(VENV)/.installed
 	$(BIN)/python benchmarks/training_step.py --toy --out build/bench/training_step.json
 	$(BIN)/python benchmarks/published.py --toy --out build/bench/published.json
 	$(BIN)/python benchmarks/fidelity_cost.py --toy --models build/bench/models --out build/bench/fidelity_cost.jsonl
-	$(BIN)/python benchmarks/gpu.py --toy --out build/bench/gpu
 	rm -f build/bench/augmentation_comparison.jsonl build/bench/offline_upsampling.jsonl
 	$(BIN)/python benchmarks/augmentations.py --toy --out build/bench/augmentation_comparison.jsonl \
 		--report build/bench/augmentation_table.md --picture build/bench/augmentation_comparison.png
