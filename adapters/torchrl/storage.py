@@ -23,6 +23,7 @@ from ..replay.interleaving import batch_order_on
 from ..replay.options import SyntheticKeywords, lists_options, split_keywords
 from ..replay.synthetic_replay import SyntheticReplay
 from ..transitions import Transitions
+from ..upsampling.checkpoint import pack, unpack
 from .addresses import address_of, generation_of, is_synthetic, row_of
 from .gather import Gatherer, can_gather
 from .layout import Key, Layout, normalized_keys
@@ -31,7 +32,9 @@ from .sampler import adopt
 logger = logging.getLogger(__name__)
 
 #: The file beside TorchRL's own that `dumps` writes.
-_FILE = "synthetic.pickle"
+_FILE = "synthetic.safetensors"
+#: What versions up to 3 wrote in its place.
+_OLD_FILE = "synthetic.pickle"
 
 #: Later than the oldest TorchRL that works: no class at all where they are missing.
 _HINDSIGHT: Any = getattr(torchrl_data, "HERReplayBuffer", ())
@@ -339,15 +342,24 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
     def dumps(self, path: str | Path) -> None:
         """Save to a directory; the synthetic part beside TorchRL's own files, which LazyTensorStorage still loads."""
         super().dumps(path)
-        Path(path, _FILE).write_bytes(self._packed())
+        unfinished = Path(path, f"{_FILE}.tmp")
+        unfinished.write_bytes(self._packed())
+        unfinished.replace(Path(path, _FILE))
 
     def loads(self, path: str | Path) -> None:
-        """Load what `dumps` saved, with the arguments it was saved with; the synthetic part is unpickled.
+        """Load what `dumps` saved; the constructor's settings stay.
 
-        What LazyTensorStorage saved loads too, without a synthetic set.
+        What LazyTensorStorage saved loads too, without a synthetic set. A synthetic part that cannot be read costs the
+        synthetic set and its model, and a warning says so; older versions kept it as a pickle, which is not read.
         """
         super().loads(path)
         file = Path(path, _FILE)
+        if Path(path, _OLD_FILE).exists() and not file.exists():
+            logger.warning(
+                "%s was saved by an older version, which pickled the synthetic rows and their model: they are not "
+                "read. The real rows are all there; the next refresh trains anew.",
+                path,
+            )
         self._unpack(file.read_bytes() if file.exists() else None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -362,18 +374,48 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         self._unpack(None if packed is None else packed.cpu().numpy().tobytes())
 
     def _packed(self) -> bytes:
-        return pickle.dumps((self.synthetic, self._num_forgotten))
+        """The synthetic part as a safetensors file: tensors and JSON."""
+        content = {"num_forgotten": self._num_forgotten, "settings": self._settings()}
+        state = self.synthetic.state_dict()
+        try:
+            return pack({**content, "state": state})
+        except TypeError as error:
+            logger.warning("The upsampler is not saved with the storage: %s The synthetic rows are.", error)
+            return pack({**content, "state": {**state, "upsampler": None}})
+
+    def _settings(self) -> dict[str, Any]:
+        """What the synthetic part was made with, as far as it is plain data."""
+        options = vars(self.synthetic.options)
+        return {name: value for name, value in options.items() if isinstance(value, bool | int | float | str)}
 
     def _unpack(self, packed: bytes | None) -> None:
         self._forget_derived()
         self._num_set = 0
-        if packed is None:
-            self.synthetic.reset()
-            self._num_forgotten = 0
-        else:
-            self.synthetic, self._num_forgotten = pickle.loads(packed)
+        self.synthetic.reset()
+        self._num_forgotten = 0
+        if packed is not None:
+            self._restore(packed)
         if self._is_mixing:
             self._may_mix(warn=False)  # before the first batch, which may come before the next write
+
+    def _restore(self, packed: bytes) -> None:
+        try:
+            content = unpack(packed)
+            self._num_forgotten = int(content["num_forgotten"])
+            saved, state = content["settings"], content["state"]
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning(
+                "The saved synthetic rows and their model cannot be read (%s). The real rows are all there; the next "
+                "refresh trains anew.",
+                error,
+            )
+            return
+        for name, value in self._settings().items():
+            if name in saved and saved[name] != value:
+                logger.info(
+                    "It was saved with %s=%r; %r, as this storage was built with, holds.", name, saved[name], value
+                )
+        self.synthetic.load_state_dict(state)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is derived from the synthetic set."""

@@ -1,15 +1,14 @@
 """Modules and classes under the names that version 3 pickled them by, so that its files still load.
 
-Saved buffers are pickles by nature (Stable-Baselines3's and Tianshou's own), which name classes by module. Classes that
-reach a file today do so under their public path and need no entry here.
+Saved buffers of Stable-Baselines3 and Tianshou are pickles by nature, which name classes by module. Classes that reach
+a file today do so under their public path and need no entry here.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from importlib import import_module
-
-from .replay.compatibility import Usage
 
 #: Module of version 3 -> where its classes are now.
 _MODULES = {
@@ -20,6 +19,16 @@ _MODULES = {
     "reports": "replay.reports",
     "upsampler": "upsampling.protocol",
 }
+
+
+@dataclass
+class Usage:
+    """Counters of version 3's `SyntheticReplay`."""
+
+    num_batches: int = 0
+    num_refreshes: int = 0
+    num_observed: int = 0
+    start_after: int = 0
 
 
 def install() -> None:

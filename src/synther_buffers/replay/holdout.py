@@ -83,10 +83,20 @@ class HoldOut:
     def state_dict(self) -> dict[str, Any]:
         """Which rows are held out, as plain data."""
         return {
-            "streams": [[name, *vars(stream).values()] for name, stream in self._streams.items()],
-            "run_length": self._run_length,
-            "num_seen": self._num_seen,
-            "num_held": self._num_held,
+            "streams": [
+                [
+                    int(name),
+                    int(stream.next_write),
+                    int(stream.run_start),
+                    bool(stream.run_held),
+                    bool(stream.episode_ended),
+                    [[int(start), int(stop)] for start, stop in stream.held],
+                ]
+                for name, stream in self._streams.items()
+            ],
+            "run_length": int(self._run_length),
+            "num_seen": int(self._num_seen),
+            "num_held": int(self._num_held),
         }
 
     @classmethod
