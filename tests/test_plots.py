@@ -324,7 +324,7 @@ class TestGeneration:
         spec = TransitionSpec.from_spaces(space, spaces.MultiDiscrete([2, 3]), discounts=(0.99, 0.9801))
         for model_terminals in (True, False):
             upsampler = DiffusionUpsampler(spec, replace(TINY, model_terminals=model_terminals), "cpu")
-            names, codec = matrix_columns(upsampler), Codec(spec, model_terminals=model_terminals)
+            names = matrix_columns(upsampler)
             observation = {
                 "at": torch.tensor([[1.0], [2.0]]),
                 "flag": torch.tensor([[1, 0], [1, 0]]).to(torch.int8),
@@ -334,7 +334,7 @@ class TestGeneration:
                 observation, torch.tensor([[1, 2], [1, 2]]), torch.tensor([7.0, 8.0]), observation,
                 torch.tensor([True, True]), discount=torch.tensor([0.9801, 0.9801]),
             )  # fmt: skip
-            codec.fit_frame(rows)
+            codec = Codec.fit(spec, rows, model_terminals=model_terminals)
             first = dict(zip(names, codec.encode(rows)[0].tolist(), strict=True))
             ones = {name for name, value in first.items() if value == 1.0}
             wanted = {"observation.flag[0]", "observation.gear=6", "action[0]=1", "action[1]=2", "discount=0.9801"}

@@ -232,11 +232,11 @@ def test_ignores_the_default_device():
 
 def test_goes_on_from_the_last_model():
     upsampler = fitted()
-    frame = upsampler._codec.frame
+    normalizer = upsampler._codec.normalizer
     report = upsampler.fit(gaussian(600), held_out=gaussian(100, seed=1))
     assert report.warm
     assert report.steps == TINY.warm_steps
-    assert upsampler._codec.frame is frame
+    assert upsampler._codec.normalizer is normalizer
 
 
 def test_starts_afresh_where_told_to():
@@ -246,14 +246,14 @@ def test_starts_afresh_where_told_to():
     assert upsampler.fit(gaussian(500), warm_start=True).warm
 
 
-def test_starts_afresh_when_the_data_leave_the_frame():
+def test_starts_afresh_when_the_data_leave_the_normalisation():
     upsampler = fitted()
     moved = gaussian(500)
     moved.observation += 5.0
     moved.next_observation += 5.0
     report = upsampler.fit(moved)
     assert not report.warm
-    assert "frame" in report.reason
+    assert "normalisation" in report.reason
     assert upsampler.sample(500).observation.mean() == pytest.approx(5.0, abs=1.0)
 
 

@@ -24,7 +24,9 @@ from ..diffusion.network import ResidualMLP
 from ..diffusion.preconditioning import Preconditioner
 from ..diffusion.training import NonFiniteLossError, evaluate_denoiser, train_denoiser
 from ..transitions import Transitions, TransitionSpec
-from ..transitions.codec import Codec, Decisions
+from ..transitions.codec import Codec
+from ..transitions.normalizer import Normalizer
+from ..transitions.values import Thresholds
 from .presets import UpsamplerConfig, resolve_config, resolve_device
 from .terminals import TerminalClassifier
 
@@ -125,14 +127,14 @@ class DiffusionUpsampler:
         self.config = resolve_config(config, self.device)
         self.seed = seed
         self.progress_bar = progress_bar
-        self._codec = self._new_codec()
+        self._codec: Codec | None = None
         self._terminals = TerminalClassifier(spec, self.device)
         self._denoiser: Preconditioner | None = None
-        self._decisions: Decisions | None = None
+        self._thresholds: Thresholds | None = None
         self._terminal_shift = 0.0
         self._sigma_max = self.config.sampler.sigma_max
         # Of the normalised columns that the model learned.
-        self._low = self._high = torch.zeros(self._codec.dim, device=self.device)
+        self._low = self._high = torch.zeros(0, device=self.device)
         self._num_fits = 0
         self._num_draws = 0
 
@@ -142,7 +144,7 @@ class DiffusionUpsampler:
     ) -> FitReport:
         """Train on real transitions.
 
-        A warm start goes on from the last model if the data still lie in its normalisation frame, and is given up
+        A warm start goes on from the last model if the data still lie in its normalisation, and is given up
         for a training from scratch if it diverges or ends worse than the last model on the held-out rows. If anything
         fails the last model stays as it was.
 
@@ -160,7 +162,6 @@ class DiffusionUpsampler:
         if len(transitions) == 0:
             raise ValueError("transitions has no rows; at least one is needed to learn from.")
         candidate = copy.copy(self)
-        candidate._codec = self._new_codec()
         candidate._terminals = TerminalClassifier(self.spec, self.device)
         candidate._num_fits += 1
         candidate._num_draws = 0
@@ -178,14 +179,12 @@ class DiffusionUpsampler:
         clock = _Clock()
         reason = "no warm start" if not warm else "first fit" if last._denoiser is None else ""
         if not reason:
-            drift = last._codec.frame_drift(transitions)
+            assert last._codec is not None
+            drift = last._codec.drift(transitions)
             if drift > 1.0:
-                reason = f"the data left the model's normalisation frame (drift {drift:.2f} > 1)"
-        if not reason:
-            self._codec.frame = last._codec.frame
-        else:
-            self._codec.fit_frame(transitions)
-        self._codec.fit_support(transitions)
+                reason = f"the data left the model's normalisation (drift {drift:.2f} > 1)"
+        warm_codec = last._codec if not reason else None
+        self._codec = self._new_codec(transitions, None if warm_codec is None else warm_codec.normalizer)
         rows = self._encode(transitions, last._sigma_max)
         judged = self._encode_held_out(held_out)
         clock.lap("normalize")
@@ -202,7 +201,7 @@ class DiffusionUpsampler:
             except NonFiniteLossError as error:
                 reason = f"a warm start diverged: {error}"
             if reason:
-                self._codec.fit_frame(transitions)
+                self._codec = self._new_codec(transitions, None)
                 rows = self._encode(transitions, last._sigma_max)
                 judged = self._encode_held_out(held_out)
         if reason:
@@ -220,6 +219,7 @@ class DiffusionUpsampler:
 
     def _encode(self, transitions: Transitions, last_sigma_max: float) -> Tensor:
         """The training rows; sampling has to start from noise that reaches the largest of them, and to end within."""
+        assert self._codec is not None
         rows = self._codec.encode(transitions, self.device)
         self._low, self._high = rows.aminmax(dim=0)
         largest, wanted = float(rows.abs().max()), self.config.sampler.sigma_max
@@ -232,6 +232,7 @@ class DiffusionUpsampler:
         return rows
 
     def _encode_held_out(self, held_out: Transitions | None) -> Tensor | None:
+        assert self._codec is not None
         return None if held_out is None or len(held_out) == 0 else self._codec.encode(held_out, self.device)
 
     def _train(self, denoiser: Preconditioner, rows: Tensor, num_steps: int) -> float:
@@ -253,13 +254,14 @@ class DiffusionUpsampler:
 
     def _calibrate(self) -> None:
         """Measure decoding thresholds on rows of the new model, which also shows that it generates finite ones."""
+        assert self._codec is not None
         evaluation = self._evaluation(_CALIBRATION_ROWS, self._block_rows())
         matrix = self._generate(evaluation, _CALIBRATION_ROWS, self._generator("calibration"))
         _check_finite(torch.isfinite(matrix).all())
-        self._decisions = self._codec.decide(matrix)
+        self._thresholds = self._codec.thresholds(matrix)
         if self.config.model_terminals:
             rows = self.spec.empty(len(matrix), self.device)
-            self._codec.decode(matrix, rows, self._decisions)
+            self._codec.decode(matrix, rows, self._thresholds)
             self._terminal_shift = self._terminals.calibrate(self._terminals.logits(rows))
 
     @torch.inference_mode(False)
@@ -273,14 +275,14 @@ class DiffusionUpsampler:
             RuntimeError: nothing was fitted yet.
             ValueError: a negative number.
         """
-        if self._denoiser is None or self._decisions is None:
+        if self._denoiser is None or self._codec is None or self._thresholds is None:
             raise RuntimeError("this upsampler has not been fitted yet: call fit(transitions) first.")
         if num_samples < 0:
             raise ValueError(f"num_samples is {num_samples}; it must be at least 0.")
         generator = self._generator("sampling", self._num_draws)
         self._num_draws += 1
         out = self.spec.empty(num_samples, self.device)
-        decisions, logits = self._decisions, []
+        thresholds, logits = self._thresholds, []
         finite = torch.ones((), dtype=torch.bool, device=self.device)
         evaluation = self._evaluation(num_samples, self._block_rows())
         chunk_rows = _BLOCKS_PER_CHUNK * evaluation.num_rows
@@ -290,9 +292,9 @@ class DiffusionUpsampler:
                 matrix = self._generate(evaluation, count, generator)
                 finite &= torch.isfinite(matrix).all()
                 if start == 0 and count >= _CALIBRATION_ROWS:
-                    decisions = self._codec.decide(matrix)
+                    thresholds = self._codec.thresholds(matrix)
                 rows = out[start : start + count]
-                self._codec.decode(matrix, rows, decisions)
+                self._codec.decode(matrix, rows, thresholds)
                 if self.config.model_terminals:
                     logits.append(self._terminals.logits(rows))
                 bar.update(count)
@@ -353,6 +355,7 @@ class DiffusionUpsampler:
         self, denoiser: Evaluation, num_rows: int, generator: torch.Generator, watch: samplers.Watch | None = None
     ) -> Tensor:
         """Rows of the matrix, ``[num_rows, D]`` float32, generated in whole blocks."""
+        assert self._codec is not None
         config = self.config.sampler
         sigmas = samplers.karras_schedule(config.num_steps, config.sigma_min, self._sigma_max, config.rho)
         shape = (denoiser.num_rows, self._codec.dim)
@@ -372,6 +375,7 @@ class DiffusionUpsampler:
         return torch.cat(blocks)[:num_rows]
 
     def _block_rows(self) -> int:
+        assert self._codec is not None
         if self.device.type != "cuda":
             return _BLOCK_ROWS
         free, _ = torch.cuda.mem_get_info(self.device)
@@ -391,8 +395,8 @@ class DiffusionUpsampler:
             "range": (self._low.cpu(), self._high.cpu()),
             "terminal_shift": self._terminal_shift,
             "denoiser": {name: tensor.cpu() for name, tensor in network.items()},
-            "codec": self._codec.state_dict(),
-            "decisions": None if self._decisions is None else copy.copy(vars(self._decisions)),
+            "codec": None if self._codec is None else self._codec.state_dict(),
+            "thresholds": None if self._thresholds is None else self._thresholds.state_dict(),
             "terminals": self._terminals.state_dict(),
         }
 
@@ -409,8 +413,10 @@ class DiffusionUpsampler:
         self._num_fits, self._num_draws = int(state["num_fits"]), int(state["num_draws"])
         self._sigma_max, self._terminal_shift = float(state["sigma_max"]), float(state["terminal_shift"])
         self._low, self._high = (bound.to(self.device) for bound in state["range"])
-        self._codec.load_state_dict(state["codec"])
-        self._decisions = None if state["decisions"] is None else Decisions(**state["decisions"])
+        codec, thresholds = state["codec"], state["thresholds" if "thresholds" in state else "decisions"]
+        fitted = codec is not None and codec.get("frame", codec) is not None
+        self._codec = Codec.from_state_dict(self.spec, codec, **self._codec_options()) if fitted else None
+        self._thresholds = None if thresholds is None else Thresholds.from_state(thresholds)
         self._terminals.load_state_dict(state["terminals"])
         self._denoiser = None
         if state["denoiser"]:
@@ -464,15 +470,15 @@ class DiffusionUpsampler:
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
-    def _new_codec(self) -> Codec:
-        return Codec(
-            self.spec,
-            next_observation_change=self.config.next_observation_change,
-            normalize_reward=self.config.normalize_reward,
-            model_terminals=self.config.model_terminals,
-        )
+    def _new_codec(self, transitions: Transitions, normalizer: Normalizer | None) -> Codec:
+        return Codec.fit(self.spec, transitions, normalizer=normalizer, **self._codec_options())
+
+    def _codec_options(self) -> dict[str, bool]:
+        names = ("next_observation_change", "normalize_reward", "model_terminals")
+        return {name: getattr(self.config, name) for name in names}
 
     def _new_denoiser(self) -> Preconditioner:
+        assert self._codec is not None
         network = ResidualMLP(
             self._codec.dim,
             **vars(self.config.network),
