@@ -103,8 +103,7 @@ def step_seconds(
 
 def unit_seconds(spec: TransitionSpec, rows: Transitions, device: torch.device, steps: int) -> float:
     """Seconds of one plain training step of the paper's preset."""
-    codec = Codec(spec, next_observation_change=PAPER.next_observation_change)
-    codec.fit_frame(rows)
+    codec = Codec.fit(spec, rows, next_observation_change=PAPER.next_observation_change)
     return eager_step_seconds(PAPER, codec.encode(rows, device), steps)
 
 

@@ -1,7 +1,10 @@
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from gymnasium import spaces
 from hypothesis import given, settings
@@ -9,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from synther_buffers.transitions import Transitions, TransitionSpec
-from synther_buffers.transitions.codec import FEW_VALUES, HEAVY_TAIL, Codec
+from synther_buffers.transitions.codec import Codec
+from synther_buffers.transitions.normalizer import HEAVY_TAIL
+from synther_buffers.transitions.values import FEW_VALUES, Thresholds
 
 BOX = spaces.Box(-np.inf, np.inf, (1,))
 
@@ -45,15 +50,12 @@ def make_rows(spec: TransitionSpec, num_rows: int, seed: int = 0, **columns: obj
 
 
 def fitted(rows: Transitions, spec: TransitionSpec, **options: bool) -> Codec:
-    codec = Codec(spec, **options)
-    codec.fit_frame(rows)
-    codec.fit_support(rows)
-    return codec
+    return Codec.fit(spec, rows, **options)
 
 
 def decode(codec: Codec, matrix: Tensor, deciding: Tensor | None = None) -> Transitions:
     out = codec.spec.empty(len(matrix))
-    codec.decode(matrix, out, codec.decide(matrix if deciding is None else deciding))
+    codec.decode(matrix, out, codec.thresholds(matrix if deciding is None else deciding))
     return out
 
 
@@ -81,8 +83,9 @@ class TestWidth:
         )
         spec = make_spec(space, spaces.MultiDiscrete([2, 3]), discounts=(0.9, 0.81, 0.729))
         # Twice 6 + 4 + 5 + 1 for the observations, 2 + 3 for the action, reward, terminated, three discounts.
-        assert Codec(spec).dim == 2 * 16 + 5 + 1 + 1 + 3
-        assert Codec(spec, model_terminals=False).dim == 2 * 16 + 5 + 1 + 3
+        rows = make_rows(spec, 10)
+        assert fitted(rows, spec).dim == 2 * 16 + 5 + 1 + 1 + 3
+        assert fitted(rows, spec, model_terminals=False).dim == 2 * 16 + 5 + 1 + 3
 
     def test_depends_on_the_spec_alone(self) -> None:
         spec = make_spec(spaces.Box(-1, 1, (3,)), spaces.Discrete(3))
@@ -216,9 +219,9 @@ class TestRoundTrip:
         values = np.linspace(-1.0, 1.0, num_rows)
         rows = make_rows(make_spec(), num_rows, observation=values)
         codec = fitted(rows, make_spec())
-        assert float(codec.frame.mean[0]) == pytest.approx(0.0, abs=1e-9)
+        assert float(codec.normalizer.mean[0]) == pytest.approx(0.0, abs=1e-9)
         # A uniform distribution on [-1, 1] has variance 1 / 3.
-        assert float(codec.frame.scale[0]) == pytest.approx(math.sqrt(1 / 3), rel=1e-4)
+        assert float(codec.normalizer.scale[0]) == pytest.approx(math.sqrt(1 / 3), rel=1e-4)
         torch.testing.assert_close(decode(codec, codec.encode(rows)).observation, rows.observation)
 
     @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32", "int64", "bool"])
@@ -271,8 +274,8 @@ class TestEncoding:
         spec = make_spec(spaces.Box(-np.inf, np.inf, (1,), np.float64))
         rows = make_rows(spec, 50_000, observation=1e6 + 1e-3 * noise)
         codec = fitted(rows, spec)
-        assert float(codec.frame.mean[0]) - 1e6 == pytest.approx(1e-3 * noise.mean(), abs=1e-8)
-        assert float(codec.frame.scale[0]) == pytest.approx(1e-3 * noise.std(), rel=1e-5)
+        assert float(codec.normalizer.mean[0]) - 1e6 == pytest.approx(1e-3 * noise.mean(), abs=1e-8)
+        assert float(codec.normalizer.scale[0]) == pytest.approx(1e-3 * noise.std(), rel=1e-5)
         out = decode(codec, codec.encode(rows))
         assert float((out.observation - rows.observation).abs().max()) < 1e-8
 
@@ -301,14 +304,14 @@ class TestEncoding:
         assert float(column.abs().max()) <= HEAVY_TAIL * (1 + 1e-6)
         assert float(column.square().mean()) <= 1.0 + 1e-5
         out = decode(codec, codec.encode(rows)).observation[:, 0]
-        scale = float(codec.frame.scale[0])
+        scale = float(codec.normalizer.scale[0])
         error = (out - torch.as_tensor(values)).abs()
         assert (error <= 1e-5 * (scale + torch.as_tensor(values).abs())).all()
 
     def test_light_tails_are_not_compressed(self) -> None:
         rows = make_rows(make_spec(), 5_000)
         codec = fitted(rows, make_spec())
-        assert not codec.frame.heavy.any()
+        assert not codec.normalizer.heavy.any()
         assert float(codec.encode(rows)[:, 0].std(correction=0)) == pytest.approx(1.0, abs=1e-5)
 
     def test_overshooting_heavy_column_stays_finite(self) -> None:
@@ -332,7 +335,7 @@ class TestEncoding:
             codec.encode(rows)
         rows.action[4, 1] = -1
         with pytest.raises(ValueError, match=r"action\[1\] .*found -1 to "):
-            codec.fit_frame(rows)
+            fitted(rows, spec)
 
     def test_discount_outside_its_values_is_an_error(self) -> None:
         spec = make_spec(discounts=(0.99, 0.9801))
@@ -342,14 +345,6 @@ class TestEncoding:
             ValueError, match=r"discount\[0\] holds values outside its categories \(\(0\.99, 0\.9801\)\)"
         ):
             fitted(rows, spec)
-
-    def test_nothing_works_before_a_fit(self) -> None:
-        codec = Codec(make_spec())
-        with pytest.raises(RuntimeError, match="has not seen any data yet"):
-            codec.encode(make_rows(make_spec(), 3))
-        with pytest.raises(RuntimeError, match="has not seen any data yet"):
-            codec.decide(torch.zeros(3, codec.dim))
-        assert codec.frame_drift(make_rows(make_spec(), 3)) == math.inf
 
 
 class TestDiscreteValues:
@@ -361,7 +356,7 @@ class TestDiscreteValues:
         rows = make_rows(make_spec(), 2_000, reward=reward)
         codec = fitted(rows, make_spec(), next_observation_change=change)
         matrix = shrunk(codec.encode(rows), factor=0.2, noise=0.05)
-        naive = matrix[:, 2].double() * codec.frame.scale[2] + codec.frame.mean[2]
+        naive = matrix[:, 2].double() * codec.normalizer.scale[2] + codec.normalizer.mean[2]
         assert (naive > -0.5).sum() == 0
         out = decode(codec, matrix)
         assert out.reward.unique().tolist() == [-1.0, 0.0]
@@ -401,13 +396,13 @@ class TestDiscreteValues:
         many = np.arange(1_000) % (FEW_VALUES + 1)
         for values, is_few in ((few, True), (many, False)):
             codec = fitted(make_rows(make_spec(), 1_000, reward=values), make_spec())
-            assert (0 in codec.support["reward"].values) is is_few
+            assert (0 in codec.statistics["reward"].values) is is_few
 
     def test_values_that_only_show_late_are_found(self) -> None:
         reward = np.zeros(5_000)
         reward[4_000:] = 1.0
         codec = fitted(make_rows(make_spec(), 5_000, reward=reward), make_spec())
-        distinct, shares = codec.support["reward"].values[0]
+        distinct, shares = codec.statistics["reward"].values[0]
         assert distinct.tolist() == [0.0, 1.0]
         assert shares.tolist() == pytest.approx([0.8])
 
@@ -484,7 +479,7 @@ class TestLimits:
 
     def test_a_largest_value_of_its_own_is_no_limit(self) -> None:
         rows = make_rows(make_spec(), 1_000, reward=np.linspace(-1.0, 1.0, 1_000))
-        assert not fitted(rows, make_spec()).support["reward"].limits.any()
+        assert not fitted(rows, make_spec()).statistics["reward"].limits.any()
 
 
 class TestLegalValues:
@@ -494,7 +489,7 @@ class TestLegalValues:
         codec = fitted(make_rows(spec, 100, observation=values, next_observation=values), spec)
         matrix = torch.zeros(4, codec.dim)
         wanted = torch.tensor([2.4, 2.6, -2.4, -2.6], dtype=torch.float64)
-        matrix[:, 0] = ((wanted - codec.frame.mean[0]) / codec.frame.scale[0]).float()
+        matrix[:, 0] = ((wanted - codec.normalizer.mean[0]) / codec.normalizer.scale[0]).float()
         out = decode(codec, matrix)
         assert out.observation[:, 0].tolist() == [2, 3, -2, -3]
         # The change is always 0, so that the next observation is the one that was rounded.
@@ -544,39 +539,39 @@ class TestLegalValues:
         assert out.next_observation.item() == pytest.approx(1.0, abs=1e-6)
 
 
-class TestFrameDrift:
+class TestDrift:
     def rows(self, values: np.ndarray) -> Transitions:
         return make_rows(make_spec(), len(values), observation=values, next_observation=values)
 
     def test_is_0_for_the_same_data(self) -> None:
         rows = make_rows(make_spec(spaces.Dict({"a": BOX, "b": spaces.Discrete(3)})), 100)
         spec = make_spec(spaces.Dict({"a": BOX, "b": spaces.Discrete(3)}))
-        assert fitted(rows, spec).frame_drift(rows) == 0.0
+        assert fitted(rows, spec).drift(rows) == 0.0
 
     def test_is_the_shift_of_the_mean_in_deviations(self) -> None:
         values = np.tile([1.0, 3.0], 50)  # mean 2, deviation 1
         codec = fitted(self.rows(values), make_spec())
-        assert codec.frame_drift(self.rows(values + 0.5)) == pytest.approx(0.5)
-        assert codec.frame_drift(self.rows(values - 1.5)) == pytest.approx(1.5)
+        assert codec.drift(self.rows(values + 0.5)) == pytest.approx(0.5)
+        assert codec.drift(self.rows(values - 1.5)) == pytest.approx(1.5)
 
     def test_is_1_where_the_spread_tripled_or_fell_to_a_third(self) -> None:
         values = np.tile([-3.0, 3.0], 50)
         codec = fitted(self.rows(values), make_spec())
-        assert codec.frame_drift(self.rows(3.0 * values)) == pytest.approx(1.0)
-        assert codec.frame_drift(self.rows(values / 3.0)) == pytest.approx(1.0)
+        assert codec.drift(self.rows(3.0 * values)) == pytest.approx(1.0)
+        assert codec.drift(self.rows(values / 3.0)) == pytest.approx(1.0)
 
     def test_is_infinite_where_a_constant_column_varies_or_moves(self) -> None:
         codec = fitted(self.rows(np.full(100, 2.0)), make_spec())
-        assert codec.frame_drift(self.rows(np.full(100, 2.0))) < 1.0
-        assert codec.frame_drift(self.rows(np.tile([2.0, 2.001], 50))) == math.inf
-        assert codec.frame_drift(self.rows(np.full(100, 2.5))) == math.inf
+        assert codec.drift(self.rows(np.full(100, 2.0))) < 1.0
+        assert codec.drift(self.rows(np.tile([2.0, 2.001], 50))) == math.inf
+        assert codec.drift(self.rows(np.full(100, 2.5))) == math.inf
 
     def test_ignores_columns_of_fixed_scale(self) -> None:
         rows = make_rows(make_spec(), 1_000, terminated=[False] * 1_000)
         codec = fitted(rows, make_spec(), normalize_reward=False)
         rows.terminated[:500] = True
         rows.reward += 100.0
-        assert codec.frame_drift(rows) == 0.0
+        assert codec.drift(rows) == 0.0
 
     def test_ignores_what_only_varies_by_rounding(self) -> None:
         """A clock: s' - s is always one step, up to the rounding of the subtraction."""
@@ -586,8 +581,8 @@ class TestFrameDrift:
         assert len((rows.next_observation - rows.observation).unique()) > 1
         for size in (1_500, 1_700, 1_900):
             codec = fitted(rows[:size], spec)
-            assert codec.frame.scale[3] == 0.0
-            assert codec.frame_drift(rows) < 1.0
+            assert codec.normalizer.scale[3] == 0.0
+            assert codec.drift(rows) < 1.0
 
 
 class TestState:
@@ -597,15 +592,24 @@ class TestState:
         )
         rows = make_rows(spec, 400, reward=np.tile([0.0, -1.0], 200))
         codec = fitted(rows, spec)
-        again = Codec(spec)
-        again.load_state_dict(codec.state_dict())
+        again = Codec.from_state_dict(spec, codec.state_dict())
         matrix = torch.randn(100, codec.dim, generator=torch.Generator().manual_seed(0))
         assert torch.equal(again.encode(rows), codec.encode(rows))
         left, right = decode(codec, matrix).flat(), decode(again, matrix).flat()
         assert all(torch.equal(left[name], right[name]) for name in left)
 
-    def test_of_an_unfitted_codec(self) -> None:
-        codec = Codec(make_spec())
-        codec.load_state_dict(Codec(make_spec()).state_dict())
-        assert codec.frame is None
-        assert codec.support == {}
+    def test_a_codec_of_version_3_decodes_in_its_range(self) -> None:
+        path = Path(__file__).parents[1] / "data" / "version3"
+        upsampler = torch.load(path / "upsampler_state.pt", weights_only=True)
+        with safetensors.safe_open(path / "model.safetensors", framework="pt") as file:
+            header = json.loads(file.metadata()["synther_buffers"])
+        spec = TransitionSpec.from_dict(header["spec"])
+        codec = Codec.from_state_dict(spec, upsampler["codec"])
+        thresholds = Thresholds.from_state(upsampler["decisions"])
+        out = spec.empty(200)
+        codec.decode(torch.randn((200, codec.dim), generator=torch.Generator().manual_seed(0)), out, thresholds)
+        support = upsampler["codec"]["support"]["reward"]
+        assert float(out.reward.min()) >= float(support["low"])
+        assert float(out.reward.max()) <= float(support["high"])
+        again = Codec.from_state_dict(spec, codec.state_dict())
+        assert torch.equal(again.normalizer.scale, upsampler["codec"]["frame"]["scale"])

@@ -256,11 +256,11 @@ def test_ignores_the_default_device():
 
 def test_goes_on_from_the_last_model():
     upsampler = fitted()
-    frame = upsampler.model.codec.frame
+    frame = upsampler.model.codec.normalizer
     report = upsampler.fit(gaussian(600), held_out=gaussian(100, seed=1))
     assert report.warm
     assert report.steps == TINY.warm_steps
-    assert upsampler.model.codec.frame is frame
+    assert upsampler.model.codec.normalizer is frame
 
 
 def test_starts_afresh_where_told_to():

@@ -209,7 +209,7 @@ def matrix_columns(upsampler: DiffusionUpsampler) -> list[str]:
 
 def _first_two(upsampler: DiffusionUpsampler, names: list[str]) -> list[int]:
     """The first two columns of continuous fields that vary; with fewer of them, others have to do."""
-    scale = upsampler.state_dict()["model"]["codec"]["frame"]["scale"]  # 0 where a column is constant
+    scale = upsampler.state_dict()["model"]["codec"]["normalizer"]["scale"]  # 0 where a column is constant
     continuous = {field.name for field in upsampler.spec.fields if field.kind == "continuous"}
     varying = [
         index for index, name in enumerate(names) if name.split("[")[0] in continuous and float(scale[index]) > 0

@@ -1,37 +1,22 @@
-"""Between transitions and the float matrix the diffusion model sees: flatten, one-hot, normalise, and back.
-
-The matrix has one column per element of a continuous or binary field and one per category of a categorical one; its
-width depends on the spec (and on whether terminals are modelled), never on the data. Two things are learned from data:
-
-* the *frame*, how continuous columns are normalised: the denoiser's weights are only meaningful in it, so it is fixed
-  when training starts afresh and kept as long as training continues;
-* the *support*, what legal values look like (ranges, the few values of a few-valued column, rates of ones): it only
-  matters when rows are decoded, so it follows the data at every fit.
-"""
+"""Between transitions and the float matrix that the diffusion model learns: flatten, one-hot, normalise, and back."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .normalizer import Normalizer
 from .transitions import Field, Transitions, TransitionSpec
+from .values import ColumnStatistics, Thresholds
 
-#: A normalised column with values beyond this is heavy-tailed and gets compressed by asinh, to values within it.
-HEAVY_TAIL = 8.0
-#: A float column with at most this many distinct values gets exactly those values back.
-FEW_VALUES = 16
-#: A continuous column whose smallest or largest value is at least this share of the rows, and in at least so many of
-#: them, has that value by a limit (clipped velocities, saturated actions), and gets it back exactly as often.
-LIMIT_SHARE, LIMIT_ROWS = 0.002, 8
-#: Relative to the values: what varies or moves by less only does so by rounding.
-_ROUNDING = 1e-9
-#: Rows per chunk when statistics are taken, in float64.
-_CHUNK = 65_536
+#: Elements of the raw matrix in memory at a time, in float64.
+_CHUNK_ELEMENTS = 2**22
+#: Two roundings of a float and one of their difference, in units of the larger float's precision.
+_ROUNDING = 4.0
 
 
 @dataclass(frozen=True)
@@ -39,164 +24,128 @@ class _Block:
     """Where one field lies in the matrix."""
 
     field: Field
-    start: int
-    stop: int
-
-    @property
-    def columns(self) -> slice:
-        return slice(self.start, self.stop)
+    columns: slice
 
 
-@dataclass
-class Frame:
-    """Normalisation of the matrix's columns, all ``[D]`` float64: ``x = (f((raw - mean) / scale)) / spread``.
-
-    ``f`` is asinh in heavy-tailed columns and the identity elsewhere; ``spread`` brings the compressed columns back
-    to unit variance, or to less where a few rare values would lie beyond `HEAVY_TAIL`. Constant columns have scale 0
-    and are always 0 in the matrix.
-    """
-
-    mean: Tensor
-    scale: Tensor
-    heavy: Tensor
-    spread: Tensor
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return dict(vars(self))
-
-
+@dataclass(frozen=True)
 class Codec:
     """Encodes transitions of a spec as float32 rows ``[N, D]`` and decodes such rows into legal transitions.
 
-    Args:
+    The matrix has one column per element of a continuous or binary field and one per category of a categorical one.
+    Make it with `fit` or `from_state_dict`.
+
+    Attributes:
         spec: the fields.
         next_observation_change: model the next observation's float elements as the change from the observation. The
             published code models the next observation itself; the change keeps one-step dynamics sharper because
             its normalised noise is small against the step, not against the range of the observation.
         normalize_reward: z-score the reward as any other column (Gym); if False leave it as it is (DMC).
         model_terminals: have a column for `terminated` (Gym); if False no synthetic row is terminal (DMC).
+        normalizer: fixed when training starts from scratch.
+        statistics: of each continuous and binary field, by name; they follow the data at every fit.
     """
 
-    def __init__(
-        self,
+    spec: TransitionSpec
+    next_observation_change: bool
+    normalize_reward: bool
+    model_terminals: bool
+    normalizer: Normalizer
+    statistics: Mapping[str, ColumnStatistics]
+
+    @classmethod
+    def fit(
+        cls,
         spec: TransitionSpec,
+        transitions: Transitions,
         *,
         next_observation_change: bool = True,
         normalize_reward: bool = True,
         model_terminals: bool = True,
-    ) -> None:
-        self.spec = spec
-        self.next_observation_change = next_observation_change
-        self.normalize_reward = normalize_reward
-        self.model_terminals = model_terminals
-        self._blocks: list[_Block] = []
-        start = 0
-        for field in spec.fields:
-            if field.name == "terminated" and not model_terminals:
-                continue
-            width = sum(field.num_categories) if field.kind == "categorical" else field.size
-            self._blocks.append(_Block(field, start, start + width))
-            start += width
-        self.dim = start
-        self.frame: Frame | None = None
-        self.support: dict[str, _Support] = {}
+        normalizer: Normalizer | None = None,
+    ) -> Codec:
+        """A codec for rows like these.
 
-    # -- learning from data ------------------------------------------------------------------------------------------
-
-    def fit_frame(self, transitions: Transitions) -> None:
-        """Take the normalisation from the data (two passes in float64)."""
-        self.frame = self._measure_frame(transitions)
-
-    def fit_support(self, transitions: Transitions) -> None:
-        """Take ranges, few-valued columns and rates of ones from the data."""
-        columns = transitions.flat()
-        self.support = {
-            block.field.name: _Support.measure(block.field, columns[block.field.name])
-            for block in self._blocks
-            if block.field.kind != "categorical"
-        }
-
-    def frame_drift(self, transitions: Transitions) -> float:
-        """How far the data have moved from the frame: 0 not at all, 1 about as far as a warm start should follow.
-
-        The largest over columns of the mean's shift in frame units, and of the log-ratio of the scales to base 3.
-        Infinite where a column that was constant now varies.
+        Args:
+            spec: the fields.
+            transitions: at least one finite row.
+            next_observation_change: see `Codec`.
+            normalize_reward: see `Codec`.
+            model_terminals: see `Codec`.
+            normalizer: the one to keep for a warm start; None measures it on these rows.
         """
-        if self.frame is None:
-            return math.inf
-        now = self._measure_frame(transitions)
-        was, constant = self.frame, self.frame.scale == 0
-        moved = (now.mean - was.mean).abs() > _ROUNDING * torch.maximum(now.mean.abs(), was.mean.abs())
-        if bool((constant & ((now.scale > 0) | moved)).any()):
-            return math.inf
-        old_scale = torch.where(constant, 1.0, was.scale)
-        shift = (now.mean - was.mean).abs() / old_scale
-        ratio = torch.where(now.scale > 0, (now.scale / old_scale).log().abs() / math.log(3.0), 0.0)
-        return float(torch.maximum(shift, ratio)[~constant].max()) if bool((~constant).any()) else 0.0
+        columns = transitions.flat()
+        statistics = {
+            field.name: ColumnStatistics.measure(field, columns[field.name])
+            for field in spec.fields
+            if field.kind != "categorical" and field.name != "terminated"
+        }
+        nothing = torch.zeros(0, dtype=torch.float64, device="cpu")
+        codec = cls(
+            spec,
+            next_observation_change,
+            normalize_reward,
+            model_terminals,
+            normalizer or Normalizer(nothing, nothing, nothing.bool(), nothing),
+            statistics,
+        )
+        return codec if normalizer is not None else replace(codec, normalizer=codec._measure(transitions)[0])
 
-    def _measure_frame(self, transitions: Transitions) -> Frame:
-        total = torch.zeros(self.dim, dtype=torch.float64, device="cpu")
-        low = torch.full((self.dim,), math.inf, dtype=torch.float64, device="cpu")
-        high = -low
-        for raw in self._raw_chunks(transitions):
-            total += raw.sum(0)
-            low = torch.minimum(low, raw.amin(0))
-            high = torch.maximum(high, raw.amax(0))
-        mean = total / len(transitions)
-        squares = torch.zeros(self.dim, dtype=torch.float64, device="cpu")
-        for raw in self._raw_chunks(transitions):
-            squares += (raw - mean).square().sum(0)
-        scale = (squares / len(transitions)).sqrt()
-        constant = low == high
-        # A difference of floats is never exactly constant: what only varies by rounding counts as constant.
-        constant |= scale <= _ROUNDING * torch.maximum(low.abs(), high.abs())
-        mean = torch.where(low == high, low, mean)
-        scale = torch.where(constant, 0.0, scale)
-
-        fixed = torch.zeros(self.dim, dtype=torch.bool, device="cpu")
-        for block in self._blocks:
-            if block.field.kind != "continuous" or (block.field.name == "reward" and not self.normalize_reward):
-                fixed[block.columns] = True
-        mean = torch.where(fixed, 0.0, mean)
-        scale = torch.where(fixed, 1.0, scale)
-
-        safe = torch.where(scale == 0, 1.0, scale)
-        extreme = torch.maximum((low - mean).abs(), (high - mean).abs()) / safe
-        heavy = (extreme > HEAVY_TAIL) & ~fixed & (scale > 0)
-        spread = torch.ones(self.dim, dtype=torch.float64, device="cpu")
-        if bool(heavy.any()):
-            # The compressed column is not centred exactly; its root mean square is what should be 1. One flag in
-            # 50,000 rows would still lie 220 of them out.
-            moment = torch.zeros(self.dim, dtype=torch.float64, device="cpu")
-            for raw in self._raw_chunks(transitions):
-                moment += _compress((raw - mean) / safe).square().sum(0)
-            bounded = torch.maximum((moment / len(transitions)).sqrt(), _compress(extreme) / HEAVY_TAIL)
-            spread = torch.where(heavy, bounded, spread)
-        return Frame(mean, scale, heavy, spread)
+    @property
+    def dim(self) -> int:
+        """Number of columns D of the matrix."""
+        return self._blocks()[-1].columns.stop
 
     # -- encoding ----------------------------------------------------------------------------------------------------
 
     def encode(self, transitions: Transitions, device: torch.device | str = "cpu") -> Tensor:
-        """The rows as a normalised float32 matrix ``[N, D]`` on `device`."""
-        frame = self._frame()
+        """The rows as a normalised float32 matrix ``[N, D]`` on `device`.
+
+        Raises:
+            ValueError: a category that the spec does not have.
+        """
         out = torch.empty((len(transitions), self.dim), dtype=torch.float32, device=device)
-        safe = torch.where(frame.scale == 0, 1.0, frame.scale)
         row = 0
         for raw in self._raw_chunks(transitions):
-            x = (raw - frame.mean) / safe
-            x = torch.where(frame.heavy, _compress(x), x) / frame.spread
-            x[:, frame.scale == 0] = 0.0
-            out[row : row + len(x)] = x.to(out)
-            row += len(x)
+            out[row : row + len(raw)] = self.normalizer.apply(raw).to(out)
+            row += len(raw)
+        return out
+
+    def drift(self, transitions: Transitions) -> float:
+        """How far these rows have moved from the normalizer: 0 not at all, beyond 1 a warm start should not follow."""
+        now, rounding = self._measure(transitions)
+        return self.normalizer.drift(now, rounding)
+
+    def _measure(self, transitions: Transitions) -> tuple[Normalizer, Tensor]:
+        """The normalizer of these rows, and by how much each column varies by rounding alone."""
+        fixed = torch.zeros(self.dim, dtype=torch.bool, device="cpu")
+        for block in self._blocks():
+            if block.field.kind != "continuous" or (block.field.name == "reward" and not self.normalize_reward):
+                fixed[block.columns] = True
+        rounding = self._rounding(transitions)
+        return Normalizer.measure(lambda: self._raw_chunks(transitions), fixed, rounding), rounding
+
+    def _rounding(self, transitions: Transitions) -> Tensor:
+        """Variation ``[D]`` that is rounding: the difference of two floats is never exactly constant."""
+        out = torch.zeros(self.dim, dtype=torch.float64, device="cpu")
+        columns = transitions.flat()
+        for block in self._blocks():
+            field = block.field
+            if self._is_change(field) and field.torch_dtype.is_floating_point:
+                largest = [
+                    columns[name].reshape(len(transitions), -1).abs().amax(0).double().cpu()
+                    for name in (field.name, _previous(field))
+                ]
+                out[block.columns] = _ROUNDING * torch.finfo(field.torch_dtype).eps * torch.maximum(*largest)
         return out
 
     def _raw_chunks(self, transitions: Transitions) -> Iterator[Tensor]:
-        """The unnormalised matrix in float64 on the CPU, a chunk of rows at a time."""
-        columns = transitions.flat()
-        for start in range(0, len(transitions), _CHUNK):
-            rows = {name: tensor[start : start + _CHUNK].cpu() for name, tensor in columns.items()}
+        """The matrix before normalisation, in float64 on the CPU, a chunk of rows at a time."""
+        columns, blocks = transitions.flat(), self._blocks()
+        num_rows = max(_CHUNK_ELEMENTS // blocks[-1].columns.stop, 1)
+        for start in range(0, len(transitions), num_rows):
+            rows = {name: tensor[start : start + num_rows].cpu() for name, tensor in columns.items()}
             parts = []
-            for block in self._blocks:
+            for block in blocks:
                 field = block.field
                 value = rows[field.name].reshape(len(rows["reward"]), -1)
                 if field.kind == "categorical":
@@ -209,201 +158,102 @@ class Codec:
                     parts.append(value.double())
             yield torch.cat(parts, dim=1)
 
-    def _is_change(self, field: Field) -> bool:
-        return self.next_observation_change and field.kind == "continuous" and field.name.startswith("next_observation")
-
     # -- decoding ----------------------------------------------------------------------------------------------------
 
-    def decode(self, matrix: Tensor, out: Transitions, decisions: Decisions) -> None:
+    def decode(self, matrix: Tensor, out: Transitions, thresholds: Thresholds) -> None:
         """Write the rows of a float32 matrix ``[n, D]`` into `out`, n rows of this spec, as legal transitions.
 
-        `decisions` holds the thresholds that turn model outputs into few-valued and binary columns. `terminated`
-        comes out False: `DiffusionUpsampler` draws it from the whole decoded row.
+        `terminated` comes out False: the upsampler draws it from the whole decoded row.
         """
-        columns = out.flat()
-        raw = self._denormalize(matrix)
+        num_rows = max(_CHUNK_ELEMENTS // self.dim, 1)
+        for start in range(0, len(matrix), num_rows):
+            decoded = self._decoded(matrix[start : start + num_rows], thresholds)
+            for name, target in out[start : start + num_rows].flat().items():
+                if name == "terminated":
+                    target.zero_()
+                else:
+                    target.copy_(decoded[name].reshape(target.shape))
+
+    def thresholds(self, matrix: Tensor) -> Thresholds:
+        """Thresholds that give these generated rows ``[n, D]`` the data's rates of ones, few values and limits."""
+        thresholds = Thresholds()
+        self._decoded(matrix, thresholds, measure=True)
+        return thresholds
+
+    def _decoded(self, matrix: Tensor, thresholds: Thresholds, *, measure: bool = False) -> dict[str, Tensor]:
+        """Values by field, ``[n, size]``; `measure` measures the thresholds on these rows first."""
         decoded: dict[str, Tensor] = {}
-        for block in self._blocks:
+        for block in self._blocks():
             field = block.field
             if field.name == "terminated":
                 continue
-            value = raw[:, block.columns]
+            value = self.normalizer.invert(matrix[:, block.columns], block.columns)
             if field.kind == "categorical":
                 decoded[field.name] = _from_one_hot(field, value)
-            elif field.kind == "binary":
-                decoded[field.name] = value > decisions.binary[field.name].to(value)
-            else:
-                if self._is_change(field):
-                    # The observation as decoded, so that s' - s is what the model meant.
-                    value = value + decoded[_previous(field)].to(value.dtype)
-                decoded[field.name] = self._legalize(field, value, decisions)
-        for field in self.spec.fields:
-            target = columns[field.name]
-            if field.name == "terminated":
-                target.zero_()
-                continue
-            target.copy_(decoded[field.name].reshape(target.shape))
-
-    def decide(self, matrix: Tensor) -> Decisions:
-        """Thresholds under which these generated rows ``[n, D]`` have the data's rates of ones, few values and limits.
-
-        They lie on the CPU, like all that the codec knows.
-
-        A threshold halfway between two values starves the rarer one, because a model that is unsure answers with the
-        mean. Ranking the rows by the model's answer and cutting at the data's rate keeps the rate and the order.
-        """
-        raw = self._denormalize(matrix)
-        decisions = Decisions({}, {}, {})
-        absolute: dict[str, Tensor] = {}
-        for block in self._blocks:
-            field, value = block.field, raw[:, block.columns]
-            if field.kind == "categorical":
-                absolute[field.name] = _from_one_hot(field, value)
                 continue
             if self._is_change(field):
-                value = value + absolute[_previous(field)].reshape(value.shape).to(value.dtype)
-            support = self.support[field.name]
+                # The observation as decoded, so that s' - s is what the model meant.
+                value = value + decoded[_previous(field)].to(value.dtype)
+            statistics = self.statistics[field.name]
+            if measure:
+                statistics.add_thresholds(field, value, thresholds)
             if field.kind == "binary":
-                decisions.binary[field.name] = _column_quantiles(value, 1.0 - support.rate)
-                continue
-            decisions.few_valued[field.name] = {
-                column: torch.quantile(value[:, column], cumulative.to(value)).cpu()
-                for column, (_, cumulative) in support.values.items()
-            }
-            at_low, at_high = support.limits
-            decisions.limits[field.name] = (_column_quantiles(value, at_low), _column_quantiles(value, 1.0 - at_high))
-            absolute[field.name] = self._legalize(field, value, decisions)
-        return decisions
+                decoded[field.name] = value > thresholds.binary[field.name].to(value)
+            else:
+                decoded[field.name] = statistics.legalize(field, value, thresholds)
+        return decoded
 
-    def _legalize(self, field: Field, value: Tensor, decisions: Decisions) -> Tensor:
-        """Values of a continuous field as they can occur in its rows."""
-        value = self.support[field.name].legalize(
-            value, decisions.few_valued.get(field.name), decisions.limits.get(field.name)
-        )
-        # Writing into a tensor of integers truncates.
-        return value if field.torch_dtype.is_floating_point else value.round()
+    # -- layout ------------------------------------------------------------------------------------------------------
 
-    def _denormalize(self, matrix: Tensor) -> Tensor:
-        """Model outputs in the units of the data, float64 on their own device."""
-        frame = self._frame()
-        mean, scale, spread = (tensor.to(matrix.device) for tensor in (frame.mean, frame.scale, frame.spread))
-        x = matrix.double() * spread
-        heavy = frame.heavy.to(matrix.device)
-        if bool(frame.heavy.any()):
-            x = torch.where(heavy, _expand(x), x)
-        return x * scale + mean
+    def _blocks(self) -> list[_Block]:
+        """The fields that the matrix has, in the order of the spec."""
+        blocks, start = [], 0
+        for field in self.spec.fields:
+            if field.name != "terminated" or self.model_terminals:
+                width = sum(field.num_categories) if field.kind == "categorical" else field.size
+                blocks.append(_Block(field, slice(start, start + width)))
+                start += width
+        return blocks
 
-    def _frame(self) -> Frame:
-        if self.frame is None:
-            raise RuntimeError("the codec has not seen any data yet: fit it first.")
-        return self.frame
+    def _is_change(self, field: Field) -> bool:
+        return self.next_observation_change and field.kind == "continuous" and field.name.startswith("next_observation")
 
     # -- state -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Frame and support, as CPU tensors and plain data."""
+        """Normalizer and statistics, as CPU tensors and plain data."""
         return {
-            "frame": None if self.frame is None else self.frame.state_dict(),
-            "support": {name: support.state_dict() for name, support in self.support.items()},
+            "normalizer": self.normalizer.state_dict(),
+            "statistics": {name: statistics.state_dict() for name, statistics in self.statistics.items()},
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self.frame = None if state["frame"] is None else Frame(**state["frame"])
-        self.support = {name: _Support(**support) for name, support in state["support"].items()}
-
-
-@dataclass
-class Decisions:
-    """Thresholds of decoding.
-
-    Attributes:
-        binary: of a field, ``[size]``.
-        few_valued: of a field's few-valued columns, ascending.
-        limits: of a continuous field, the values up to which a row is at the lower limit and above which it is at the
-            upper one, ``[size]`` each.
-    """
-
-    binary: dict[str, Tensor]
-    few_valued: dict[str, dict[int, Tensor]]
-    limits: dict[str, tuple[Tensor, Tensor]]
-
-
-@dataclass
-class _Support:
-    """What the values of one field look like in the data.
-
-    Attributes:
-        low, high: observed range per element, ``[size]`` float64, within the field's own bounds.
-        rate: share of ones per element (binary).
-        values: element -> (its few distinct values ascending, cumulative shares of all but the last).
-        limits: share of rows at `low` and at `high` per element, ``[2, size]``, 0 where that is no limit (continuous).
-    """
-
-    low: Tensor
-    high: Tensor
-    rate: Tensor
-    values: dict[int, tuple[Tensor, Tensor]]
-    limits: Tensor
-
     @classmethod
-    def measure(cls, field: Field, tensor: Tensor) -> _Support:
-        value = tensor.reshape(len(tensor), -1)
-        if not value.is_floating_point():
-            value = value.double()  # torch cannot reduce or sort some integers, uint16 for one
-        low, high = value.amin(0).double().cpu(), value.amax(0).double().cpu()
-        rate = value.sum(0, dtype=torch.float64).cpu() / len(value)
-        values: dict[int, tuple[Tensor, Tensor]] = {}
-        limits = torch.zeros((2, value.shape[1]), dtype=torch.float64, device="cpu")
-        if field.kind == "continuous":
-            if field.low and field.name == "action":
-                low = torch.maximum(low, torch.tensor(field.low, dtype=torch.float64, device="cpu"))
-                high = torch.minimum(high, torch.tensor(field.high, dtype=torch.float64, device="cpu"))
-            first = value[: 4 * FEW_VALUES**2]
-            for column in range(value.shape[1]):
-                # Most columns show too many values in their first rows; only the others are worth a full sort.
-                if len(torch.unique(first[:, column])) > FEW_VALUES:
-                    continue
-                distinct, counts = torch.unique(value[:, column], return_counts=True)
-                if len(distinct) <= min(FEW_VALUES, len(value) // 8):
-                    shares = counts.double().cpu().cumsum(0)[:-1] / len(value)
-                    values[column] = (distinct.double().cpu().clamp(low[column], high[column]), shares)
-            at = torch.stack(((value <= low.to(value)).sum(0), (value >= high.to(value)).sum(0))).double().cpu()
-            limits = torch.where(at >= max(LIMIT_ROWS, LIMIT_SHARE * len(value)), at / len(value), 0.0)
-            limits[:, low == high] = 0.0
-            limits[:, list(values)] = 0.0
-        return cls(low, high, rate, values, limits)
-
-    def legalize(self, value: Tensor, cuts: dict[int, Tensor] | None, limits: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Clip to the range, and give columns with limits or of few values these values back."""
-        if limits is not None:
-            value = torch.where(value <= limits[0].to(value), -math.inf, value)
-            value = torch.where(value > limits[1].to(value), math.inf, value)
-        value = torch.minimum(torch.maximum(value, self.low.to(value)), self.high.to(value))
-        for column, (distinct, _) in self.values.items():
-            bins = torch.zeros(len(value), dtype=torch.int64, device=value.device)
-            if cuts is not None and column in cuts:
-                bins = torch.searchsorted(cuts[column].to(value), value[:, column].contiguous())
-            value[:, column] = distinct.to(value)[bins]
-        return value
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
+    def from_state_dict(
+        cls,
+        spec: TransitionSpec,
+        state: Mapping[str, Any],
+        *,
+        next_observation_change: bool = True,
+        normalize_reward: bool = True,
+        model_terminals: bool = True,
+    ) -> Codec:
+        """The codec that `state_dict` describes; also that of version 3, which had other names."""
+        normalizer, statistics = (
+            (state["frame"], state["support"]) if "frame" in state else (state["normalizer"], state["statistics"])
+        )
+        return cls(
+            spec,
+            next_observation_change,
+            normalize_reward,
+            model_terminals,
+            Normalizer.from_state_dict(normalizer),
+            {name: ColumnStatistics.from_state_dict(entry) for name, entry in statistics.items()},
+        )
 
 
 def _previous(field: Field) -> str:
     """The observation's field that belongs to a field of the next observation."""
     return field.name.removeprefix("next_")
-
-
-def _compress(x: Tensor) -> Tensor:
-    """asinh: linear around 0, logarithmic in the tails, exactly invertible."""
-    return torch.asinh(x)
-
-
-def _expand(x: Tensor) -> Tensor:
-    # Generated values may overshoot; sinh of a large one would overflow before the range clips it.
-    return torch.sinh(x.clamp(-40.0, 40.0))
 
 
 def _one_hot(field: Field, value: Tensor) -> Tensor:
@@ -438,17 +288,3 @@ def _from_one_hot(field: Field, value: Tensor) -> Tensor:
             torch.tensor(field.values, device=value.device)[index] if field.values else index + field.start[element]
         )
     return torch.stack(parts, dim=1)
-
-
-def _column_quantiles(value: Tensor, probability: Tensor) -> Tensor:
-    """For each column j of ``[n, size]`` the value that a share ``probability[j]`` of the rows does not exceed.
-
-    On the CPU, like `probability`.
-    """
-    ordered = value.sort(dim=0).values
-    probability = probability.to(value)
-    position = (probability * len(value)).round().long() - 1
-    cut = ordered.gather(0, position.clamp(min=0)[None])[0]
-    cut = torch.where(position < 0, -math.inf, cut)
-    # A column that is always 0 in the data stays so in rows that exceed every one of these.
-    return torch.where(probability == 1.0, math.inf, cut).cpu()

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..transitions import TransitionSpec
-from ..transitions.codec import Codec, Decisions
-from .model import Denoising, FittedModel, new_denoiser
+from ..transitions.codec import Codec
+from ..transitions.values import Thresholds
+from .model import Denoising, FittedModel, codec_options, new_denoiser
 from .presets import UpsamplerConfig
 from .seeds import generator
 from .terminals import TerminalClassifier
@@ -37,7 +38,7 @@ def model_state(model: FittedModel) -> dict[str, Any]:
         "high": denoising.high.cpu(),
         "sigma_max": denoising.sigma_max,
         "codec": model.codec.state_dict(),
-        "thresholds": dict(vars(thresholds)),
+        "thresholds": thresholds.state_dict(),
         "terminals": model.terminals.state_dict(),
         "terminal_shift": model.terminal_shift,
     }
@@ -52,13 +53,7 @@ def model_from_state(
         ValueError: the state is damaged, or of another configuration.
     """
     try:
-        codec = Codec(
-            spec,
-            next_observation_change=config.next_observation_change,
-            normalize_reward=config.normalize_reward,
-            model_terminals=config.model_terminals,
-        )
-        codec.load_state_dict(state["codec"])
+        codec = Codec.from_state_dict(spec, state["codec"], **codec_options(config))
         _check_denoiser(state["denoiser"], config, codec.dim)
         denoiser = new_denoiser(config, codec.dim, device, generator(0)).requires_grad_(False)
         denoiser.load_state_dict(state["denoiser"])
@@ -71,7 +66,7 @@ def model_from_state(
             spec,
             Denoising(config, denoiser, low, high, float(state["sigma_max"])),
             codec,
-            Decisions(**state["thresholds"]),
+            Thresholds.from_state(state["thresholds"]),
             terminals,
             float(state["terminal_shift"]),
         )

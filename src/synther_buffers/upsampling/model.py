@@ -12,7 +12,8 @@ from ..diffusion.edm import Preconditioner
 from ..diffusion.network import ResidualMLP
 from ..diffusion.sampling import SLAB_ROWS, RowSampler
 from ..transitions import Transitions, TransitionSpec
-from ..transitions.codec import Codec, Decisions
+from ..transitions.codec import Codec
+from ..transitions.values import Thresholds
 from .presets import UpsamplerConfig
 from .progress import progress
 from .seeds import derive_seed, generator
@@ -77,7 +78,7 @@ class FittedModel:
     spec: TransitionSpec
     denoising: Denoising
     codec: Codec
-    thresholds: Decisions
+    thresholds: Thresholds
     terminals: TerminalClassifier
     terminal_shift: float
 
@@ -100,7 +101,7 @@ class FittedModel:
                 matrix = sampler.draw(start, count)
                 finite &= torch.isfinite(matrix).all()
                 if start == 0 and count >= CALIBRATION_ROWS:
-                    thresholds = self.codec.decide(matrix)
+                    thresholds = self.codec.thresholds(matrix)
                 rows = out[start : start + count]
                 self.codec.decode(matrix, rows, thresholds)
                 if models_terminals:
@@ -142,6 +143,12 @@ def new_denoiser(
     """An untrained denoiser of rows with `dim` columns, with initial weights from a CPU generator."""
     network = ResidualMLP(dim, **vars(config.network), generator=weights, device=torch.device(device))
     return Preconditioner(network, config.sigma_data)
+
+
+def codec_options(config: UpsamplerConfig) -> dict[str, bool]:
+    """What of the configuration is the codec's."""
+    names = ("next_observation_change", "normalize_reward", "model_terminals")
+    return {name: getattr(config, name) for name in names}
 
 
 def check_finite(finite: Tensor) -> None:

@@ -14,7 +14,7 @@ from ..diffusion.edm import Preconditioner
 from ..diffusion.training import NonFiniteLossError, evaluate_denoiser, train_denoiser
 from ..transitions import Transitions, TransitionSpec
 from ..transitions.codec import Codec
-from .model import CALIBRATION_ROWS, Denoising, FittedModel, check_finite, new_denoiser
+from .model import CALIBRATION_ROWS, Denoising, FittedModel, check_finite, codec_options, new_denoiser
 from .presets import UpsamplerConfig
 from .progress import progress
 from .protocol import FitReport
@@ -72,7 +72,7 @@ class Trainer:
             raise ValueError("transitions has no rows; at least one is needed to learn from.")
         clock = _Clock()
         reason = "" if previous is not None else why_from_scratch
-        if previous is not None and (drift := previous.codec.frame_drift(transitions)) > 1.0:
+        if previous is not None and (drift := previous.codec.drift(transitions)) > 1.0:
             reason = f"the data left the model's normalisation (drift {drift:.2f} > 1)"
         steps = 0
         if previous is not None and not reason:
@@ -110,18 +110,8 @@ class Trainer:
 
     def _codec(self, transitions: Transitions, previous: Codec | None) -> Codec:
         """Encodes and decodes rows like these; with the previous normalisation, in which the weights have meaning."""
-        codec = Codec(
-            self.spec,
-            next_observation_change=self.config.next_observation_change,
-            normalize_reward=self.config.normalize_reward,
-            model_terminals=self.config.model_terminals,
-        )
-        if previous is None:
-            codec.fit_frame(transitions)
-        else:
-            codec.frame = previous.frame
-        codec.fit_support(transitions)
-        return codec
+        normalizer = None if previous is None else previous.normalizer
+        return Codec.fit(self.spec, transitions, normalizer=normalizer, **codec_options(self.config))
 
     def _encode_held_out(self, codec: Codec, held_out: Transitions | None) -> Tensor | None:
         return None if held_out is None or len(held_out) == 0 else codec.encode(held_out, self.device)
@@ -165,7 +155,7 @@ class Trainer:
         """The model with its thresholds, measured on rows of its own. This also shows that they are finite."""
         matrix = denoising.sampler(CALIBRATION_ROWS, derive_seed(self.seed, "calibration")).draw(0, CALIBRATION_ROWS)
         check_finite(torch.isfinite(matrix).all())
-        thresholds = codec.decide(matrix)
+        thresholds = codec.thresholds(matrix)
         shift = 0.0
         if self.config.model_terminals:
             rows = self.spec.empty(len(matrix), self.device)
