@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
 from synther_buffers.sb3 import SynthERBuffer
 
 from .arms import Arm, buffer_kwargs

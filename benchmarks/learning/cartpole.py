@@ -1,4 +1,4 @@
-"""A cart that swings its pole up: continuous force, smooth reward, fixed length. A task with nothing but its dynamics."""
+"""A cart that swings its pole up: continuous force, smooth reward, episodes of one length."""
 
 from __future__ import annotations
 

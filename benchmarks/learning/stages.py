@@ -85,10 +85,9 @@ def missing(wanted: Sequence[Job], path: Path) -> list[Job]:
     for job in wanted:
         # Through JSON, as the line went: it knows no tuples.
         present = json.loads(json.dumps(settings(job.task, job.arm)))
-        if job in done and done[job] not in (None, present):
+        if job in done and done[job] != present:
             raise ValueError(
-                f"{path} has a line of {job} with other settings than these names stand for now: {done[job]} instead of "
-                f"{present}. Give the new settings a name of their own, or write to another file."
+                f"{path} has a line of {job} with settings {done[job]}; now these names stand for {present}. Give the new settings a name of their own, or write to another file."
             )
     return [job for job in wanted if job not in done]
 

@@ -14,7 +14,7 @@ from synther_buffers import DiffusionUpsampler, FitReport, Transitions, Transiti
 
 from .tasks import Task
 
-#: ``(observations [n, *shape], generator seed) -> actions [n, size]`` in [-1, 1], drawn from the agent's present policy.
+#: ``(observations [n, *shape], seed) -> actions [n, size]`` in [-1, 1], drawn from the agent's present policy.
 Policy = Callable[[NDArray[Any], int], NDArray[Any]]
 
 _live: list[Policy] = []
