@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, help="instead of the stage's")
     parser.add_argument("--agent", choices=("sbx", "sb3"), default="sbx")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on a core of its own")
-    parser.add_argument("--first-core", type=int, default=0)
+    parser.add_argument("--first-core", type=int, default=min(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, help="instead of the stage's file in benchmarks/results, or the page")
     flags = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

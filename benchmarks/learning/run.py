@@ -35,7 +35,8 @@ def run(task_name: str, arm_name: str, seed: int, agent_name: str = "sbx") -> di
     Returns:
         The line: what ran, `evaluations` as ``[[step, mean return], ...]``, `values` as ``[[step, critic's value,
         discounted return that followed], ...]``, `final` (the last return), `area` (the mean return of the evaluations
-        after `learning_starts`), `q_bias` (the last one), `refreshes`, and what it cost.
+        after `learning_starts`), `q_bias` (the last one), `refreshes`, `shares_simulated` (of
+        `oracle-dynamics`), and what it cost.
     """
     import torch
     from stable_baselines3.common.callbacks import BaseCallback
@@ -73,6 +74,7 @@ def run(task_name: str, arm_name: str, seed: int, agent_name: str = "sbx") -> di
         "area": area([[step, look.mean_return] for step, look in looks], task.learning_starts),
         "q_bias": looks[-1][1].q_bias,
         "refreshes": [report.metrics() for report in reports],
+        "shares_simulated": getattr(agent.model.replay_buffer.synthetic.upsampler, "shares_simulated", None),
         "cpu_seconds": time.process_time() - cpu,
         "wall_seconds": time.perf_counter() - wall,
         "refresh_seconds": sum(report.seconds for report in reports),

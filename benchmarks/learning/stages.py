@@ -87,7 +87,8 @@ def missing(wanted: Sequence[Job], path: Path) -> list[Job]:
         present = json.loads(json.dumps(settings(job.task, job.arm)))
         if job in done and done[job] != present:
             raise ValueError(
-                f"{path} has a line of {job} with settings {done[job]}; now these names stand for {present}. Give the new settings a name of their own, or write to another file."
+                f"{path} has a line of {job} with settings {done[job]}; now these names stand for {present}. "
+                "Give the new settings a name of their own, or write to another file."
             )
     return [job for job in wanted if job not in done]
 

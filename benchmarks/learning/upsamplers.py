@@ -82,7 +82,8 @@ class Oracle:
 class OracleDynamics(DiffusionUpsampler):
     """A diffusion model's observations and actions with the simulator's reward, next observation and terminal flag.
 
-    Rows that the simulator cannot step (see `MujocoSimulator`) keep the model's own; `shares_simulated` tells how many.
+    Rows that the simulator cannot step (see `MujocoSimulator`) keep the model's outcome; `shares_simulated` holds the share of
+    the others, draw by draw.
 
     Args:
         spec, device, seed, progress_bar: as every upsampler takes them.
@@ -116,6 +117,15 @@ class OracleDynamics(DiffusionUpsampler):
             true = torch.as_tensor(values).to(column).reshape(column.shape)
             column[known] = true[known]
         return rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """The model's state and `shares_simulated`."""
+        return super().state_dict() | {"shares_simulated": list(self.shares_simulated)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        super().load_state_dict(state)
+        self.shares_simulated = list(state["shares_simulated"])
 
 
 def _filled(
