@@ -82,8 +82,8 @@ class Oracle:
 class OracleDynamics(DiffusionUpsampler):
     """A diffusion model's observations and actions with the simulator's reward, next observation and terminal flag.
 
-    Rows that the simulator cannot step (see `MujocoSimulator`) keep the model's outcome; `shares_simulated` holds the share of
-    the others, draw by draw.
+    Rows that the simulator cannot step (see `MujocoSimulator`) keep the model's outcome; `shares_simulated` holds the
+    share of the others, draw by draw.
 
     Args:
         spec, device, seed, progress_bar: as every upsampler takes them.
