@@ -44,7 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
         prepare()
     if flags.toy:
         wanted = [Job("toy", arm, 0) for arm in ARMS] + [Job("toy", "oracle", 0, "sb3")]
-        failed += work(wanted, flags.out or Path("build/bench/learning.jsonl"), HERE, cores)
+        out = flags.out or Path("build/bench/learning.jsonl")
+        # Most of a toy run is compiling what another arm compiled before.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(out.resolve().parent / "jax")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        failed += work(wanted, out, HERE, cores)
     if flags.stage:
         stage = STAGES[flags.stage]
         wanted = [

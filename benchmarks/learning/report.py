@@ -20,7 +20,9 @@ Rows = list[list[str]]
 def render(results: Path, page: Path) -> None:
     """Write the page from the lines of all stages."""
     pilot, stage = read(results / STAGES["pilot"].file), read(results / STAGES["a"].file)
-    text = "\n\n".join([*_head(stage, results), *_stage(stage), *_pilot(pilot, stage), *_rest()])
+    # A stage's own lines of the same arms and seeds stand before the pilot's.
+    every = [*stage, *pilot]
+    text = "\n\n".join([*_head(stage, results), *_stage(stage), *_pilot(every), *_cross_check(every), *_rest()])
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text + "\n")
 
@@ -46,7 +48,7 @@ def _head(stage: Sequence[Line], results: Path) -> list[str]:
     return [
         "# Does the agent learn more?",
         "SAC on short runs, with the same environment steps in each arm. The rules were fixed before any treatment: "
-        "[the protocol](../../benchmarks/learning/protocol.md). "
+        "[the protocol](learning_protocol.md). "
         "The page is rendered by `python -m benchmarks.learning --report`.",
         f"Stage A (choosing seeds 0 to 4). {state} {hours:.1f} core-hours so far"
         + (
@@ -155,9 +157,7 @@ def _costs(lines: Sequence[Line], stage: Stage) -> Rows:
     return rows
 
 
-def _pilot(pilot: Sequence[Line], stage: Sequence[Line]) -> list[str]:
-    # A stage's own lines of the same arms and seeds stand before the pilot's.
-    lines = [*stage, *pilot]
+def _pilot(lines: Sequence[Line]) -> list[str]:
     scores = scores_of(lines)
     rows = []
     for task in dict.fromkeys([*STAGES["a"].tasks, *STAGES["pilot"].tasks]):
@@ -178,6 +178,23 @@ def _pilot(pilot: Sequence[Line], stage: Sequence[Line]) -> list[str]:
         "control. Mean area ± standard deviation (seeds). By the protocol a task has headroom if the mean gain is at "
         "least the standard deviation of the paired gains, over at least three seeds.",
         _table(["task", "steps", "`utd1`", "control", "`oracle`", "mean gain", "gains by seed", "headroom"], rows),
+    ]
+
+
+def _cross_check(lines: Sequence[Line]) -> list[str]:
+    other = scores_of(lines, "sb3")
+    if not other:
+        return []
+    scores, arms = scores_of(lines), list(dict.fromkeys(arm for task in other.values() for arm in task))
+    rows = [
+        [TASKS[task].env, library, *_areas(found, task, arms)[1:]]
+        for task in other
+        for library, found in (("sbx", scores), ("Stable-Baselines3", other))
+    ]
+    return [
+        "## The same in Stable-Baselines3",
+        "Areas of its own SAC (the same settings, other code, other initial networks).",
+        _table(["task", "agent", *(f"`{arm}`" for arm in arms)], rows),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -76,9 +77,14 @@ def differences(
 
 
 def interval(table: NDArray[np.float64], resamples: int = RESAMPLES) -> tuple[float, float, float]:
-    """Interquartile mean of ``[seeds, tasks]`` and its 95 % interval, seeds drawn anew within each task."""
+    """Interquartile mean of ``[seeds, tasks]`` and its 95 % interval, seeds drawn anew within each task.
+
+    The ends are NaN where there is one seed, of which nothing can be drawn anew.
+    """
     from rliable import library, metrics
 
+    if len(table) == 1:
+        return float(metrics.aggregate_iqm(table)), math.nan, math.nan
     # rliable draws from NumPy's global stream.
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(0)  # noqa: NPY002

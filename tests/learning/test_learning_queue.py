@@ -107,12 +107,14 @@ def test_the_page_says_what_is_missing(tmp_path):
     path = tmp_path / STAGES["a"].file
     for arm, area in (("utd10", -400.0), ("oracle", -100.0), ("default", -250.0)):
         append(path, line("halfcheetah", arm, 0, area))
+    append(tmp_path / STAGES["pilot"].file, line("halfcheetah", "utd10", 0, -380.0) | {"agent": "sb3"})
     render(tmp_path, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     assert "**Partial: 3 of 120 runs are made.** 1.5 core-hours" in page
     # (-250 + 400) / (-100 + 400)
     assert "| `default` | control | 1 x 1 | 0.50 | one seed: none | 1.00 | too early |" in page
     assert "| HalfCheetah-v5 | 5,000 | - | -400 (1) | -100 (1) | 300 | 300 | open: 1 of 3 seeds |" in page
+    assert "| HalfCheetah-v5 | Stable-Baselines3 | -380 (1) |" in page
 
 
 @pytest.mark.slow

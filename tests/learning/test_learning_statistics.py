@@ -63,6 +63,14 @@ def test_the_interval_of_two_seeds_is_their_range():
     assert interval(np.array([[0.0], [1.0]]), 2_000) == (0.5, 0.0, 1.0)
 
 
+def test_one_seed_has_no_interval():
+    mean, low, high = interval(np.array([[0.0, 1.0, 2.0, 9.0]]))
+    assert mean == 1.5
+    assert np.isnan(low)
+    assert np.isnan(high)
+    assert Comparison(("run",), 1, mean, low, high, 0.5).verdict == "not shown"
+
+
 def test_seeds_are_drawn_within_a_task():
     # Drawn across tasks, the values of one would replace the other's.
     assert interval(np.array([[0.0, 1.0], [0.0, 1.0]]), 500) == (0.5, 0.5, 0.5)
