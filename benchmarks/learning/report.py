@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +77,7 @@ def _stage(lines: Sequence[Line]) -> list[str]:
 
 
 def _comparison(scores: Scores, tasks: Sequence[str], control: dict[str, str]) -> str:
-    best = {task: _best_real(scores, task, control[task]) for task in tasks}
+    best = {task: _best_real(scores[task]) for task in tasks if set(REAL_ONLY) <= scores.get(task, {}).keys()}
     opponents = {
         "control": control,
         "`bootstrap`": dict.fromkeys(tasks, "bootstrap"),
@@ -88,7 +88,7 @@ def _comparison(scores: Scores, tasks: Sequence[str], control: dict[str, str]) -
         for name, opponent in opponents.items():
             if arm == name.strip("`"):
                 continue
-            found = compare(scores, tasks, arm, opponent, control)
+            found = compare(scores, tuple(opponent), arm, opponent, control)
             if found is None:
                 rows.append([f"`{arm}`", name, "no pairs yet", "", "", "", ""])
             else:
@@ -108,9 +108,8 @@ def _comparison(scores: Scores, tasks: Sequence[str], control: dict[str, str]) -
     )
 
 
-def _best_real(scores: Scores, task: str, control: str) -> str:
-    means = {arm: float(np.mean(list(scores[task][arm].values()))) for arm in REAL_ONLY if arm in scores.get(task, {})}
-    return max(means, key=means.__getitem__) if means else control
+def _best_real(scores: Mapping[str, Mapping[int, float]]) -> str:
+    return max(REAL_ONLY, key=lambda arm: float(np.mean(list(scores[arm].values()))))
 
 
 def _areas(scores: Scores, task: str, arms: Sequence[str]) -> list[str]:

@@ -113,8 +113,25 @@ def test_the_page_says_what_is_missing(tmp_path):
     assert "**Partial: 3 of 120 runs are made.** 1.5 core-hours" in page
     # (-250 + 400) / (-100 + 400)
     assert "| `default` | control | 1 x 1 | 0.50 | one seed: none | 1.00 | too early |" in page
+    # Which real-only arm is best cannot be said before all have run.
+    assert "| `default` | best real-only arm | no pairs yet |" in page
     assert "| HalfCheetah-v5 | 5,000 | - | -400 (1) | -100 (1) | 300 | 300 | open: 1 of 3 seeds |" in page
     assert "| HalfCheetah-v5 | Stable-Baselines3 | -380 (1) |" in page
+
+
+def test_the_best_real_only_arm_is_that_of_the_highest_mean(tmp_path):
+    path = tmp_path / STAGES["a"].file
+    for arm, area in (
+        ("utd1", -200.0),
+        ("utd10", -400.0),
+        ("utd20-delay", -300.0),
+        ("oracle", 0.0),
+        ("default", -100.0),
+    ):
+        append(path, line("halfcheetah", arm, 0, area))
+    render(tmp_path, tmp_path / "page.md")
+    # (-100 + 200) / (0 + 400)
+    assert "| `default` | best real-only arm | 1 x 1 | 0.25 |" in (tmp_path / "page.md").read_text()
 
 
 @pytest.mark.slow
