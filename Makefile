@@ -61,6 +61,8 @@ bench-smoke: $(VENV)/.installed
 	$(BIN)/python examples/offline_upsampling.py --toy --seeds 1 --arms full subset synther --learners iql --cache build/bench/offline_upsampling \
 		--out build/bench/offline_upsampling.jsonl
 	$(BIN)/python examples/offline_upsampling.py --out build/bench/offline_upsampling.jsonl --report build/bench
+	rm -f build/bench/learning.jsonl
+	$(BIN)/python -m benchmarks.learning --toy --out build/bench/learning.jsonl
 
 # Many hours. The data are files of examples/collect.py, REPLAY of so many steps and OFFLINE up to a return; the comparison
 # with the published code runs where SOURCE is a clone of it.
@@ -81,6 +83,8 @@ bench: $(VENV)/.installed
 	$(BIN)/python examples/offline_upsampling.py --data $(OFFLINE)
 	$(BIN)/python examples/offline_upsampling.py --report
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m benchmarks.learning --prepare
+	$(BIN)/python -m benchmarks.learning --stage a --report
 
 # What has to travel to a machine with a GPU and no network, and the command to run there.
 gpu: $(VENV)/.installed
