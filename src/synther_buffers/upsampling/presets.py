@@ -123,7 +123,7 @@ _CPU = UpsamplerConfig(
 )
 
 # The same with a net of as many weights as the paper's, and a learning rate as much smaller as the net is wider. Chosen
-# by argument, not yet by measurement on a GPU.
+# by argument; its speed is measured (docs/results/gpu.md), its fidelity is not.
 _GPU = replace(
     _CPU,
     network=NetworkConfig(width=640, depth=6, embedding_dim=256, activation="swiglu"),
