@@ -44,7 +44,7 @@ wheel: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -n -W --keep-going -q docs build/docs
 
-check: test lint types imports wheel bench-smoke
+check: test lint types imports wheel docs bench-smoke
 
 bench-smoke: $(VENV)/.installed
 	$(BIN)/python benchmarks/import_time.py --toy --out build/bench/import_time.json

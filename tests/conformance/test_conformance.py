@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -13,9 +15,10 @@ import pytest
 import torch
 from batches import synthetic_places
 from gymnasium import spaces
-from toys import SPEC, TINY, fails_at, global_state
+from toys import SPEC, TINY, equal, fails_at, global_state
 
 from synther_buffers import FitReport
+from synther_buffers.replay.refresh import run_refresh
 from synther_buffers.upsampling.diffusion_upsampler import DiffusionUpsampler
 
 OBSERVATION, ACTION = spaces.Box(-np.inf, np.inf, (2,), np.float32), spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -328,6 +331,28 @@ def test_6_same_seed_same_batches(adapter, upsampler):
     assert_same(batches[0], batches[1])
     synthetic = synthetic_places(64)
     assert not np.array_equal(batches[0]["observation"][synthetic], batches[2]["observation"][synthetic])
+
+
+@pytest.mark.slow
+def test_6_a_refresh_gives_the_same_bits_in_another_process(adapter):
+    if adapter.variant:
+        pytest.skip("the first buffer of the framework does it")
+    buffer = make(adapter, upsampler=TINY, num_synthetic=2_500)
+    fill(adapter, [buffer], 0, 150)
+    replay = adapter.synthetic(buffer)
+    adapter.sample(buffer, 8)
+    fill(adapter, [buffer], 150, 280)
+    holder = buffer if hasattr(buffer, "real_transitions") else buffer.storage
+    job = replay.prepare_refresh(holder.real_transitions(), holder.row_order())
+    here = run_refresh(job)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        there = pool.submit(run_refresh, pickle.loads(pickle.dumps(job))).result()
+    assert here.report.fit.warm == there.report.fit.warm
+    assert equal(here.rows, there.rows)
+    assert replay.num_refreshes == 1  # a job changes nothing by itself
+    replay.commit(there)
+    assert replay.num_refreshes == 2
+    assert equal(replay.rows, here.rows)
 
 
 # -- invariant 7: copies, pickles, restarts ----------------------------------------------------------------------------
