@@ -42,7 +42,7 @@ def _head(stage: Sequence[Line], results: Path) -> list[str]:
     state = "**Complete.**" if not left else f"**Partial: {len(wanted) - left} of {len(wanted)} runs are made.**"
     hours = sum(line["cpu_seconds"] for line in stage) / 3600
     continued = (
-        "These runs continue it where it stopped:\n\n```\npython -m benchmarks.learning --prepare\n"
+        "These runs continue it where it stopped:\n\n```text\npython -m benchmarks.learning --prepare\n"
         "python -m benchmarks.learning --stage a --jobs 1\npython -m benchmarks.learning --report\n```"
     )
     return [

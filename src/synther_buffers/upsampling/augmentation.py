@@ -110,7 +110,7 @@ class Bootstrap:
             raise RuntimeError("this augmentation has not been fitted yet: call fit(transitions) first.")
         if num_samples < 0:
             raise ValueError(f"num_samples is {num_samples}; it must be at least 0.")
-        draws = generator(derive_seed(self.seed, "augmentation", self._num_fits, self._num_draws), self.device)
+        draws = generator(derive_seed(self.seed, "", self._num_fits, self._num_draws), self.device)
         self._num_draws += 1
         drawn = self._rows[torch.randint(len(self._rows), (num_samples,), generator=draws, device=self.device)]
         self._perturb(drawn.flat(), draws)
