@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import RESULTS, machine
+from measuring import RESULTS, machine, use_settings
 from replay_data import ReplayData
 
 from synther_buffers import PRESETS, DiffusionUpsampler, SamplerConfig, UpsamplerConfig
@@ -117,8 +117,8 @@ def fitted(data: ReplayData, name: str, entry: Entry, seed: int, models: Path) -
     costs = path.with_suffix(".json")
     if costs.exists():
         kept = DiffusionUpsampler.load(path, spec=data.spec, device="cpu")
-        if replace(kept.config, sampler=config.sampler) == config:
-            kept.config = config
+        if replace(kept.settings, sampler=config.sampler) == config:
+            use_settings(kept, config)
             return kept, json.loads(costs.read_text())
     upsampler = DiffusionUpsampler(data.spec, config, "cpu", seed)
     for num_rows in range(ROWS_PER_REFRESH, len(data.rows), ROWS_PER_REFRESH) if entry.warm else ():
@@ -149,7 +149,7 @@ def measure(
     train, held_out = data.split()
     upsampler, spent = fitted(data, name, entry, seed, models)
     for solver, sampler in solvers.items():
-        upsampler.config = replace(config, sampler=sampler)
+        use_settings(upsampler, replace(config, sampler=sampler))
         start = time.perf_counter()
         synthetic = upsampler.sample(num_samples)
         seconds = time.perf_counter() - start

@@ -46,7 +46,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from measuring import alternate, denoiser_of, machine, write
+from measuring import alternate, denoiser_of, machine, use_settings, write
 from torch import Tensor
 
 from synther_buffers import PRESETS, DiffusionUpsampler, Transitions, TransitionSpec, UpsamplerConfig
@@ -271,7 +271,7 @@ def our_upsampler(rows: Tensor, config: UpsamplerConfig, device: torch.device) -
     short = replace(config, train_steps=1, terminal_steps=1, sampler=one_level)
     upsampler = DiffusionUpsampler(spec, short, device)
     upsampler.fit(transitions)
-    upsampler.config = config
+    use_settings(upsampler, config)
     return upsampler
 
 

@@ -34,7 +34,7 @@ import gymnasium as gym
 import numpy as np
 import psutil
 import torch
-from measuring import eager_step_seconds, machine, matmul_speed, write
+from measuring import eager_step_seconds, machine, matmul_speed, use_settings, write
 
 from synther_buffers import PRESETS, DiffusionUpsampler, Transitions, TransitionSpec, UpsamplerConfig
 from synther_buffers.datasets import open_dataset
@@ -186,9 +186,9 @@ def paper_refresh(
     )
     upsampler = DiffusionUpsampler(spec, cheap_to_fit(paper, 1), device)
     upsampler.fit(rows)
-    upsampler.config = paper
+    use_settings(upsampler, paper)
     sample_seconds(upsampler, num_samples // 10)  # warms up
-    tensors = upsampler.state_dict()["denoiser"]
+    tensors = upsampler.state_dict()["model"]["denoiser"]
     # Sampling embeds a noise level once for all rows; a floor must not count more than is done.
     weights = sum(tensor.numel() for name, tensor in tensors.items() if tensor.dim() == 2 and "noise" not in name)
     nfe = paper.sampler.solver.num_function_evaluations
