@@ -14,7 +14,7 @@ import torch
 
 from synther_buffers import Transitions, TransitionSpec
 from synther_buffers.datasets import open_dataset
-from synther_buffers.simulators import MujocoSimulator
+from synther_buffers.evaluation.simulators import MujocoSimulator
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from synther_buffers import SyntheticReplay, UpsamplerConfig
-from synther_buffers.config import resolve_config, resolve_device
+from synther_buffers.upsampling.presets import resolve_config, resolve_device
 
 COLOURS = {"with synthetic": "#0072B2", "without": "#D55E00"}  # colour-blind safe (Okabe and Ito)
 STYLES = {"with synthetic": "-", "without": "--"}

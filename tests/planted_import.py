@@ -12,12 +12,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PLANTED = {
     "src/synther_buffers/version.py": "",  # nothing forbidden: the contracts hold
-    "src/synther_buffers/diffusion/loss.py": "from synther_buffers import transitions",
-    "src/synther_buffers/replay.py": "import stable_baselines3",
-    "src/synther_buffers/holdout.py": "import tensordict",
-    "src/synther_buffers/upsampler.py": "import tianshou",
-    "src/synther_buffers/reports.py": "from synther_buffers import torchrl",
-    "src/synther_buffers/codec.py": "from synther_buffers import upsampler",
+    "src/synther_buffers/diffusion/edm.py": "from synther_buffers import transitions",
+    "src/synther_buffers/replay/synthetic_replay.py": "import stable_baselines3",
+    "src/synther_buffers/replay/holdout.py": "import tensordict",
+    "src/synther_buffers/upsampling/diffusion_upsampler.py": "import tianshou",
+    "src/synther_buffers/replay/reports.py": "from synther_buffers import torchrl",
+    "src/synther_buffers/transitions/codec.py": "from synther_buffers import upsampling",
 }
 
 

@@ -6,8 +6,8 @@ import logging
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from ..replay import SyntheticReplay
-from ..reports import RefreshReport
+from ..replay.reports import RefreshReport
+from ..replay.synthetic_replay import SyntheticReplay
 
 logger = logging.getLogger(__name__)
 

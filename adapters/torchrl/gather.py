@@ -1,15 +1,15 @@
-"""One batch out of two stores: real rows of the storage, then synthetic rows, leaf by leaf into new memory."""
+"""One batch out of two stores: real rows of the storage and synthetic rows, interleaved, leaf by leaf."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from ..replay.interleaving import batch_order, batch_order_on, gather
 from .layout import Key
 
 
@@ -46,7 +46,7 @@ class Gatherer:
         Args:
             read_at: ``[N]`` places in the storage, or one such tensor for each of its dimensions. The last
                 ``len(rows)`` only give what synthetic rows do not fill by themselves.
-            rows: rows of the synthetic set, for the end of the batch.
+            rows: rows of the synthetic set. In the batch they lie between the real ones.
         """
         at = read_at if isinstance(read_at, Tensor) else _flat(read_at, self._shape)
         first = len(at) - len(rows)
@@ -63,30 +63,25 @@ class Gatherer:
         return TensorDict(nested, [len(at)], device=self._device)
 
     def _from_arrays(self, at: Any, rows: Any, first: int) -> Iterable[tuple[Key, Tensor]]:
+        order = batch_order(first, len(rows))
         for key, leaf, filling in self._tensors:
             # Not kept: a tensor's memory moves when it is shared with a worker process.
             stored = leaf.numpy()
             if filling is None:
-                yield key, torch.from_numpy(stored.take(at, 0))
+                yield key, torch.from_numpy(stored.take(at[order], 0))
                 continue
-            out = np.empty((len(at), *stored.shape[1:]), stored.dtype)
-            # Every index is in range: "clip" only spares a copy of `out`.
-            stored.take(at[:first], 0, out[:first], "clip")
-            if len(filling) == 1:
-                out[first:] = filling.numpy()
-            else:
-                filling.numpy().take(rows, 0, out[first:], "clip")
-            yield key, torch.from_numpy(out)
+            yield key, torch.from_numpy(gather(stored, at[:first], filling.numpy(), rows))
 
     def _from_tensors(self, at: Tensor, rows: Tensor, first: int) -> Iterable[tuple[Key, Tensor]]:
+        order = batch_order_on(first, len(rows), rows.device)
         for key, stored, synthetic in self._tensors:
             if synthetic is None:
-                yield key, stored.index_select(0, at)
+                yield key, stored.index_select(0, at[order])
                 continue
-            out = stored.new_empty((len(at), *stored.shape[1:]))
-            torch.index_select(stored, 0, at[:first], out=out[:first])
-            torch.index_select(synthetic, 0, rows, out=out[first:])
-            yield key, out
+            both = stored.new_empty((len(at), *stored.shape[1:]))
+            torch.index_select(stored, 0, at[:first], out=both[:first])
+            torch.index_select(synthetic, 0, rows, out=both[first:])
+            yield key, both.index_select(0, order)
 
 
 def leaves_of(stored: TensorDictBase) -> Iterator[tuple[Key, Any]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchrl.data import PrioritizedSampler
 
+from ..replay.interleaving import batch_order_on
 from .addresses import is_synthetic
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class SynthERPrioritizedSampler(PrioritizedSampler):  # type: ignore[misc]  # To
     """
 
     def sample(self, storage: SynthERStorageMixin, batch_size: int) -> tuple[Any, dict[str, Any]]:
-        """Addresses of a batch, real rows first, and ``priority_weight`` ``[N]``."""
+        """Addresses of a batch, real and synthetic rows interleaved, and ``priority_weight`` ``[N]``."""
         if not hasattr(storage, "split_batch"):
             return super().sample(storage, batch_size)
         num_real, num_synthetic = storage.split_batch(batch_size)
@@ -36,7 +37,8 @@ class SynthERPrioritizedSampler(PrioritizedSampler):  # type: ignore[misc]  # To
         # The trees cannot be asked for no row at all, and give no dimension to the weight of a single one.
         index, info = super().sample(storage, max(num_real, 1))
         weight = info["priority_weight"].reshape(-1)[:num_real]
-        info["priority_weight"] = torch.cat((weight, self._uniform_weight(storage, weight).expand(num_synthetic)))
+        weight = torch.cat((weight, self._uniform_weight(storage, weight).expand(num_synthetic)))
+        info["priority_weight"] = weight[batch_order_on(num_real, num_synthetic, weight.device)]
         index = tuple(part[:num_real] for part in index) if isinstance(index, tuple) else index[:num_real]
         return storage.add_synthetic(index, num_synthetic), info
 

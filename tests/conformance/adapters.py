@@ -73,7 +73,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def sample(self, buffer: Any, batch_size: int) -> Rows:
-        """A batch as the framework gives it, real rows first; ``terminated`` is what stops bootstrapping."""
+        """A batch as the framework gives it; ``terminated`` is what stops bootstrapping."""
 
     @abstractmethod
     def raw_sample(self, buffer: Any, batch_size: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from batches import real_places, synthetic_places
 from gymnasium import spaces
 from sb3_contrib import QRDQN, TQC, CrossQ
 from sb3_helpers import (
@@ -82,7 +83,7 @@ def test_a_refresh_does_not_move_the_agents_randomness():
         model.learn(150)
         buffer = model.replay_buffer
         if buffer.synthetic.refresh_due:
-            buffer.synthetic.refresh(buffer._real_transitions(), buffer._row_order())
+            buffer.synthetic.refresh(buffer.real_transitions(), buffer.row_order())
         drawn.append((torch.rand(3).tolist(), np.random.random(3).tolist(), model.action_space.sample().tolist()))
     assert buffer.synthetic.num_refreshes == 1
     assert drawn[0] == drawn[1]
@@ -153,7 +154,8 @@ def test_dict_observations_with_vec_normalize_and_the_diffusion_model():
     assert buffer.synthetic.num_refreshes == 1
     assert buffer.synthetic.rows.observation["position"].min() >= 100
     assert buffer.synthetic.rows.observation["position"].max() <= 200
-    position, mode = batches[-1].observations["position"][16:], batches[-1].observations["mode"][16:]
+    places, last = synthetic_places(32), batches[-1].observations
+    position, mode = last["position"][places], last["mode"][places]
     assert position.abs().max() < 5
     assert set(mode.flatten().tolist()) <= {0, 1, 2}
     assert torch.isfinite(parameters(model)).all()
@@ -169,7 +171,8 @@ def test_vec_normalize_stores_raw_and_trains_on_normalised_rows():
         assert stored.min() >= 100
         assert stored.max() <= 200
         assert stored.std() > 20
-    real, synthetic = batches[-1].observations[:100], batches[-1].observations[100:]
+    observations = batches[-1].observations
+    real, synthetic = observations[real_places(200)], observations[synthetic_places(200)]
     for part in (real, synthetic):
         assert part.mean().abs() < 0.2
         assert 0.8 < part.std() < 1.2
@@ -197,7 +200,7 @@ def test_synthetic_actions_of_dqn_are_columns_of_whole_numbers():
     actions = batches[-1].actions
     assert (actions.dtype, actions.shape) == (torch.int64, (32, 1))
     assert set(model.replay_buffer.synthetic.rows.action.tolist()) == {0, 1}
-    assert set(actions[16:].flatten().tolist()) <= {0, 1}
+    assert set(actions[synthetic_places(32)].flatten().tolist()) <= {0, 1}
 
 
 @pytest.mark.parametrize("truncate", [False, True])
@@ -231,7 +234,7 @@ def test_synthetic_terminals_come_at_the_datas_rate():
     buffer = model.replay_buffer
     terminated = buffer.synthetic.rows.terminated
     assert terminated.dtype == torch.bool
-    learned = buffer.synthetic.upsampler._terminals.rate
+    learned = buffer.synthetic.upsampler.model.terminals.rate
     assert 0.01 < learned < 0.2
     assert float(terminated.double().mean()) == pytest.approx(learned, abs=0.002)
 

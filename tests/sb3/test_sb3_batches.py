@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from batches import mask, real_places, synthetic_places
 from gymnasium import spaces
 from sb3_helpers import (
     MARK,
@@ -54,11 +55,18 @@ def test_a_batch_has_its_share_of_synthetic_rows(batch_size, fraction, num_synth
         assert num_marked(batch) == num_synthetic
 
 
-def test_real_rows_come_first():
-    buffer = make_buffer(SynthERBuffer)
-    count_into(buffer, 0, 120)
-    rewards = buffer.sample(33).rewards.flatten().tolist()
-    assert rewards == [1.0] * 17 + [MARK] * 16
+@pytest.mark.parametrize("case", ["vector", "dict", "n-step"])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_every_slice_of_a_batch_is_a_fair_mix(case, normalized):
+    """Some clients sample for many updates at once and cut the batch."""
+    _, ours = filled_pair(case)
+    env = None
+    if normalized:
+        keys = ["position"] if case == "dict" else None
+        spaces_of = ours.observation_space, ours.action_space
+        env = VecNormalize(vec(RandomEnv, *spaces_of), norm_reward=False, norm_obs_keys=keys)
+    for cut in ours.sample(32 * 20, env=env).rewards.flatten().split(32):
+        assert 10 <= int((cut == MARK).sum()) <= 22
 
 
 def test_rows_of_a_batch_belong_together():
@@ -70,8 +78,8 @@ def test_rows_of_a_batch_belong_together():
     # Steps 9 and 29 terminated; step 19 was only cut off.
     steps = batch.observations.flatten() % 1_000
     assert set(steps[batch.dones.flatten() == 1].tolist()) == {9.0, 29.0}
-    assert 19.0 in steps[:150]
-    assert 19.0 in steps[150:]
+    assert 19.0 in steps[real_places(300)]
+    assert 19.0 in steps[synthetic_places(300)]
 
 
 @pytest.mark.parametrize("num_steps", [119, 120])
@@ -98,7 +106,7 @@ def test_each_refresh_replaces_the_rows_that_batches_are_drawn_from(cls):
     for number in (1, 2, 3):
         count_into(buffer, 0, 120)
         for _ in range(2):
-            assert buffer.sample(4).rewards[2:].flatten().tolist() == [-number, -number]
+            assert buffer.sample(4).rewards[synthetic_places(4)].flatten().tolist() == [-number, -number]
 
 
 def test_start_after_moves_only_the_first_refresh():
@@ -125,7 +133,7 @@ def test_the_real_rows_are_those_the_plain_buffer_would_give(case, n_envs):
     np.random.seed(5)
     batch = ours.sample(33)
     np.random.seed(5)
-    assert_same(batch, plain.sample(17), rows=slice(17))
+    assert_same(batch, plain.sample(17), rows=real_places(33))
     assert type(batch) is type(plain.sample(1))
 
 
@@ -136,7 +144,7 @@ def test_synthetic_rows_look_like_real_ones(case):
     assert ours.synthetic.num_refreshes == 1
     everything = flat_batch(plain._get_samples(np.arange(150).repeat(20)))
     for name, tensor in real.items():
-        synthetic = batch[name][20:]
+        synthetic = batch[name][synthetic_places(len(batch[name]))]
         assert (synthetic.shape, synthetic.dtype, synthetic.device) == (tensor.shape, tensor.dtype, tensor.device)
         # `Bootstrap` only repeats real rows.
         stored = {tuple(row) for row in everything[name].reshape(len(everything[name]), -1).tolist()}
@@ -157,7 +165,7 @@ def test_the_diffusion_model_gives_legal_rows(case):
     _, ours = filled_pair(case, upsampler=TINY)
     batch = flat_batch(ours.sample(400))
     assert ours.synthetic.num_refreshes == 1
-    batch = {name: tensor[200:] for name, tensor in batch.items()}
+    batch = {name: tensor[synthetic_places(len(tensor))] for name, tensor in batch.items()}
     assert all(bool(torch.isfinite(tensor).all()) for tensor in batch.values())
     assert set(batch["dones"].flatten().tolist()) <= {0.0, 1.0}
     for side in ("observations", "next_observations"):
@@ -212,7 +220,7 @@ def test_fraction_0_takes_any_buffer_size():
 def test_real_rows_before_the_ring_is_full():
     buffer = make_buffer(SynthERBuffer, size=400)
     count_into(buffer, 0, 130)
-    real, order = buffer._real_transitions(), buffer._row_order()
+    real, order = buffer.real_transitions(), buffer.row_order()
     assert real.observation.flatten().tolist() == list(range(130))
     assert order.write_index.tolist() == list(range(130))
     assert order.stream.tolist() == [0] * 130
@@ -221,7 +229,7 @@ def test_real_rows_before_the_ring_is_full():
 def test_a_wrapped_ring_gives_all_its_rows_in_their_order():
     buffer = make_buffer(SynthERBuffer, size=200)
     count_into(buffer, 0, 250, ends=[59, 240])
-    real, order = buffer._real_transitions(), buffer._row_order()
+    real, order = buffer.real_transitions(), buffer.row_order()
     # Slots 0 to 49 were written again with 200 to 249.
     assert real.observation.flatten().tolist() == [*range(200, 250), *range(50, 200)]
     assert order.write_index.tolist() == [*range(200, 250), *range(50, 200)]
@@ -236,7 +244,7 @@ def test_rows_of_all_environments(num_steps):
     # 200 // 3 = 66 slots of 3 rows.
     steps = range(max(num_steps - 66, 0), num_steps)
     expected = sorted(1_000.0 * env + step for env in range(3) for step in steps)
-    real, order = buffer._real_transitions(), buffer._row_order()
+    real, order = buffer.real_transitions(), buffer.row_order()
     assert sorted(real.observation.flatten().tolist()) == expected
     assert (1_000 * order.stream + order.write_index).tolist() == real.observation.flatten().tolist()
     ends = {(int(stream), int(write)) for stream, write in zip(
@@ -262,15 +270,15 @@ def test_the_upsampler_sees_each_row_once_but_the_held_out_ones(num_steps):
 def test_a_time_limit_is_not_learned_as_a_terminal():
     buffer = make_buffer(SynthERBuffer)
     count_into(buffer, 0, 40, ends=[9], timeouts=[19, 29])
-    real = buffer._real_transitions()
+    real = buffer.real_transitions()
     assert torch.nonzero(real.terminated).flatten().tolist() == [9]
-    assert np.flatnonzero(buffer._row_order().episode_end).tolist() == [9, 19, 29]
+    assert np.flatnonzero(buffer.row_order().episode_end).tolist() == [9, 19, 29]
 
 
 def test_without_timeout_handling_every_end_is_a_terminal():
     buffer = make_buffer(SynthERBuffer, handle_timeout_termination=False)
     count_into(buffer, 0, 130, ends=[9], timeouts=[19])
-    assert torch.nonzero(buffer._real_transitions().terminated).flatten().tolist() == [9, 19]
+    assert torch.nonzero(buffer.real_transitions().terminated).flatten().tolist() == [9, 19]
     batch = buffer.sample(600)
     assert set(batch.observations[:300][batch.dones[:300] == 1].tolist()) == {9.0, 19.0}
 
@@ -334,7 +342,7 @@ def test_building_and_refreshing_touch_no_global_random_stream(cls):
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     buffer = make_buffer(cls, upsampler=TINY)
     count_into(buffer, 0, 130, ends=[9, 19, 29])
-    buffer.synthetic.refresh(buffer._real_transitions(), buffer._row_order())
+    buffer.synthetic.refresh(buffer.real_transitions(), buffer.row_order())
     assert buffer.synthetic.num_refreshes == 1
     assert random_states() == before
     assert (threads, precision) == (torch.get_num_threads(), torch.get_float32_matmul_precision())
@@ -436,14 +444,14 @@ def test_vec_normalize_applies_to_synthetic_rows_as_to_real_ones(dtype):
     np.random.seed(2)
     batch = ours.sample(400, env=env)
     np.random.seed(2)
-    assert_same(batch, plain.sample(200, env=env), rows=slice(200))
+    assert_same(batch, plain.sample(200, env=env), rows=real_places(400))
     # Observations i were stored raw, (i - 100) / 20 is what the algorithm gets; rewards are divided by 2.
     raw = batch.observations * 20 + 100
     torch.testing.assert_close(raw, raw.round(), atol=1e-4, rtol=0)
     assert raw.min() >= 0
     assert raw.max() <= 129
     torch.testing.assert_close(batch.next_observations - batch.observations, torch.full((400, 1), 1 / 20))
-    assert batch.rewards.flatten().tolist() == [0.5] * 200 + [MARK / 2] * 200
+    assert batch.rewards.flatten().tolist() == np.where(mask(400), MARK / 2, 0.5).tolist()
     assert ours.synthetic.rows.observation.max() > 100
     assert set(ours.synthetic.rows.reward.tolist()) == {MARK}
 
@@ -453,7 +461,7 @@ def test_vec_normalize_clips_synthetic_rewards_as_real_ones():
     buffer = make_buffer(SynthERBuffer)
     count_into(buffer, 0, 130)
     # -7 / 2 is beyond the clip.
-    assert buffer.sample(4, env=env).rewards.flatten().tolist() == [0.5, 0.5, -2.0, -2.0]
+    assert buffer.sample(4, env=env).rewards.flatten().tolist() == np.where(mask(4), -2.0, 0.5).tolist()
 
 
 def test_vec_normalize_without_observations_or_rewards():
@@ -463,7 +471,7 @@ def test_vec_normalize_without_observations_or_rewards():
     count_into(buffer, 0, 130)
     batch = buffer.sample(40, env=env)
     assert set(batch.observations.flatten().tolist()) <= set(range(130))
-    assert batch.rewards.flatten().tolist() == [1.0] * 20 + [MARK] * 20
+    assert batch.rewards.flatten().tolist() == np.where(mask(40), MARK, 1.0).tolist()
 
 
 def test_vec_normalize_of_some_keys_of_a_dict():
@@ -475,10 +483,11 @@ def test_vec_normalize_of_some_keys_of_a_dict():
     np.random.seed(2)
     batch = ours.sample(200, env=env)
     np.random.seed(2)
-    assert_same(batch, plain.sample(100, env=env), rows=slice(100))
-    position, mode = batch.observations["position"][100:], batch.observations["mode"][100:]
+    assert_same(batch, plain.sample(100, env=env), rows=real_places(200))
+    places = synthetic_places(200)
+    position, mode = batch.observations["position"][places], batch.observations["mode"][places]
     stored = torch.as_tensor((plain.observations["position"][:130] - 100) / 20).flatten()
     assert (position - stored).abs().amin(1).max() < 1e-5
     assert mode.dtype == torch.int64
     assert set(mode.flatten().tolist()) == {0, 1, 2}
-    assert set(batch.rewards[100:].flatten().tolist()) == {MARK / 2}
+    assert set(batch.rewards[places].flatten().tolist()) == {MARK / 2}

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from batches import real_places, synthetic_places
 from sb3_helpers import (
     MARK,
     PLAIN,
@@ -21,7 +22,7 @@ from sb3_helpers import (
 from stable_baselines3 import SAC
 from synther_buffers.sb3 import SynthERBuffer
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = pytest.mark.cuda
 
 
 @pytest.mark.parametrize("case", ["vector", "float64", "discrete", "dict", "n-step"])
@@ -37,8 +38,8 @@ def test_batches_lie_on_the_gpu(case):
     for name, tensor in flat_batch(plain.sample(17)).items():
         assert batch[name].device.type == "cuda"
         assert (batch[name].dtype, batch[name].shape) == (tensor.dtype, (33, *tensor.shape[1:]))
-        assert torch.equal(batch[name][:17], tensor)
-    assert (batch["rewards"][17:] == MARK).all()
+        assert torch.equal(batch[name][real_places(33)], tensor)
+    assert (batch["rewards"][synthetic_places(33)] == MARK).all()
 
 
 def test_an_agent_trains_on_the_gpu_and_its_buffer_moves_to_the_cpu(tmp_path):

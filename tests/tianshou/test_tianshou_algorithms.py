@@ -1,9 +1,12 @@
 """Tianshou's algorithms train through Collector and OffPolicyTrainer, on batches of which half is synthetic."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from batches import synthetic_places
 from gymnasium import spaces
 from synther_buffers.tianshou import SynthERPrioritizedReplayBuffer, SynthERReplayBuffer
 from tianshou.data import Batch, Collector
@@ -76,19 +79,20 @@ def test_a_real_diffusion_model_leaves_the_agents_randomness_alone():
     for buffer in (make_buffer(upsampler=TINY, seed=None, num_synthetic=200, start_after=260), make_plain()):
         agents.append(parameters(train(sac, buffer, CounterEnv, num_steps=240)[0]))
         if isinstance(buffer, SynthERReplayBuffer):
-            buffer.synthetic.refresh(buffer._real_transitions, buffer._row_order)
+            buffer.synthetic.refresh(buffer.real_transitions, buffer.row_order)
             assert buffer.synthetic.num_refreshes == 1
     assert torch.equal(*agents)
 
 
 def test_pendulum_with_the_diffusion_model():
-    buffer = make_buffer(size=1_000, upsampler=TINY, num_synthetic=300, retrain_every=200)
+    trained = replace(TINY, train_steps=1_500, warm_steps=1_500)
+    buffer = make_buffer(size=1_000, upsampler=trained, num_synthetic=300, retrain_every=200)
     algorithm, indices = train(sac, buffer, lambda: gym.make("Pendulum-v1"), num_steps=460)
     assert buffer.synthetic.num_refreshes == 2
     assert set(num_synthetic(buffer, indices)) == {0, 16}
     assert torch.isfinite(parameters(algorithm)).all()
     batch, _ = buffer.sample(200)
-    synthetic = batch[100:]
+    synthetic = batch[synthetic_places(200)]
     # A random action is stored as it was before Tianshou scaled it to the torque of 2.
     assert np.abs(synthetic.act).max() <= np.abs(buffer[:].act).max() <= 1.0 + 1e-6
     assert not synthetic.terminated.any()  # Pendulum has time limits alone
@@ -108,13 +112,14 @@ def test_dict_observations_and_multi_discrete_actions_through_a_collector():
     collector.reset()
     collector.collect(n_step=200, random=True)
     batch, index = buffer.sample(40)
+    synthetic = index >= 400
+    assert synthetic.sum() == 20
     assert isinstance(batch.obs, Batch)
     assert batch.obs.near.shape == (40, 2)
     assert batch.obs.mode.dtype == buffer[:].obs.mode.dtype
-    assert all(env.action_space.contains(action) for action in batch.act[20:])
-    assert all(space.contains({"near": row.near, "mode": row.mode}) for row in batch.obs_next[20:])
-    assert (batch.rew[20:] == MARK).all()
-    assert (index[20:] >= 400).all()
+    assert all(env.action_space.contains(action) for action in batch.act[synthetic])
+    assert all(space.contains({"near": row.near, "mode": row.mode}) for row in batch.obs_next[synthetic])
+    assert (batch.rew[synthetic] == MARK).all()
 
 
 def test_the_high_level_api_takes_the_buffer_through_a_collector_factory(tmp_path):

@@ -43,7 +43,8 @@ def test_real_rows_have_the_plain_buffers_returns(cls, n_step):
     indices = plain.sample_indices(0)
     wanted = returns(plain, indices, n_step)
     np.testing.assert_array_equal(returns(ours, indices, n_step), wanted)
-    np.testing.assert_array_equal(returns(ours, mixed, n_step)[:32], returns(plain, mixed[:32], n_step))
+    real = mixed < 160
+    np.testing.assert_array_equal(returns(ours, mixed, n_step)[real], returns(plain, mixed[real], n_step))
 
 
 def test_three_step_returns_worked_out_by_hand():

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 import torch
+from batches import real_places, synthetic_places
 from synther_buffers.tianshou import SynthERPrioritizedReplayBuffer
 from tianshou_helpers import MARK, count_into, make_buffer, make_plain, refreshed
 
@@ -40,8 +41,8 @@ def test_real_rows_are_drawn_by_priority_and_are_never_synthetic():
     buffer.update_weight(buffer.sample_indices(0), np.full(150, 1e-9))
     buffer.update_weight(np.array([7]), np.array([1e3]))
     index = buffer.sample_indices(64)
-    assert set(index[:32]) == {7}
-    assert (index[32:] >= 400).all()
+    assert set(index[real_places(64)]) == {7}
+    assert (index[synthetic_places(64)] >= 400).all()
 
 
 def test_a_synthetic_row_weighs_as_much_as_a_real_one_of_mean_priority():
@@ -102,6 +103,7 @@ def test_after_a_reset_the_old_rows_have_no_priorities():
     assert buffer.weight.reduce() == 0.0
     count_into(buffer, 0, 65)
     batch, index = buffer.sample(40)
-    assert (index[:20] < 400).all()
-    assert (index[:20] % 200 < 65).all()
+    real = index[real_places(40)]
+    assert (real < 400).all()
+    assert (real % 200 < 65).all()
     np.testing.assert_allclose(batch.weight, 1.0)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from batches import mask
 from synther_buffers.torchrl import SynthERMemmapStorage, SynthERStorage, is_synthetic
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, ReplayBuffer, TensorDictReplayBuffer
@@ -149,7 +150,7 @@ def test_real_rows_are_drawn_as_the_plain_storage_draws_them():
     torch.manual_seed(7)
     theirs = plain.sample(16)
     assert torch.equal(after, torch.get_rng_state())
-    assert_same(mine[:16], theirs)
+    assert_same(real_of(mine), theirs)
 
 
 def test_slices_length_and_stats_know_real_rows_only():
@@ -175,10 +176,11 @@ def test_an_old_index_gives_the_same_rows_again():
     # In any order, and mixed with places counted from the end.
     order = torch.randperm(32)
     assert torch.equal(buffer.storage.get(batch["index"][order])["observation"], batch["observation"][order])
-    last = torch.cat((torch.tensor([-1]), batch["index"][-2:]))
+    synthetic = synthetic_of(batch)["index"]
+    last = torch.cat((torch.tensor([-1]), synthetic[-2:]))
     assert buffer.storage.get(last)["next", "reward"].flatten().tolist() == [1, MARK, MARK]
-    assert float(buffer.storage.get(int(batch["index"][-1]))["next", "reward"]) == MARK
-    assert buffer.storage.get(np.array(batch["index"][-1:]))["next", "reward"].tolist() == [[MARK]]
+    assert float(buffer.storage.get(int(synthetic[-1]))["next", "reward"]) == MARK
+    assert buffer.storage.get(np.array(synthetic[-1:]))["next", "reward"].tolist() == [[MARK]]
     with pytest.raises(IndexError, match="names synthetic rows that a refresh has replaced"):
         buffer.storage.get(torch.tensor([-(2**40) - 90]))
 
@@ -457,11 +459,19 @@ def test_a_storage_of_two_dimensions():
     assert set((learned // 1000).tolist()) == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize("ndim", [1, 2])
+def test_every_slice_of_a_batch_is_a_fair_mix(ndim):
+    buffer = make_buffer(ndim=ndim)
+    buffer.extend(rows(160) if ndim == 1 else rows(160).reshape(4, 40))
+    for cut in buffer.sample(32 * 20).split(32):
+        assert 10 <= num_marked(cut) <= 22
+
+
 def test_an_info_index_tells_the_synthetic_rows_too():
     buffer = make_buffer(ndim=2)
     buffer.extend(rows(160).reshape(4, 40))
     _, info = buffer.sample(10, return_info=True)
-    assert is_synthetic(info["index"]).tolist() == [False] * 5 + [True] * 5
+    assert is_synthetic(info["index"]).tolist() == mask(10).tolist()
 
 
 @pytest.mark.parametrize("gamma", [0.9, 1.0])
@@ -492,7 +502,7 @@ def test_a_plain_replay_buffer_and_its_info():
     buffer.extend(rows(150))
     batch, info = buffer.sample(32, return_info=True)
     assert num_marked(batch) == 16
-    assert is_synthetic(info["index"]).tolist() == [False] * 16 + [True] * 16
+    assert is_synthetic(info["index"]).tolist() == mask(32).tolist()
     assert "index" not in batch.keys()  # noqa: SIM118
 
 
@@ -590,11 +600,11 @@ def test_generations_and_conditional_updates_pass_synthetic_rows_over():
     buffer = make_buffer(writer=TensorDictRoundRobinWriter(track_generations=True))
     buffer.extend(rows(150, version=torch.zeros(150, dtype=torch.int64)))
     batch = buffer.sample(16)
-    assert batch["index_generation"].tolist() == [0] * 8 + [-1] * 8
+    assert batch["index_generation"].tolist() == np.where(mask(16), -1, 0).tolist()
     handles = {"index": batch["index"], "generation": batch["index_generation"]}
     result = buffer.update_if_present(**handles, patch={"version": torch.ones(16, dtype=torch.int64)})
-    assert result.updated.tolist() == [True] * 8 + [False] * 8
-    assert int(buffer[:]["version"].sum()) == len(batch["index"][:8].unique())
+    assert result.updated.tolist() == (~mask(16)).tolist()
+    assert int(buffer[:]["version"].sum()) == len(real_of(batch)["index"].unique())
 
 
 def test_a_dtype_that_numpy_lacks_is_gathered_all_the_same():

@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
+<<<<<<< HEAD:src/synther_buffers/datasets/upsampling.py
 from ..config import UpsamplerConfig, resolve_device
 from ..transitions import Transitions, TransitionSpec
 from ..upsampler import DiffusionUpsampler, FitReport, Upsampler, UpsamplerFactory, make_upsampler
@@ -26,6 +27,16 @@ from .base import Dataset
 from .files import check_space, place
 from .registry import attributes_of, check_timeouts, final_path, output_format, unfinished_path, write_rows
 from .workfolder import FIT, MODEL, WorkFolder, differences, num_chunks, sweep
+=======
+from .datasets.base import Dataset
+from .datasets.registry import final_path, output_format, unfinished_path, write_rows
+from .transitions import Transitions, TransitionSpec
+from .upsampling.diffusion_upsampler import DiffusionUpsampler
+from .upsampling.factory import make_upsampler, resolve_factory
+from .upsampling.presets import UpsamplerConfig, resolve_device
+from .upsampling.protocol import FitReport, Upsampler, UpsamplerFactory
+from .version import __version__
+>>>>>>> main:src/synther_buffers/offline.py
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +148,8 @@ def upsample(
 
         check_size(num_rows, allow_large_minari)
     spec = dataset.spec
-    model = make_upsampler(upsampler, spec, device=device, seed=seed, progress_bar=progress_bar)
+    factory = resolve_factory(upsampler, resolve_device(device))
+    model = make_upsampler(factory, spec, device=device, seed=seed, progress_bar=progress_bar)
     settings = {
         "dataset": dataset.fingerprint(),
         "num_samples": num_samples,
@@ -309,5 +321,5 @@ def _written_bytes(format: str, row_bytes: int) -> int:
 def _describe(given: Any, model: Upsampler) -> Any:
     """The upsampler's configuration as plain data, or the factory's name and parameters."""
     if isinstance(model, DiffusionUpsampler):
-        return model.config.to_dict()
+        return dict(model.config)
     return re.sub(r" at 0x[0-9a-f]+", "", repr(given))

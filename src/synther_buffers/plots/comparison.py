@@ -21,7 +21,7 @@ from .style import COLOURS, LINES, MARKERS, PAGE, SMALL, TEXT, WIDE, check_sets,
 
 #: A set whose median is this far below the largest one has only rounding errors, and counts as 0.
 _ROUNDING = 1e-6
-#: What the figures of `synther_buffers.metrics` are called on an axis, and where their best value is.
+#: What the figures of `synther_buffers.evaluation.metrics` are called on an axis, and where their best value is.
 _FIGURES = {
     "marginal": "marginal similarity (best: 1)",
     "correlation": "correlation similarity (best: 1)",

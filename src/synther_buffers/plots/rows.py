@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..fidelity import ks_complement
-from ..points import Units, check_rows, columns, thin
+from ..evaluation.fidelity import ks_complement
+from ..evaluation.points import Units, check_rows, columns, thin
 from ..transitions import Transitions, TransitionSpec
 from .density import measure_density
 from .style import PAGE, REAL, SMALL, SYNTHETIC, TEXT, WIDE, label, legend, new_figure, split
@@ -42,9 +42,9 @@ def marginals(
     Of an element of the observation and the same one of the next observation, which are distributed almost alike, only
     the less similar is drawn where no names are given.
 
-    The similarity over each panel is that of `synther_buffers.fidelity`: one minus the Kolmogorov-Smirnov statistic,
-    or the total variation distance of a binary or categorical column. Continuous columns are drawn from the 0.1 % to
-    the 99.9 % quantile of both sets together. At most 50,000 rows of each set are looked at.
+    The similarity over each panel is that of `synther_buffers.evaluation.fidelity`: one minus the Kolmogorov-Smirnov
+    statistic, or the total variation distance of a binary or categorical column. Continuous columns are drawn from the
+    0.1 % to the 99.9 % quantile of both sets together. At most 50,000 rows of each set are looked at.
 
     Args:
         real: rows, best such as the model never saw.

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..reports import RefreshReport
+from ..replay.reports import RefreshReport
 from .style import COLOURS, PAGE, WIDE, label, legend, new_figure
 
 Source = str | Path | Sequence[RefreshReport] | Sequence[Mapping[str, Any]]

@@ -1,0 +1,102 @@
+"""How good is a synthetic set: the cheap figures that every refresh reports.
+
+Marginal similarity is SDMetrics' KSComplement (one minus the Kolmogorov-Smirnov statistic of a numerical column) or
+TVComplement (one minus the total variation distance of a discrete one), averaged over columns. Correlation similarity
+is SDMetrics' CorrelationSimilarity: ``1 - |rho_real - rho_synthetic| / 2`` with Pearson's rho, averaged over pairs of
+numerical columns. All lie in [0, 1], higher is better. Constant columns have no distribution to miss: they count in
+the marginals only, as 1 if they are reproduced and 0 if not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..transitions import Transitions, TransitionSpec
+
+#: Rows of each side that are looked at.
+MAX_ROWS = 5_000
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Similarity of two sets of rows, each in [0, 1], 1 for equal.
+
+    Attributes:
+        marginal: mean over columns of the Kolmogorov-Smirnov or total-variation complement.
+        correlation: mean over pairs of numerical columns; NaN with fewer than two that vary.
+        worst_column: name of the column with the lowest marginal similarity.
+        worst_marginal: that similarity.
+    """
+
+    marginal: float
+    correlation: float
+    worst_column: str
+    worst_marginal: float
+
+
+def measure_fidelity(real: Transitions, synthetic: Transitions, spec: TransitionSpec) -> Fidelity:
+    """Compare at most `MAX_ROWS` evenly spaced rows of each set, column by column and pair by pair."""
+    names, discrete, left, right = _columns(_thin(real), _thin(synthetic), spec)
+    similarity = torch.where(discrete, _tv_complement(left, right, discrete), ks_complement(left, right))
+    worst = int(similarity.argmin())
+    return Fidelity(
+        marginal=float(similarity.mean()),
+        correlation=correlation_similarity(left[:, ~discrete], right[:, ~discrete]),
+        worst_column=names[worst],
+        worst_marginal=float(similarity[worst]),
+    )
+
+
+def ks_complement(real: Tensor, synthetic: Tensor) -> Tensor:
+    """``1 - sup |F_real - F_synthetic|`` of each column; ``[n, C]`` and ``[m, C]`` give ``[C]``."""
+    left, right = real.T.contiguous().sort(1).values, synthetic.T.contiguous().sort(1).values
+    points = torch.cat((left, right), dim=1)
+    at_left = torch.searchsorted(left, points, right=True) / left.shape[1]
+    at_right = torch.searchsorted(right, points, right=True) / right.shape[1]
+    return 1.0 - (at_left - at_right).abs().amax(1).double()
+
+
+def correlation_similarity(real: Tensor, synthetic: Tensor) -> float:
+    """Mean over pairs of columns that vary in both sets of ``1 - |rho_real - rho_synthetic| / 2``."""
+    varies = (real.std(0) > 1e-12) & (synthetic.std(0) > 1e-12)
+    if int(varies.sum()) < 2:
+        return float("nan")
+    difference = (torch.corrcoef(real[:, varies].T) - torch.corrcoef(synthetic[:, varies].T)).abs()
+    size = len(difference)
+    row, column = torch.triu_indices(size, size, offset=1)
+    return float(1.0 - difference[row, column].mean() / 2.0)
+
+
+def _tv_complement(left: Tensor, right: Tensor, discrete: Tensor) -> Tensor:
+    out = torch.ones(left.shape[1], dtype=torch.float64, device="cpu")
+    for column in torch.nonzero(discrete).flatten().tolist():
+        values, index = torch.unique(torch.cat((left[:, column], right[:, column])), return_inverse=True)
+        shares = [
+            torch.bincount(part, minlength=len(values)).double() / len(part)
+            for part in index.split([len(left), len(right)])
+        ]
+        out[column] = 1.0 - 0.5 * (shares[0] - shares[1]).abs().sum()
+    return out
+
+
+def _columns(left: Transitions, right: Transitions, spec: TransitionSpec) -> tuple[list[str], Tensor, Tensor, Tensor]:
+    """Names, which are discrete, and both sides as float64 matrices on the CPU."""
+    names: list[str] = []
+    discrete: list[bool] = []
+    for field in spec.fields:
+        names += field.elements
+        discrete += [field.kind != "continuous"] * field.size
+    sides = []
+    for rows in (left, right):
+        flat = rows.flat()
+        sides.append(torch.cat([flat[f.name].reshape(len(rows), -1).double().cpu() for f in spec.fields], dim=1))
+    return names, torch.tensor(discrete, device="cpu"), sides[0], sides[1]
+
+
+def _thin(rows: Transitions) -> Transitions:
+    if len(rows) <= MAX_ROWS:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, MAX_ROWS, device=rows.device).long()]

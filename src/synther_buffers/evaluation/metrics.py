@@ -1,0 +1,350 @@
+"""How good is a synthetic set, in full: for benchmarks, reports and the command line.
+
+==========================  =========================  ==================================================
+figure                      range, best                says
+==========================  =========================  ==================================================
+marginal, correlation       [0, 1], 1                  columns and pairs of columns are distributed alike
+two-sample AUC              [0, 1], 0.5                a classifier cannot tell the sets apart
+distance to closest record  ratio [0, inf), 1          rows are new, neither copies nor strangers
+precision, recall           [0, 1], 1                  rows lie among real ones; real ones among them
+density, coverage           [0, inf), 1; [0, 1], 0.97  the same, robust to outliers
+dynamics, reward error      [0, inf), 0                what a simulator makes of the same action
+terminal error              [-1, 1], 0                 the rate of terminal rows
+==========================  =========================  ==================================================
+
+`evaluate` computes them all. Real rows should be ones that the model never saw: what it has learned by heart looks
+perfect next to its own training rows.
+
+Distances and errors are in units of the real rows' standard deviations (`synther_buffers.evaluation.points.Units`).
+Sets are thinned to `max_rows` rows at random, by generators of their own: the same seed gives the same figures, and the
+global random streams are neither read nor moved.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..transitions import Transitions, TransitionSpec
+from .dynamics import SimulatedRows, SimulatorError, simulate, simulator_error
+from .fidelity import Fidelity, measure_fidelity
+from .points import Units, check_rows, columns, thin
+from .simulators import Simulator
+
+__all__ = [
+    "ClosestRecord",
+    "Evaluation",
+    "Neighborhoods",
+    "SimulatedRows",
+    "SimulatorError",
+    "TerminalError",
+    "closest_distance",
+    "closest_record",
+    "evaluate",
+    "expected_coverage",
+    "neighborhoods",
+    "simulate",
+    "simulator_error",
+    "terminal_error",
+    "two_sample_auc",
+]
+
+#: Rows of each set that are looked at, where nothing else is said.
+MAX_ROWS = 5_000
+#: Training rows among which the closest is searched.
+MAX_RECORDS = 100_000
+#: Rows of one side of a distance matrix that are in memory at a time.
+_CHUNK = 1_024
+#: Distances that differ by less differ by rounding: they come from a matrix product of normalised float64 values.
+_ROUNDING = 1e-6
+_FOLDS = 3
+
+
+@dataclass(frozen=True)
+class ClosestRecord:
+    """How far synthetic rows lie from the training rows, next to real rows that were not trained on.
+
+    Attributes:
+        synthetic_median, held_out_median: of the distance to the closest training row.
+        ratio: the first by the second. 1: as new as real rows are; towards 0: copies; above 1: off the data.
+        share_closer: share of synthetic rows that lie closer than 95 % of the held-out rows do. 0.05 is to be expected,
+            more says that training rows are reproduced.
+    """
+
+    synthetic_median: float
+    held_out_median: float
+    ratio: float
+    share_closer: float
+
+
+@dataclass(frozen=True)
+class Neighborhoods:
+    """Overlap of two sets by nearest neighbours (Naeem et al. 2020).
+
+    Attributes:
+        precision: share of synthetic rows inside the neighbourhood of some real row.
+        recall: share of real rows inside the neighbourhood of some synthetic row.
+        density: mean number of real neighbourhoods that a synthetic row lies in, by `neighbors`; above 1 where the
+            synthetic rows crowd where real ones are dense.
+        coverage: share of real neighbourhoods with a synthetic row inside; `expected_coverage` if both sets have one
+            distribution.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+@dataclass(frozen=True)
+class TerminalError:
+    """Rates of terminal rows; `error` is the synthetic rate minus the real one."""
+
+    real_rate: float
+    synthetic_rate: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything `evaluate` computes.
+
+    Attributes:
+        num_real, num_synthetic, num_train: rows that were given (0 train rows if none were).
+        seed: that thinned them.
+        fidelity: marginal and correlation similarity.
+        auc: of the two-sample classifier.
+        neighborhoods: precision, recall, density and coverage.
+        terminals: rates.
+        closest: distance to the closest training row; None without training rows.
+        simulator: errors of the synthetic rows; None without a simulator.
+        simulator_real: errors of the real rows, what is left for reasons of storage and simulation.
+    """
+
+    num_real: int
+    num_synthetic: int
+    num_train: int
+    seed: int
+    fidelity: Fidelity
+    auc: float
+    neighborhoods: Neighborhoods
+    terminals: TerminalError
+    closest: ClosestRecord | None
+    simulator: SimulatorError | None
+    simulator_real: SimulatorError | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; what is not a finite number becomes None."""
+        return _plain(asdict(self))
+
+
+def evaluate(
+    real: Transitions,
+    synthetic: Transitions,
+    spec: TransitionSpec,
+    *,
+    train: Transitions | None = None,
+    simulator: Simulator | None = None,
+    seed: int = 0,
+    max_rows: int = MAX_ROWS,
+) -> Evaluation:
+    """Compare a synthetic set with real rows by every figure of this module.
+
+    Args:
+        real: rows that were not trained on; without such, the training rows, with the caveat above.
+        synthetic: rows to judge.
+        spec: the fields of both.
+        train: the rows that were trained on, for the distance to the closest record.
+        simulator: tells what an action really does; see `synther_buffers.evaluation.simulators`.
+        seed: of the choice of rows and of the classifier.
+        max_rows: rows of each set that are looked at.
+
+    Raises:
+        ValueError: rows that do not match the spec, are not finite, or are too few.
+        ImportError: scikit-learn is missing.
+    """
+    auc = two_sample_auc(real, synthetic, spec, seed=seed, max_rows=max_rows)
+    few_real, few_synthetic = thin(real, max_rows, seed), thin(synthetic, max_rows, seed + 1)
+    return Evaluation(
+        num_real=len(real),
+        num_synthetic=len(synthetic),
+        num_train=0 if train is None else len(train),
+        seed=seed,
+        fidelity=measure_fidelity(few_real, few_synthetic, spec),
+        auc=auc,
+        neighborhoods=neighborhoods(real, synthetic, spec, seed=seed, max_rows=max_rows),
+        terminals=terminal_error(real, synthetic),
+        closest=None if train is None else closest_record(real, synthetic, train, spec, seed=seed, max_rows=max_rows),
+        simulator=None if simulator is None else simulator_error(real, few_synthetic, spec, simulator),
+        simulator_real=None if simulator is None else simulator_error(real, few_real, spec, simulator),
+    )
+
+
+def two_sample_auc(
+    real: Transitions, synthetic: Transitions, spec: TransitionSpec, *, seed: int = 0, max_rows: int = MAX_ROWS
+) -> float:
+    """Area under the ROC curve of boosted trees that tell real from synthetic rows, mean over 3 folds.
+
+    In [0, 1]: 0.5 if the sets cannot be told apart, 1 if every row can. The classifier two-sample test of Lopez-Paz and
+    Oquab (2017) with scikit-learn's `HistGradientBoostingClassifier`; as many rows of each set. Rows that occur more
+    than once share a fold, so that repetition alone tells nothing.
+
+    Raises:
+        ValueError: rows that do not match the spec, are not finite, or fewer than 30 of a set.
+        ImportError: scikit-learn is missing.
+    """
+    try:
+        from sklearn.ensemble import HistGradientBoostingClassifier
+        from sklearn.metrics import roc_auc_score
+    except ImportError as error:
+        raise ImportError('the two-sample AUC needs scikit-learn: pip install "synther-buffers[metrics]"') from error
+    check_rows(spec, 10 * _FOLDS, real=real, synthetic=synthetic)
+    count = min(len(real), len(synthetic), max_rows)
+    sides = [columns(thin(rows, count, seed + i), spec).numpy() for i, rows in enumerate((real, synthetic))]
+    rows, label = np.concatenate(sides), np.repeat([0, 1], count)
+    _, which = np.unique(rows, axis=0, return_inverse=True)
+    which = which.reshape(-1)
+    fold = np.random.default_rng(seed % 2**64).integers(_FOLDS, size=which.max() + 1)[which]
+    scores = []
+    for test in (fold == index for index in range(_FOLDS)):
+        if not (0 < label[test].sum() < test.sum() and 0 < label[~test].sum() < (~test).sum()):
+            raise ValueError("real and synthetic have too few different rows to train and test a classifier.")
+        model = HistGradientBoostingClassifier(early_stopping=False, random_state=seed % 2**32)
+        model.fit(rows[~test], label[~test])
+        scores.append(roc_auc_score(label[test], model.predict_proba(rows[test])[:, 1]))
+    return float(np.mean(scores))
+
+
+def closest_distance(rows: Transitions, records: Transitions, spec: TransitionSpec, real: Transitions) -> Tensor:
+    """Euclidean distance of each row to the closest of `records`, ``[N]`` float64, in the real rows' units.
+
+    It takes a few seconds for 5,000 rows and 100,000 records.
+
+    Raises:
+        ValueError: rows that do not match the spec, are not finite, or none.
+    """
+    check_rows(spec, 1, rows=rows, records=records, real=real)
+    units = Units.measure(real, spec)
+    return _closest(units.points(rows), units.points(records))
+
+
+def closest_record(
+    real: Transitions,
+    synthetic: Transitions,
+    train: Transitions,
+    spec: TransitionSpec,
+    *,
+    seed: int = 0,
+    max_rows: int = MAX_ROWS,
+) -> ClosestRecord:
+    """Distance of synthetic rows to the closest training row, against that of held-out real rows.
+
+    At most `max_rows` synthetic and real rows, among at most 100,000 training rows. The distance to the closest record
+    is the usual check for copies in synthetic tables (Zhao et al. 2021); the held-out reference tells what is usual.
+
+    Raises:
+        ValueError: rows that do not match the spec, are not finite, or none.
+    """
+    check_rows(spec, 1, real=real, synthetic=synthetic, train=train)
+    units = Units.measure(real, spec)
+    records = units.points(thin(train, MAX_RECORDS, seed + 2))
+    held = _closest(units.points(thin(real, max_rows, seed)), records)
+    drawn = _closest(units.points(thin(synthetic, max_rows, seed + 1)), records)
+    held_median, median = float(held.quantile(0.5)), float(drawn.quantile(0.5))
+    ratio = median / held_median if held_median > 0 else math.nan if median == 0 else math.inf
+    threshold = held.quantile(0.05)
+    return ClosestRecord(median, held_median, ratio, float((drawn < threshold).double().mean()))
+
+
+def neighborhoods(
+    real: Transitions,
+    synthetic: Transitions,
+    spec: TransitionSpec,
+    *,
+    neighbors: int = 5,
+    seed: int = 0,
+    max_rows: int = MAX_ROWS,
+) -> Neighborhoods:
+    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
+
+    The neighbourhood of a row is the ball up to its k-th nearest other row of its own set. With N real rows X and M
+    synthetic rows Y: precision ``1/M sum_j [Y_j in some B(X_i)]``, recall ``1/N sum_i [X_i in some B(Y_j)]``, density
+    ``1/(kM) sum_ij [Y_j in B(X_i)]``, coverage ``1/N sum_i [some Y_j in B(X_i)]``. As many rows of each set.
+
+    Args:
+        real: rows that were not trained on.
+        synthetic: rows to judge.
+        spec: the fields of both.
+        neighbors: k.
+        seed: of the choice of rows.
+        max_rows: rows of each set that are looked at.
+
+    Raises:
+        ValueError: rows that do not match the spec, are not finite, or not more than `neighbors`.
+    """
+    check_rows(spec, neighbors + 1, real=real, synthetic=synthetic)
+    count = min(len(real), len(synthetic), max_rows)
+    units = Units.measure(real, spec)
+    left = units.points(thin(real, count, seed))
+    right = units.points(thin(synthetic, count, seed + 1))
+    left_radius, right_radius = _radii(left, neighbors), _radii(right, neighbors)
+    precise = torch.zeros(count, dtype=torch.bool, device="cpu")
+    recalled, covered = precise.clone(), precise.clone()
+    total = 0
+    for start in range(0, count, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        distance = torch.cdist(left[part], right)
+        inside = distance < left_radius[part, None]
+        precise |= inside.any(0)
+        covered[part] = inside.any(1)
+        recalled[part] = (distance < right_radius).any(1)
+        total += int(inside.sum())
+    precision, recall, coverage = (float(share.double().mean()) for share in (precise, recalled, covered))
+    return Neighborhoods(precision, recall, total / (neighbors * count), coverage)
+
+
+def expected_coverage(num_rows: int, neighbors: int = 5) -> float:
+    """The mean coverage of two sets of `num_rows` rows each from one distribution, 0.969 for many rows and k = 5.
+
+    ``1 - prod_{i=1..k} (N - i) / (2N - i)`` (Naeem et al. 2020, where it is derived for any distribution).
+    """
+    return 1.0 - math.prod((num_rows - i) / (2 * num_rows - i) for i in range(1, neighbors + 1))
+
+
+def terminal_error(real: Transitions, synthetic: Transitions) -> TerminalError:
+    """Share of terminal rows among all synthetic and all real rows, and the difference."""
+    rates = [float(rows.terminated.double().mean()) for rows in (real, synthetic)]
+    return TerminalError(rates[0], rates[1], rates[1] - rates[0])
+
+
+def _closest(points: Tensor, records: Tensor) -> Tensor:
+    """Distance of each point to the closest record."""
+    # The search is by matrix products in float32, which round; the distance to the record found is exact.
+    rough = records.float()
+    found = []
+    for chunk in points.split(_CHUNK):
+        best = torch.full((len(chunk),), math.inf, dtype=torch.float32, device="cpu")
+        index = torch.zeros(len(chunk), dtype=torch.int64, device="cpu")
+        for start in range(0, len(records), 16 * _CHUNK):
+            low, where = torch.cdist(chunk.float(), rough[start : start + 16 * _CHUNK]).min(1)
+            index = torch.where(low < best, where + start, index)
+            best = torch.minimum(best, low)
+        found.append((chunk - records[index]).norm(dim=1))
+    return torch.cat(found)
+
+
+def _radii(points: Tensor, neighbors: int) -> Tensor:
+    """Distance to the k-th nearest other point, without the point at that distance; at least what equal rows have."""
+    radii = [torch.cdist(chunk, points).kthvalue(neighbors + 1, dim=1).values for chunk in points.split(_CHUNK)]
+    return (torch.cat(radii) - _ROUNDING).clamp_min(_ROUNDING)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(child) for key, child in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,111 @@
+"""Rows as points: sets of transitions thinned, checked, and in units that can be compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..transitions import Field, Transitions, TransitionSpec
+
+
+@dataclass(frozen=True)
+class Units:
+    """What a difference of 1 means in each field.
+
+    For an element of a continuous field it is the standard deviation over the real rows, so that no column's unit
+    counts more than another's; a column that is constant there keeps its own unit. An element of a binary or
+    categorical field that differs counts 1, however rare its value: in standard deviations a rare flag would own every
+    distance.
+
+    Attributes:
+        spec: the fields.
+        mean, std: per continuous field, ``[size]`` float64.
+    """
+
+    spec: TransitionSpec
+    mean: Mapping[str, Tensor]
+    std: Mapping[str, Tensor]
+
+    @classmethod
+    def measure(cls, real: Transitions, spec: TransitionSpec) -> Units:
+        """Take the units from real rows."""
+        flat, mean, std = real.flat(), {}, {}
+        for field in spec.fields:
+            if field.kind == "continuous":
+                value = _element_columns(flat[field.name])
+                mean[field.name] = value.mean(0)
+                varies = value.amin(0) < value.amax(0)
+                std[field.name] = torch.where(varies, value.std(0, correction=0), 1.0)
+        return cls(spec, mean, std)
+
+    def points(self, rows: Transitions) -> Tensor:
+        """Rows as points ``[N, D]`` float64 on the CPU, with Euclidean distances in these units."""
+        flat, parts = rows.flat(), []
+        for field in self.spec.fields:
+            value = _element_columns(flat[field.name])
+            if field.kind == "continuous":
+                # Centred, because distances by matrix products cancel far from 0.
+                value = (value - self.mean[field.name]) / self.std[field.name]
+            elif field.kind == "categorical":
+                value = _one_hot(field, value) / math.sqrt(2.0)  # two categories differ in two columns
+            parts.append(value)
+        return torch.cat(parts, dim=1)
+
+    def difference(self, field: Field, left: Tensor, right: Tensor) -> Tensor:
+        """Difference of two tensors ``[N, *shape]`` of a field's values in these units, ``[N, size]`` float64."""
+        left, right = _element_columns(left), _element_columns(right)
+        if field.kind == "continuous":
+            return (left - right) / self.std[field.name]
+        return (left != right).double()
+
+
+def columns(rows: Transitions, spec: TransitionSpec) -> Tensor:
+    """Every element of every field in its own unit, ``[N, D]`` float64 on the CPU."""
+    flat = rows.flat()
+    return torch.cat([_element_columns(flat[field.name]) for field in spec.fields], dim=1)
+
+
+def thin(rows: Transitions, max_rows: int, seed: int) -> Transitions:
+    """At most `max_rows` rows, drawn without replacement by a generator of their own."""
+    if max_rows < 1:
+        raise ValueError(f"max_rows is {max_rows}; it must be at least 1.")
+    if len(rows) <= max_rows:
+        return rows
+    generator = torch.Generator().manual_seed(seed)
+    return rows[torch.randperm(len(rows), generator=generator, device="cpu")[:max_rows].to(rows.device)]
+
+
+def check_rows(spec: TransitionSpec, minimum: int, **sets: Transitions) -> None:
+    """See that sets of rows, given by the name of the argument, can be compared.
+
+    Raises:
+        ValueError: one does not match the spec, has fewer than `minimum` rows, or is not finite.
+    """
+    for name, rows in sets.items():
+        try:
+            spec.check(rows)
+        except ValueError as error:
+            raise ValueError(f"{name} does not match the spec: {error}") from error
+        if len(rows) < minimum:
+            raise ValueError(f"{name} has {len(rows)} rows; at least {minimum} are needed.")
+        for field, tensor in rows.flat().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"{name} holds NaN or infinity in {field}; leave such rows out.")
+
+
+def _element_columns(tensor: Tensor) -> Tensor:
+    return tensor.reshape(len(tensor), -1).double().cpu()
+
+
+def _one_hot(field: Field, value: Tensor) -> Tensor:
+    """A column for each category, ``[N, sum(num_categories)]``."""
+    parts = []
+    for element, (start, count) in enumerate(zip(field.start, field.num_categories, strict=True)):
+        categories = torch.tensor(field.values or range(start, start + count), dtype=torch.float64, device="cpu")
+        index = (value[:, element, None] - categories).abs().argmin(1)
+        parts.append(torch.nn.functional.one_hot(index, count).double())
+    return torch.cat(parts, dim=1)

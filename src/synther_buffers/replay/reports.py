@@ -1,0 +1,139 @@
+"""What a refresh reports: the figures, the lines in the log, and the line in the refresh log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..evaluation.fidelity import Fidelity
+from ..upsampling.protocol import FitReport
+from ..version import __version__
+
+logger = logging.getLogger(__name__)
+
+#: A marginal or correlation similarity this far below that of real rows against real rows is warned about.
+FIDELITY_GAP = 0.1
+
+
+@dataclass(frozen=True)
+class RefreshReport:
+    """What a refresh did; also the line it appends to the refresh log.
+
+    Attributes:
+        refresh: number of this refresh, from 1.
+        num_observed: real transitions written so far.
+        num_real, num_held_out, num_dropped: rows trained on, held out, and left out because they are not finite.
+        num_synthetic: rows of the new synthetic set.
+        fit: of the upsampler.
+        fit_seconds, sample_seconds, seconds: wall time of the fit, of the generation, and in all.
+        fidelity: new synthetic rows against held-out real rows.
+        fidelity_real: as many real training rows against held-out real rows, the best to be expected.
+    """
+
+    refresh: int
+    num_observed: int
+    num_real: int
+    num_held_out: int
+    num_dropped: int
+    num_synthetic: int
+    fit: FitReport
+    fit_seconds: float
+    sample_seconds: float
+    seconds: float
+    fidelity: Fidelity
+    fidelity_real: Fidelity
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> RefreshReport:
+        """What `to_dict` returned."""
+        parts = {
+            "fit": FitReport(**data["fit"]),
+            "fidelity": Fidelity(**data["fidelity"]),
+            "fidelity_real": Fidelity(**data["fidelity_real"]),
+        }
+        return cls(**{**data, **parts})
+
+    def metrics(self) -> dict[str, float]:
+        """The figures worth a curve, by the name a logger shows."""
+        return {
+            "refresh": self.refresh,
+            "loss": self.fit.loss,
+            "held_out_loss": self.fit.held_out_loss,
+            "warm_start": float(self.fit.warm),
+            "fit_seconds": self.fit_seconds,
+            "sample_seconds": self.sample_seconds,
+            "seconds": self.seconds,
+            "real_rows": self.num_real,
+            "synthetic_rows": self.num_synthetic,
+            "marginal_similarity": self.fidelity.marginal,
+            "marginal_similarity_of_real": self.fidelity_real.marginal,
+            "correlation_similarity": self.fidelity.correlation,
+            "correlation_similarity_of_real": self.fidelity_real.correlation,
+        }
+
+
+def log_report(report: RefreshReport) -> None:
+    """Log the report, and warn of a wide gap between synthetic and real rows."""
+    logger.info(
+        "Synthetic refresh %d done in %.1f s: %d synthetic rows, loss %.4f, marginal similarity %.3f (real %.3f).",
+        report.refresh, report.seconds, report.num_synthetic, report.fit.loss,
+        report.fidelity.marginal, report.fidelity_real.marginal,
+    )  # fmt: skip
+    for name in ("marginal", "correlation"):
+        synthetic, real = getattr(report.fidelity, name), getattr(report.fidelity_real, name)
+        if real - synthetic > FIDELITY_GAP:
+            logger.warning(
+                "The synthetic rows are far from the real ones: %s similarity %.3f where real rows have %.3f "
+                "(worst column: %s, %.3f). More training steps or more data may help.",
+                name, synthetic, real, report.fidelity.worst_column, report.fidelity.worst_marginal,
+            )  # fmt: skip
+
+
+def append_to_log(path: str | Path, report: RefreshReport, settings: dict[str, Any]) -> None:
+    """Append the report as a JSON line, with the settings and versions that made it.
+
+    Raises:
+        OSError, TypeError, ValueError: the file cannot be written, or the settings not as JSON.
+    """
+    line = {
+        **asdict(report),
+        **settings,
+        "versions": {
+            "synther-buffers": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_without_nan(line), default=str) + "\n"
+    with path.open("a+b") as file:
+        # A kill or a full disk may have cut the last line short: what follows must not become part of it.
+        if file.seek(0, os.SEEK_END) > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                text = "\n" + text
+        file.write(text.encode())
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: null instead."""
+    if isinstance(value, dict):
+        return {key: _without_nan(child) for key, child in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

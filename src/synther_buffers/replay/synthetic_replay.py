@@ -1,0 +1,453 @@
+"""SyntheticReplay: when to refresh, the synthetic set, and the mixing. What every framework's adapter is built on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..transitions import Transitions, TransitionSpec
+from ..upsampling.factory import DiffusionFactory, default_num_synthetic, make_upsampler
+from ..upsampling.presets import resolve_device
+from ..upsampling.protocol import Upsampler
+from .holdout import HoldOut, RowOrder
+from .migration import STATE_VERSION, migrate_pickle, migrate_state
+from .options import SyntheticKeywords, SyntheticOptions, lists_options, split_keywords
+from .refresh import RefreshJob, RefreshResult, run_refresh
+from .reports import RefreshReport, append_to_log, log_report
+from .rows import finite_rows, non_finite_columns, reaches_held_out
+from .schedule import RefreshSchedule
+from .synthetic_set import SyntheticSet
+
+logger = logging.getLogger(__name__)
+
+#: Fewer real rows than this are not worth a model: the refresh is skipped.
+MIN_ROWS = 100
+#: A larger share of rows that are not finite skips the refresh.
+MAX_NON_FINITE = 0.01
+
+
+class SyntheticReplay:
+    """Decides when the upsampler is retrained, keeps the synthetic set, and says how a batch is mixed.
+
+    A buffer counts its writes with `observe_total`, asks `refresh_due` when it is sampled, gives its real rows to
+    `refresh` if so, splits the batch with `split` and takes the synthetic part from `sample` (or gathers it itself
+    from `rows` with `draw_indices`).
+
+    Args:
+        spec: the fields of a transition; None where no spaces tell them: the first refresh then infers them from its
+            rows (`TransitionSpec.infer`), and a later one that meets new categories widens them and starts afresh.
+        device: where the synthetic set lives.
+        **options: those of `synther_buffers.SyntheticOptions`.
+
+    Attributes:
+        spec: the fields of a transition, None while they are unknown.
+        options: the `SyntheticOptions`.
+        num_synthetic: rows of a synthetic set.
+        reports: of the refreshes that succeeded.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range or of the wrong type.
+    """
+
+    @lists_options
+    def __init__(
+        self, spec: TransitionSpec | None, *, device: str | torch.device = "cpu", **options: Unpack[SyntheticKeywords]
+    ) -> None:
+        self.options = chosen = SyntheticOptions(**split_keywords("SyntheticReplay", options)[0])
+        self._infers_spec = spec is None
+        self.spec = spec
+        self._factory = chosen.factory()
+        self.num_synthetic = (
+            default_num_synthetic(self._factory) if chosen.num_synthetic is None else chosen.num_synthetic
+        )
+        if spec is not None:
+            self._make_upsampler(spec)  # a factory that does not work is found out now, not at the first refresh
+        self._start_afresh(resolve_device(device))
+
+    def _start_afresh(self, device: torch.device) -> None:
+        self.reports: list[RefreshReport] = []
+        self._schedule = RefreshSchedule(self.retrain_every, self.start_after)
+        self._set = SyntheticSet(device, self.seed)
+        self._state: dict[str, Any] | None = None
+        self._upsampler: Upsampler | None = None
+        self._hold_out = HoldOut()
+        self._num_batches = 0
+        self._warned: set[str] = set()
+
+    # -- settings ----------------------------------------------------------------------------------------------------
+
+    @property
+    def retrain_every(self) -> int:
+        return self.options.retrain_every
+
+    @property
+    def start_after(self) -> int:
+        start_after = self.options.start_after
+        return self.retrain_every if start_after is None else start_after
+
+    @property
+    def synthetic_fraction(self) -> float:
+        return self.options.synthetic_fraction
+
+    @property
+    def seed(self) -> int:
+        seed = self.options.seed
+        return 0 if seed is None else seed
+
+    @property
+    def device(self) -> torch.device:
+        """Where the synthetic set lives."""
+        return self._set.device
+
+    # -- schedule ----------------------------------------------------------------------------------------------------
+
+    @property
+    def num_observed(self) -> int:
+        """Real transitions written so far."""
+        return self._schedule.num_observed
+
+    def observe_total(self, total: int) -> None:
+        """Say how many real transitions have been written in all. Only counts; nothing is trained in a write."""
+        self._schedule.num_observed = total
+
+    def check_capacity(self, argument: str, capacity: int) -> None:
+        """See that a store of `capacity` real rows can hold what a refresh is to learn.
+
+        Args:
+            argument: what the framework calls it.
+            capacity: rows in all.
+
+        Raises:
+            ValueError: it is smaller than `retrain_every`.
+        """
+        if self.synthetic_fraction > 0 and self.retrain_every > capacity:
+            raise ValueError(
+                f"retrain_every={self.retrain_every} is more than {argument}={capacity}: rows would be "
+                f"overwritten before a refresh could learn them. Lower retrain_every or raise {argument}."
+            )
+
+    @property
+    def refresh_due(self) -> bool:
+        """Whether enough real transitions came in; one refresh makes up for any number of missed ones."""
+        return self.synthetic_fraction > 0.0 and self._schedule.due
+
+    @property
+    def num_refreshes(self) -> int:
+        """Refreshes that succeeded."""
+        return len(self.reports)
+
+    # -- mixing ------------------------------------------------------------------------------------------------------
+
+    @property
+    def rows(self) -> Transitions | None:
+        """The synthetic set in service, None before the first refresh."""
+        return self._set.rows
+
+    def split(self, batch_size: int) -> tuple[int, int]:
+        """``(n_real, n_synthetic)`` of a batch: always the same for a size, an odd row goes to the real ones.
+
+        Before the first refresh every row is real.
+        """
+        self._num_batches += 1
+        if self._num_batches == 1:
+            self._announce()
+        if self._set.rows is None:
+            return batch_size, 0
+        # The small constant keeps 0.3 * 10 from being rounded down to 2.
+        num_synthetic = int(batch_size * self.synthetic_fraction + 1e-9)
+        return batch_size - num_synthetic, num_synthetic
+
+    def draw_indices(self, num_rows: int) -> Tensor:
+        """Indices into `rows`, uniform with replacement, ``[num_rows]`` int64 on the set's device.
+
+        Raises:
+            RuntimeError: there is no synthetic set yet.
+        """
+        return self._set.draw_indices(num_rows)
+
+    def sample(self, num_rows: int) -> Transitions:
+        """Synthetic transitions drawn uniformly from the set, on its device.
+
+        Raises:
+            RuntimeError: there is no synthetic set yet.
+        """
+        return self._set.served()[self.draw_indices(num_rows)]
+
+    # -- refresh -----------------------------------------------------------------------------------------------------
+
+    @property
+    def upsampler(self) -> Upsampler | None:
+        """The upsampler of the last refresh, None while the fields of a transition are unknown.
+
+        It is a copy: fitting it or drawing from it changes nothing here.
+        """
+        if self._upsampler is None and self.spec is not None:
+            self._upsampler = self._make_upsampler(self.spec)
+            if self._state is not None:
+                self._upsampler.load_state_dict(self._state)
+        return self._upsampler
+
+    def refresh(
+        self, real: Transitions | Callable[[], Transitions], order: RowOrder | Callable[[], RowOrder] | None = None
+    ) -> RefreshReport | None:
+        """Retrain the upsampler on the real rows and replace the synthetic set.
+
+        The old set serves until the new one is complete and checked. Whatever goes wrong is logged and leaves it in
+        service: an agent never stops learning because of a refresh. Peak memory beyond the stored rows: a copy of
+        the rows that are learned, and what the upsampler needs (docs/architecture.md); after training, the new set
+        beside the old one.
+
+        Args:
+            real: every real row of the buffer, raw (not normalised by the framework), in any order; or what reads
+                them, so that a failure to read them is one of the refresh.
+            order: when each row was written, or what tells it; None if the rows are in the order of writing and none
+                was overwritten.
+
+        Returns:
+            What was done, or None if the refresh was skipped or failed.
+        """
+        try:
+            # Inference tensors of the caller's context could not be trained on.
+            with torch.inference_mode(False):
+                rows = real() if callable(real) else real
+                job = self.prepare_refresh(rows, order() if callable(order) else order)
+                report = None if job is None else self.commit(run_refresh(job))
+        except Exception as error:
+            # Anything at all: a diverged training, no memory, a full disk, a user's own upsampler. An interrupt is no
+            # failure: it passes, and the refresh stays due.
+            self._schedule.attempted()
+            logger.error(
+                "Synthetic refresh at %d real transitions failed; %s. Learning goes on, next attempt at %d. (%r)",
+                self.num_observed,
+                "the last synthetic set stays in service" if self.rows is not None else "batches stay all real",
+                self._schedule.next_refresh,
+                error,
+                exc_info="failure" not in self._warned,  # the whole traceback once
+            )
+            self._warned.add("failure")
+            return None
+        self._schedule.attempted()
+        return report
+
+    def prepare_refresh(self, real: Transitions, order: RowOrder | None = None) -> RefreshJob | None:
+        """All that a refresh depends on, as plain data.
+
+        Args:
+            real: every real row of the buffer.
+            order: when each row was written; None if the rows are in the order of writing and none was overwritten.
+
+        Returns:
+            The job, or None if there are too few rows, or too many that are not finite; the log says which.
+        """
+        if order is None:
+            order = RowOrder.appended(len(real))
+        spec = self._current_spec(real)
+        spec.check(real)
+        held, finite = self._hold_out.mask(order), finite_rows(real)
+        num_finite = int(finite.sum())
+        for column, count in non_finite_columns(real).items() if num_finite < len(real) else ():
+            self._warn_once(
+                f"finite {column}",
+                f"{count} real rows have NaN or infinity in {column}; such rows are not learned.",
+            )
+        num_dropped = len(real) - num_finite
+        if num_dropped > MAX_NON_FINITE * len(real):
+            logger.warning(
+                "Synthetic refresh skipped: %d of %d real rows are not finite, more than %.0f %%.",
+                num_dropped, len(real), 100 * MAX_NON_FINITE,
+            )  # fmt: skip
+            return None
+        if num_finite < MIN_ROWS:
+            self._warn_once(
+                "rows",
+                f"Synthetic refresh skipped: {num_finite} real rows are too few to learn from, wanted {MIN_ROWS}.",
+            )
+            return None
+        reaches = reaches_held_out(held, order, len(spec.discounts))
+        # Copies: what an upsampler does to its rows must not reach the buffer's.
+        train = real[torch.from_numpy(np.flatnonzero(finite & ~reaches))]
+        held_out = real[torch.from_numpy(np.flatnonzero(finite & held))]
+        logger.info("Synthetic refresh at %d real transitions: learning %d rows.", self.num_observed, len(train))
+        return RefreshJob(
+            spec=spec,
+            factory=self._factory,
+            device=str(self.options.upsampler_device),
+            seed=self.seed,
+            progress_bar=self.options.progress_bar,
+            state=self._state if spec == self.spec else None,
+            train=train,
+            held_out=held_out,
+            num_synthetic=self.num_synthetic,
+            num_threads=torch.get_num_threads(),
+            refresh=self.num_refreshes + 1,
+            num_observed=self.num_observed,
+            num_dropped=num_dropped,
+        )
+
+    def commit(self, result: RefreshResult) -> RefreshReport:
+        """Put a refresh's result into service: the only place where the served set changes."""
+        rows = result.rows.to(self.device)
+        self.spec, self._state, self._upsampler = result.spec, result.state, None
+        self._set.rows = rows
+        self.reports.append(result.report)
+        log_report(result.report)
+        if self.options.refresh_log is not None:
+            try:
+                append_to_log(self.options.refresh_log, result.report, {"seed": self.seed, "config": result.config})
+            except (OSError, TypeError, ValueError) as error:
+                self._warn_once(
+                    "log", f"The refresh log {self.options.refresh_log} cannot be written ({error}); learning goes on."
+                )
+        return result.report
+
+    def _current_spec(self, real: Transitions) -> TransitionSpec:
+        """The fields of these rows: those that were given, or what the rows show."""
+        if self.spec is not None and not self._infers_spec:
+            return self.spec
+        spec = TransitionSpec.infer(real, self.spec)
+        if self.spec is not None and spec != self.spec:
+            logger.info("The real rows show new categories; the upsampler starts afresh.")
+        return spec
+
+    def _make_upsampler(self, spec: TransitionSpec) -> Upsampler:
+        return make_upsampler(
+            self._factory,
+            spec,
+            device=self.options.upsampler_device,
+            seed=self.seed,
+            progress_bar=self.options.progress_bar,
+        )
+
+    # -- telling the user --------------------------------------------------------------------------------------------
+
+    def _announce(self) -> None:
+        if self.synthetic_fraction == 0.0:
+            logger.info("Batches are all real: synthetic_fraction is 0.")
+        elif self.rows is None:
+            logger.info(
+                "Batches are all real up to %d real transitions (now %d); from then on %.0f %% of each is synthetic.",
+                self.start_after, self.num_observed, 100 * self.synthetic_fraction,
+            )  # fmt: skip
+
+    def _warn_once(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            logger.warning(message)
+
+    # -- life cycle --------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forget everything: counters, held-out rows, the synthetic set and the model."""
+        if self._infers_spec:
+            self.spec = None
+        self._factory = self.options.factory()  # a loaded model may have been of another configuration
+        self._start_afresh(self.device)
+
+    def to(self, device: str | torch.device) -> SyntheticReplay:
+        """Move the synthetic set to another device, in place."""
+        self._set.to(resolve_device(device))
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """The synthetic set, the model, counters and reports: CPU tensors and plain data, without the options."""
+        return {
+            "version": STATE_VERSION,
+            "spec": None if self.spec is None else self.spec.to_dict(),
+            "num_observed": self.num_observed,
+            "next_refresh": self._schedule.next_refresh,
+            "num_batches": self._num_batches,
+            "hold_out": self._hold_out.state_dict(),
+            "warned": sorted(self._warned),
+            "reports": [report.to_dict() for report in self.reports],
+            "set": self._set.state_dict(),
+            "upsampler": self._state,
+            "config": self._factory.config.to_dict() if isinstance(self._factory, DiffusionFactory) else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned.
+
+        What cannot be read, because it is damaged or of a version that is not known, costs the model and the synthetic
+        set: a warning says so, and the next batch trains anew.
+        """
+        try:
+            self._restore(migrate_state(state))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            logger.warning(
+                "The saved synthetic rows and their model cannot be read (%s). The real rows are all there; the next "
+                "refresh trains anew.",
+                error,
+            )
+            observed = self.num_observed
+            self.reset()
+            self.observe_total(observed)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        spec = None if state["spec"] is None else TransitionSpec.from_dict(state["spec"])
+        if not self._infers_spec and spec != self.spec:
+            raise ValueError(f"it was saved for other transitions: {spec}, not {self.spec}")
+        factory = self._factory
+        if isinstance(factory, DiffusionFactory) and state["config"] is not None:
+            saved = type(factory.config).from_dict(state["config"])
+            if saved != factory.config and isinstance(self.options.upsampler, str):
+                logger.warning(
+                    "The saved model has another configuration than %r stands for here; it goes on with its own "
+                    "(%d training steps, width %d).",
+                    self.options.upsampler, saved.train_steps, saved.network.width,
+                )  # fmt: skip
+                factory = DiffusionFactory(saved)
+        hold_out = HoldOut.from_state_dict(state["hold_out"])
+        reports = [RefreshReport.from_dict(report) for report in state["reports"]]
+        served = SyntheticSet(self.device, (self.seed + state["num_batches"]) % 2**64)
+        served.load_state_dict(state["set"])
+        upsampler = None
+        if spec is not None and state["upsampler"] is not None:
+            upsampler = make_upsampler(
+                factory,
+                spec,
+                device=self.options.upsampler_device,
+                seed=self.seed,
+                progress_bar=self.options.progress_bar,
+            )
+            upsampler.load_state_dict(state["upsampler"])
+        self.spec, self._factory, self._upsampler, self._state = spec, factory, upsampler, state["upsampler"]
+        self._set, self._hold_out, self.reports = served, hold_out, reports
+        self._schedule.num_observed, self._schedule.next_refresh = state["num_observed"], state["next_refresh"]
+        self._num_batches, self._warned = state["num_batches"], set(state["warned"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Options, and `state_dict`: a pickle loads on a machine without this one's devices."""
+        return {
+            "options": self.options,
+            "spec": self.spec,
+            "infers_spec": self._infers_spec,
+            "num_synthetic": self.num_synthetic,
+            "device": str(self.device),
+            "state": self.state_dict(),
+        }
+
+    def __setstate__(self, pickled: dict[str, Any]) -> None:
+        pickled = migrate_pickle(pickled)
+        device, options = pickled["device"], pickled["options"]
+        if not _usable(options.upsampler_device):
+            logger.warning("The upsampler's device %s is not here; it goes on on 'auto'.", options.upsampler_device)
+            options = replace(options, upsampler_device="auto")
+        self.options, self.num_synthetic = options, pickled["num_synthetic"]
+        self.spec, self._infers_spec = pickled["spec"], pickled["infers_spec"]
+        self._factory = options.factory()
+        self._start_afresh(torch.device(device if _usable(device) else "cpu"))
+        self.load_state_dict(pickled["state"])
+
+
+def _usable(device: str | torch.device) -> bool:
+    try:
+        resolve_device(device)
+    except ValueError:
+        return False
+    return True

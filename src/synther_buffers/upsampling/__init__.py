@@ -1,0 +1,1 @@
+"""Learns rows, draws rows."""

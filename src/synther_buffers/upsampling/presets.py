@@ -1,0 +1,237 @@
+"""Configuration of the upsampler and the presets. Every default says where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from ..diffusion.checks import check_positive, check_whole
+from ..diffusion.config import NetworkConfig, SamplerConfig, TrainingConfig
+from ..diffusion.solvers import SOLVERS, DPMSolver, HeunSolver
+from ..validation import suggestion
+
+
+@dataclass(frozen=True)
+class UpsamplerConfig:
+    """Everything `DiffusionUpsampler` needs besides the spec; start from a preset and `dataclasses.replace` parts.
+
+    Attributes:
+        network, training, sampler: see there.
+        train_steps: gradient steps of a training from scratch.
+        warm_steps: gradient steps when training goes on from the last model.
+        warm_start: go on from the last model at all (the paper starts afresh at each refresh).
+        num_synthetic: rows a refresh generates where the buffer is not told otherwise.
+        sigma_data: standard deviation of the normalised rows.
+        next_observation_change, normalize_reward, model_terminals: see `synther_buffers.transitions.codec.Codec`.
+        terminal_steps: gradient steps of the classifier that says which rows are terminal.
+    """
+
+    network: NetworkConfig
+    training: TrainingConfig
+    sampler: SamplerConfig
+    train_steps: int
+    warm_steps: int
+    warm_start: bool
+    num_synthetic: int
+    sigma_data: float = 1.0
+    next_observation_change: bool = True
+    normalize_reward: bool = True
+    model_terminals: bool = True
+    terminal_steps: int = 1_500
+
+    def __post_init__(self) -> None:
+        """Reject values out of range with an error that names them."""
+        for name in ("train_steps", "warm_steps", "num_synthetic", "terminal_steps"):
+            check_whole(name, getattr(self, name), 1)
+        check_positive("sigma_data", self.sigma_data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `from_dict` reads it."""
+        data = asdict(self)
+        data["sampler"]["solver"]["name"] = self.sampler.solver.name
+        return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> UpsamplerConfig:
+        """The configuration that `to_dict` wrote, now or in state version 3.
+
+        Raises:
+            ValueError: a solver that is not one of this library's.
+        """
+        training = {**data["training"], "betas": tuple(data["training"]["betas"])}
+        sampler = _migrate_sampler(data["sampler"])
+        solver = dict(sampler["solver"])
+        name = solver.pop("name")
+        if name not in SOLVERS:
+            raise ValueError(f"sampler.solver.name is {name!r}; known solvers: {', '.join(SOLVERS)}.")
+        return cls(
+            **{
+                **data,
+                "network": NetworkConfig(**data["network"]),
+                "training": TrainingConfig(**training),
+                "sampler": SamplerConfig(**{**sampler, "solver": SOLVERS[name](**solver)}),
+            }
+        )
+
+
+def _migrate_sampler(sampler: dict[str, Any]) -> dict[str, Any]:
+    """A sampler's settings in the present form; version 3 had the settings of all solvers side by side."""
+    name = sampler["solver"]
+    if not isinstance(name, str):
+        return sampler
+    own = {field.name for field in fields(SOLVERS[name])} if name in SOLVERS else set()
+    return {
+        "solver": {"name": name, **{key: value for key, value in sampler.items() if key in own}},
+        "bfloat16": sampler["bfloat16"],
+    }
+
+
+# SynthER (Lu et al., NeurIPS 2023), sections 4.2 and B, and the configuration files of its published code. Terminals
+# are modelled and rewards z-scored on Gym; on DMC there are no terminals and rewards are left as they are.
+_PAPER_ONLINE = UpsamplerConfig(
+    network=NetworkConfig(width=1024, depth=6, embedding_dim=256),
+    training=TrainingConfig(batch_size=256, learning_rate=3e-4),
+    sampler=SamplerConfig(HeunSolver(num_steps=128)),
+    train_steps=100_000,
+    warm_steps=100_000,
+    warm_start=False,
+    num_synthetic=1_000_000,
+    next_observation_change=False,
+)
+_PAPER_OFFLINE = replace(
+    _PAPER_ONLINE,
+    network=NetworkConfig(width=2048, depth=6, embedding_dim=128),
+    training=TrainingConfig(batch_size=1024, learning_rate=3e-4),
+    num_synthetic=5_000_000,
+)
+# Ours: the least work that we found to reach the fidelity of the paper's net and sampler after 10,000 of its steps, on
+# 50,000 rows each of HalfCheetah-v5, Walker2d-v5 and Hopper-v5 (docs/results/fidelity.md). By: gated layers, a larger
+# learning rate with a rise to it, noise levels drawn closer to where the structure of the rows is decided. The
+# sampler's levels are almost log-uniform (a large rho): at rho = 7 the steps between the levels that
+# matter are so long that 20 of them widen a Gaussian's variance by more than 10 % (see the solver's tests).
+_CPU = UpsamplerConfig(
+    network=NetworkConfig(width=192, depth=6, embedding_dim=128, activation="swiglu"),
+    training=TrainingConfig(batch_size=512, learning_rate=4e-3, warmup_steps=100, p_std=0.8, bfloat16=True),
+    sampler=SamplerConfig(DPMSolver(num_steps=16, sigma_min=0.05, sigma_max=20.0, rho=100.0), bfloat16=True),
+    train_steps=7_000,
+    warm_steps=2_000,
+    warm_start=True,
+    num_synthetic=100_000,
+)
+
+# The same with a net of as many weights as the paper's, and a learning rate as much smaller as the net is wider. Chosen
+# by argument; its speed is measured (docs/results/gpu.md), its fidelity is not.
+_GPU = replace(
+    _CPU,
+    network=NetworkConfig(width=640, depth=6, embedding_dim=256, activation="swiglu"),
+    training=replace(_CPU.training, learning_rate=1.2e-3),
+    train_steps=20_000,
+    warm_steps=7_000,
+    num_synthetic=1_000_000,
+)
+
+#: The presets by name. ``auto`` stands for ``cpu`` or ``gpu`` and is resolved by `resolve_config`.
+PRESETS: dict[str, UpsamplerConfig] = {
+    "cpu": _CPU,
+    "gpu": _GPU,
+    "paper-online": _PAPER_ONLINE,
+    "paper-online-dmc": replace(_PAPER_ONLINE, normalize_reward=False, model_terminals=False),
+    "paper-offline": _PAPER_OFFLINE,
+}
+
+
+def resolve_config(config: str | UpsamplerConfig, device: torch.device) -> UpsamplerConfig:
+    """The configuration that a preset's name stands for on a device; bfloat16 only where the hardware has it.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: neither a name nor an `UpsamplerConfig`.
+    """
+    if isinstance(config, UpsamplerConfig):
+        return config
+    if not isinstance(config, str):
+        raise TypeError(f"upsampler is {config!r}; wanted the name of a preset, an UpsamplerConfig or a factory.")
+    name = config
+    if name == "auto":
+        name = "gpu" if device.type == "cuda" else "cpu"
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {config!r}; known presets: auto, {', '.join(PRESETS)}.")
+    preset = PRESETS[name]
+    if not _multiplies_bfloat16(device):
+        # Without such instructions bfloat16 is emulated, and slower than float32.
+        preset = replace(
+            preset, training=replace(preset.training, bfloat16=False), sampler=replace(preset.sampler, bfloat16=False)
+        )
+    return preset
+
+
+def merge_config(base: UpsamplerConfig, changes: Mapping[str, Any], where: str) -> UpsamplerConfig:
+    """A configuration with some values replaced, as plain data (JSON, YAML) say it.
+
+    Args:
+        base: the values that stay.
+        changes: names and values; those of a part are a mapping themselves, ``{"network": {"width": 64}}``.
+        where: whose data they are, for messages.
+
+    Raises:
+        ValueError: an unknown name, or a value out of range.
+        TypeError: a part that is no mapping, or a value of the wrong type.
+    """
+
+    def merged(values: dict[str, Any], changes: Any, path: str) -> dict[str, Any]:
+        if not isinstance(changes, Mapping):
+            raise TypeError(f"{where}: {path or 'the whole'} is {changes!r}; wanted names and values.")
+        for name in changes:
+            if name not in values:
+                raise ValueError(
+                    f"{where}: unknown {f'{path}.' if path else ''}{name}.{suggestion(str(name), values)} "
+                    f"Known: {', '.join(values)}."
+                )
+        return {
+            name: changes[name]
+            if name in changes and not isinstance(value, dict)
+            else merged(value, changes[name], f"{path}.{name}" if path else name)
+            if name in changes
+            else value
+            for name, value in values.items()
+        }
+
+    return UpsamplerConfig.from_dict(merged(base.to_dict(), changes, ""))
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16 matrix products."""
+    if device.type == "cuda":
+        return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def check_float64(device: torch.device) -> None:
+    """See that the device can decode rows, which happens in float64.
+
+    Raises:
+        ValueError: it has no float64.
+    """
+    if device.type == "mps":
+        raise ValueError("device is 'mps', which has no float64, and decoding rows needs it; use 'cpu'.")
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device a name stands for; ``auto`` is CUDA where there is one.
+
+    Raises:
+        ValueError: the name of no device, or of one this machine does not have.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except Exception as error:  # torch raises RuntimeError, AssertionError or ImportError, by back end
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the device {device!r} cannot be used here ({reason}); try 'auto' or 'cpu'.") from error
+    return resolved

@@ -1,0 +1,185 @@
+"""Which synthetic rows are terminal: a classifier on the whole row, drawn at the data's rate.
+
+Thresholding the column that the diffusion model generates starves the synthetic set of terminals, because a rare one
+is noisy and pulled to its mean. Whether a real row is terminal is, in most environments, a sharp function of where it
+led to; a small classifier learns that function from the real rows and is asked about each finished synthetic row.
+
+Synthetic rows are a little off the manifold of real ones, so a classifier that spreads its trust over all correlated
+columns is easily misled. A group lasso on its inputs makes it use few of them, and makes every field but the next
+observation so dear that it is used only where the next observation does not tell.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..diffusion.network import linear
+from ..transitions import Transitions, TransitionSpec
+
+_WIDTH = 64
+_BATCH_SIZE = 512
+_LEARNING_RATE = 5e-3
+#: Share of terminal rows in a training batch. Rare terminals are drawn more often than they occur; `draw` undoes it.
+_POSITIVE_SHARE = 0.25
+#: Group-lasso weights of the next observation's columns and of all others (see benchmarks/terminals.py).
+_PENALTY_NEXT, _PENALTY_OTHER = 3e-3, 1e-1
+
+
+class TerminalClassifier:
+    """Learns ``p(terminated | s, a, r, s')`` and draws flags for rows.
+
+    Args:
+        spec: the fields of a transition.
+        device: where it trains and runs.
+    """
+
+    def __init__(self, spec: TransitionSpec, device: torch.device) -> None:
+        self.spec = spec
+        self.device = device
+        self.rate = 0.0
+        self._net: nn.Sequential | None = None
+        self._mean = torch.zeros(0, dtype=torch.float64, device="cpu")
+        self._scale = torch.ones(0, dtype=torch.float64, device="cpu")
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def fit(self, transitions: Transitions, num_steps: int, generator: torch.Generator) -> None:
+        """Learn from real rows; without both kinds of row there is nothing to learn but the rate.
+
+        Args:
+            transitions: real rows.
+            num_steps: gradient steps.
+            generator: source of weights and minibatches, on the CPU.
+        """
+        label = transitions.terminated.to(self.device)
+        self.rate = float(label.double().mean())
+        self._net = None
+        if self.rate in (0.0, 1.0):
+            return
+        columns = self._columns(transitions)
+        self._mean = torch.cat([value.double().mean(0) for value in columns.values()])
+        self._scale = torch.cat([value.double().std(0) for value in columns.values()]).clamp_min(1e-6)
+        penalty = torch.cat(
+            [
+                torch.full_like(value[0], _PENALTY_NEXT if _is_next(name) else _PENALTY_OTHER, dtype=torch.float32)
+                for name, value in columns.items()
+            ]
+        )
+        features = self._normalize(columns)
+        first = linear(features.shape[1], _WIDTH, generator, self.device)
+        self._net = self._build(first, generator)
+        positive, negative = features[label], features[~label]
+        del features
+        num_positive = int(_BATCH_SIZE * max(_POSITIVE_SHARE, min(self.rate, 0.75)))
+        target = torch.zeros(_BATCH_SIZE, device=self.device, dtype=torch.float32)
+        target[:num_positive] = 1.0
+        seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
+        draws = torch.Generator(self.device).manual_seed(seed)
+        optimizer = torch.optim.AdamW(self._net.parameters(), lr=_LEARNING_RATE, weight_decay=1e-3, fused=True)
+        with torch.autocast(self.device.type, enabled=False):
+            for step in range(num_steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = _LEARNING_RATE * (1.0 - step / num_steps)
+                rows = torch.cat(
+                    [
+                        source[torch.randint(len(source), (count,), generator=draws, device=self.device)]
+                        for source, count in ((positive, num_positive), (negative, _BATCH_SIZE - num_positive))
+                    ]
+                )
+                loss = F.binary_cross_entropy_with_logits(self._net(rows).squeeze(1), target)
+                loss = loss + (penalty * first.weight.norm(dim=0)).sum()
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+        self._net.requires_grad_(False)
+
+    @torch.no_grad()
+    def logits(self, transitions: Transitions) -> Tensor:
+        """Uncalibrated log-odds ``[n]`` of each row being terminal, in the data's order of likelihood."""
+        if self._net is None:
+            return torch.full((len(transitions),), float("inf") if self.rate else float("-inf"), device=self.device)
+        with torch.autocast(self.device.type, enabled=False):
+            return self._net(self._normalize(self._columns(transitions))).squeeze(1)
+
+    def calibrate(self, logits: Tensor) -> float:
+        """The shift under which these rows are terminal at the data's rate on average."""
+        if self._net is None:
+            return 0.0
+        low, high = -60.0, 60.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            if float(torch.sigmoid(logits.double() + middle).mean()) < self.rate:
+                low = middle
+            else:
+                high = middle
+        return high
+
+    @staticmethod
+    def draw(logits: Tensor, shift: float, generator: torch.Generator) -> Tensor:
+        """Flags ``[n]`` drawn with probability ``sigmoid(logits + shift)``; their number is off by less than one.
+
+        Systematic sampling: every row has its own probability, but the draws share one random number, so that the
+        rate of a large set has no sampling noise of its own.
+        """
+        cumulative = torch.sigmoid(logits.double() + shift).cumsum(0)
+        offset = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64).to(logits.device)
+        counts = (cumulative + offset).floor()
+        return torch.diff(counts, prepend=torch.zeros(1, dtype=torch.float64, device=logits.device)) > 0
+
+    def _columns(self, transitions: Transitions) -> dict[str, Tensor]:
+        """Every field but the flag on the device, ``[n, width]`` each, categories as one-hot columns."""
+        columns = transitions.flat()
+        out = {}
+        for field in self.spec.fields:
+            if field.name == "terminated":
+                continue
+            value = columns[field.name].to(self.device).reshape(len(transitions), -1)
+            if field.kind == "categorical" and not field.values:
+                value = torch.cat(
+                    [
+                        F.one_hot(value[:, element].long() - start, count)
+                        for element, (start, count) in enumerate(zip(field.start, field.num_categories, strict=True))
+                    ],
+                    dim=1,
+                )
+            out[field.name] = value
+        return out
+
+    def _normalize(self, columns: dict[str, Tensor]) -> Tensor:
+        """The network's input, ``[n, width]`` float32; normalised in float64, a field at a time."""
+        widths = [value.shape[1] for value in columns.values()]
+        frame = zip(columns.values(), self._mean.split(widths), self._scale.split(widths), strict=True)
+        return torch.cat([((value.double() - mean) / scale).float() for value, mean, scale in frame], dim=1)
+
+    def _build(self, first: nn.Linear, generator: torch.Generator) -> nn.Sequential:
+        return nn.Sequential(
+            first,
+            nn.SiLU(),
+            linear(_WIDTH, _WIDTH, generator, self.device),
+            nn.SiLU(),
+            linear(_WIDTH, 1, generator, self.device),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rate, normalisation and weights, as CPU tensors."""
+        net = {} if self._net is None else {name: tensor.cpu() for name, tensor in self._net.state_dict().items()}
+        return {"rate": self.rate, "mean": self._mean.cpu(), "scale": self._scale.cpu(), "net": net}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.rate = float(state["rate"])
+        self._mean, self._scale = state["mean"].to(self.device), state["scale"].to(self.device)
+        self._net = None
+        if state["net"]:
+            generator = torch.Generator().manual_seed(0)
+            self._net = self._build(linear(len(self._mean), _WIDTH, generator, self.device), generator)
+            self._net.load_state_dict(state["net"])
+            self._net.requires_grad_(False)
+
+
+def _is_next(name: str) -> bool:
+    return name.startswith("next_observation")
