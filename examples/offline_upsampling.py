@@ -42,18 +42,10 @@ from offline_learners import LEARNERS, learn
 from offline_report import write_report
 
 from synther_buffers import Transitions, UpsamplerConfig
-<<<<<<< HEAD
-from synther_buffers.augmentation import AUGMENTATIONS
-from synther_buffers.config import PRESETS, resolve_config, resolve_device
 from synther_buffers.datasets import open_dataset, upsample, write_dataset
 from synther_buffers.datasets.base import Dataset
-=======
-from synther_buffers.datasets import open_dataset, write_dataset
-from synther_buffers.datasets.base import Dataset
-from synther_buffers.offline import upsample
 from synther_buffers.upsampling.augmentation import AUGMENTATIONS
 from synther_buffers.upsampling.presets import PRESETS, resolve_config, resolve_device
->>>>>>> main
 
 #: In the order of the tables.
 ARMS = ("full", "subset", "synther", *AUGMENTATIONS)

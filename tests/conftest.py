@@ -10,10 +10,10 @@ import pytest
 import torch
 
 
-<<<<<<< HEAD
 def pytest_addoption(parser):
     parser.addoption("--fault-cases", type=int, help="seeded cases of each kind in tests/faults")
-=======
+
+
 def pytest_collection_modifyitems(items):
     """Tests marked `cuda` are skipped where there is no CUDA device."""
     if torch.cuda.is_available():
@@ -21,7 +21,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("cuda"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
->>>>>>> main
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-<<<<<<< HEAD
-from .augmentation import AUGMENTATIONS
 from .command_parts import (
     USAGE,
     DatasetArgument,
@@ -32,12 +30,8 @@ from .command_parts import (
     usage,
     write_json,
 )
-from .config import PRESETS, UpsamplerConfig, resolve_config, resolve_device
-=======
-from .transitions import Transitions, TransitionSpec
 from .upsampling.augmentation import AUGMENTATIONS
 from .upsampling.presets import PRESETS, UpsamplerConfig, resolve_config, resolve_device
->>>>>>> main
 from .version import __version__
 
 try:
@@ -261,15 +255,9 @@ def evaluate(
 
         synther-buffers evaluate walker2d.hdf5 walker2d_synthetic.hdf5 --env Walker2d-v5 --json
     """
-<<<<<<< HEAD
     log_to_stderr(quiet=False)
     with failing():
-        from . import metrics
-=======
-    _log(quiet=False)
-    with _failing():
         from .evaluation import metrics
->>>>>>> main
 
         spec, (real_rows, synthetic_rows, *train_rows) = read_alike_named(
             [real, synthetic, *([] if train is None else [train])], rows, seed, allow_pickle, key, no_terminals

@@ -15,14 +15,8 @@ import torch
 from datasets_helpers import TINY, equal, rows
 
 from synther_buffers import DiffusionUpsampler
-<<<<<<< HEAD
-from synther_buffers.augmentation import Bootstrap
 from synther_buffers.datasets import open_dataset, upsample, write_dataset
-=======
-from synther_buffers.datasets import open_dataset, write_dataset
-from synther_buffers.offline import upsample
 from synther_buffers.upsampling.augmentation import Bootstrap
->>>>>>> main
 
 SMALL = {"device": "cpu", "chunk_rows": 60, "progress_bar": False}
 

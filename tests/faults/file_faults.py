@@ -14,7 +14,7 @@ from pathlib import Path
 
 from toys import TINY
 
-from synther_buffers.augmentation import Bootstrap
+from synther_buffers.upsampling.augmentation import Bootstrap
 from synther_buffers.datasets import open_dataset, upsample
 
 #: Audit events that change or open something, see Python's audit events table.

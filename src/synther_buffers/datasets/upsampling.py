@@ -18,25 +18,16 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
-<<<<<<< HEAD:src/synther_buffers/datasets/upsampling.py
-from ..config import UpsamplerConfig, resolve_device
 from ..transitions import Transitions, TransitionSpec
-from ..upsampler import DiffusionUpsampler, FitReport, Upsampler, UpsamplerFactory, make_upsampler
+from ..upsampling.diffusion_upsampler import DiffusionUpsampler
+from ..upsampling.factory import make_upsampler, resolve_factory
+from ..upsampling.presets import UpsamplerConfig, resolve_device
+from ..upsampling.protocol import FitReport, Upsampler, UpsamplerFactory
 from ..version import __version__
 from .base import Dataset
 from .files import check_space, place
 from .registry import attributes_of, check_timeouts, final_path, output_format, unfinished_path, write_rows
 from .workfolder import FIT, MODEL, WorkFolder, differences, num_chunks, sweep
-=======
-from .datasets.base import Dataset
-from .datasets.registry import final_path, output_format, unfinished_path, write_rows
-from .transitions import Transitions, TransitionSpec
-from .upsampling.diffusion_upsampler import DiffusionUpsampler
-from .upsampling.factory import make_upsampler, resolve_factory
-from .upsampling.presets import UpsamplerConfig, resolve_device
-from .upsampling.protocol import FitReport, Upsampler, UpsamplerFactory
-from .version import __version__
->>>>>>> main:src/synther_buffers/offline.py
 
 logger = logging.getLogger(__name__)
 
