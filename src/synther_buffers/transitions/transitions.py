@@ -18,6 +18,10 @@ Observation = Tensor | dict[str, "Observation"]
 SEPARATOR = "."
 #: Where no space tells, integers that range over at most this many values are categories.
 MAX_CATEGORIES = 1_024
+#: The matrix that the upsampler learns may have so many columns.
+MAX_COLUMNS = 4_096
+#: A field of two or more dimensions with more elements is an image.
+MAX_ELEMENTS = 2_048
 
 
 @dataclass
@@ -122,6 +126,11 @@ class Field:
         return math.prod(self.shape)
 
     @property
+    def width(self) -> int:
+        """Number of columns that a model has for it: one per element, or one per category."""
+        return sum(self.num_categories) if self.kind == "categorical" else self.size
+
+    @property
     def elements(self) -> list[str]:
         """A name for each element of a row, in row-major order: ``reward``, or ``observation[0]`` and so on."""
         return [self.name] if self.shape == () else [f"{self.name}[{element}]" for element in range(self.size)]
@@ -163,7 +172,8 @@ class TransitionSpec:
 
         Raises:
             TypeError: a space that is not supported.
-            ValueError: an image observation (a uint8 Box of rank 3).
+            ValueError: an image observation (a uint8 Box of rank 3, or a Box of rank 2 or more with over 2,048
+                elements), over 1,024 categories of one element, or over 4,096 columns in all.
         """
         observation = tuple(_space_fields("observation", observation_space))
         if isinstance(action_space, spaces.Dict):
@@ -172,7 +182,7 @@ class TransitionSpec:
                 "flatten them first, for example with gymnasium.wrappers."
             )
         (action,) = _space_fields("action", action_space, action_bounds)
-        return cls(observation, action, tuple(float(value) for value in discounts))
+        return _not_too_wide(cls(observation, action, tuple(float(value) for value in discounts)))
 
     @classmethod
     def infer(cls, transitions: Transitions, known: TransitionSpec | None = None) -> TransitionSpec:
@@ -188,7 +198,8 @@ class TransitionSpec:
             known: what earlier rows looked like; categories that these rows do not show are kept.
 
         Raises:
-            ValueError: no rows, or an image observation (uint8 of rank 3).
+            ValueError: no rows, an image observation (uint8 of rank 3, or rank 2 or more with over 2,048 elements), or
+                over 4,096 columns in all.
             TypeError: a dtype that is no number.
         """
         if len(transitions) == 0:
@@ -205,11 +216,13 @@ class TransitionSpec:
             discounts |= set(torch.unique(transitions.discount).tolist())
             if len(discounts) > MAX_CATEGORIES:
                 raise ValueError(f"discount has {len(discounts)} different values; wanted gamma ** k for a few k.")
-        return cls(
-            tuple(field(name) for name in columns if name.split(SEPARATOR)[0] == "observation"),
-            field("action"),
-            tuple(sorted(discounts, reverse=True)),  # gamma ** 1 first
-            tuple(field(name) for name in columns if name.split(SEPARATOR)[0] == "extra"),
+        return _not_too_wide(
+            cls(
+                tuple(field(name) for name in columns if name.split(SEPARATOR)[0] == "observation"),
+                field("action"),
+                tuple(sorted(discounts, reverse=True)),  # gamma ** 1 first
+                tuple(field(name) for name in columns if name.split(SEPARATOR)[0] == "extra"),
+            )
         )
 
     @property
@@ -289,8 +302,8 @@ def _inferred(name: str, tensors: list[Tensor], known: Field | None) -> Field:
         raise TypeError(f"{name} has dtype {dtype_name}; wanted floats, integers or booleans.")
     if dtype == torch.bool:
         return Field(name, "binary", shape, dtype_name)
-    if kind == "observation" and dtype == torch.uint8 and len(shape) == 3:
-        raise ValueError(_image(name, f"uint8 of shape {shape}"))
+    if kind == "observation" and _is_image(dtype_name, shape):
+        raise ValueError(_image(name, f"{dtype_name} of shape {shape}"))
     if not dtype.is_floating_point and (kind == "action" or size == 1):
         values = [tensor.reshape(len(tensor), size).to(torch.int64) for tensor in tensors]
         start = torch.stack([value.amin(0) for value in values]).amin(0).clamp(max=0).cpu()
@@ -311,6 +324,30 @@ def _inferred(name: str, tensors: list[Tensor], known: Field | None) -> Field:
     return Field(name, "continuous", shape, dtype_name, low=(-math.inf,) * size, high=(math.inf,) * size)
 
 
+def _not_too_wide(spec: TransitionSpec) -> TransitionSpec:
+    """The same spec, or a ValueError that names the widest field."""
+    columns = sum(field.width for field in spec.fields)
+    if columns > MAX_COLUMNS:
+        widest = max(spec.fields, key=lambda field: field.width)
+        raise ValueError(
+            f"a transition has {columns:,} columns, {widest.width:,} of them in {widest.name}; the upsampler models at "
+            f"most {MAX_COLUMNS:,}. Store fewer features, for example those of an encoder."
+        )
+    return spec
+
+
+def _is_image(dtype: str, shape: tuple[int, ...]) -> bool:
+    return (dtype == "uint8" and len(shape) == 3) or (len(shape) >= 2 and math.prod(shape) > MAX_ELEMENTS)
+
+
+def _check_categories(name: str, most: int) -> None:
+    if most > MAX_CATEGORIES:
+        raise ValueError(
+            f"{name} has {most:,} categories, which makes {most:,} columns; the upsampler models at most "
+            f"{MAX_CATEGORIES:,} for one element. Encode it first, for example as coordinates or an embedding."
+        )
+
+
 def _image(name: str, found: str) -> str:
     return (
         f"{name} is an image ({found}): the upsampler models vectors. Encode images "
@@ -328,8 +365,9 @@ def _space_fields(name: str, space: spaces.Space, bounds: tuple[float, float] | 
                 )
             yield from _space_fields(f"{name}{SEPARATOR}{key}", child)
     elif isinstance(space, spaces.Box):
-        if space.dtype == np.uint8 and len(space.shape) == 3:
-            raise ValueError(_image(name, f"uint8 Box of shape {space.shape}"))
+        dtype = np.dtype(space.dtype).name
+        if _is_image(dtype, tuple(space.shape)):
+            raise ValueError(_image(name, f"{dtype} Box of shape {space.shape}"))
         size = math.prod(space.shape)
         low, high = (
             (space.low.ravel(), space.high.ravel()) if bounds is None else ([bounds[0]] * size, [bounds[1]] * size)
@@ -343,6 +381,7 @@ def _space_fields(name: str, space: spaces.Space, bounds: tuple[float, float] | 
             high=tuple(float(value) for value in high),
         )
     elif isinstance(space, spaces.Discrete):
+        _check_categories(name, int(space.n))
         yield Field(
             name,
             "categorical",
@@ -352,6 +391,7 @@ def _space_fields(name: str, space: spaces.Space, bounds: tuple[float, float] | 
             start=(int(space.start),),
         )
     elif isinstance(space, spaces.MultiDiscrete):
+        _check_categories(name, int(space.nvec.max()))
         yield Field(
             name,
             "categorical",

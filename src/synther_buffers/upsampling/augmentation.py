@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..transitions import Field, Transitions, TransitionSpec
-from ..transitions.values import FEW_VALUES
+from ..transitions.structure import FEW_VALUES
 from .diffusion_upsampler import FitReport
 from .presets import resolve_device
 
