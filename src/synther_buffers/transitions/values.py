@@ -25,6 +25,9 @@ LIMIT_SHARE, LIMIT_ROWS = 0.002, 8
 NORM_WIDTHS = range(2, 9)
 #: The norm may vary by this share of itself: what float32 makes of a vector that was normalised.
 _NORM_TOLERANCE = 1e-5
+#: An indicator beyond this is sure: there the rate is the model's. A cut among rows that are all sure of the same would
+#: pick some of them at random.
+_SURE = 0.9
 #: With fewer rows norms may be equal by chance, and this many rows show most columns to have none.
 _NORM_ROWS, _FIRST_NORM_ROWS = 32, 256
 
@@ -148,7 +151,8 @@ class ColumnStatistics:
             cuts = []
             for place, share in enumerate(shares.tolist()):
                 answers = indicators[element][rest, place]
-                cuts.append(column_quantiles(answers[:, None], torch.tensor([1.0 - share], device="cpu"))[0].cpu())
+                cut = column_quantiles(answers[:, None], torch.tensor([1.0 - share], device="cpu"))[0]
+                cuts.append(cut.clamp(-_SURE, _SURE) if 0.0 < share < 1.0 else cut)
                 rest = rest[answers <= cuts[-1].to(answers)]
             thresholds.masses[name][element] = torch.stack(cuts)
             rests[element] = value[rest, element]
@@ -180,6 +184,7 @@ class ColumnStatistics:
             The values, and the same with each point mass filled, to which a change is added.
         """
         name = block.field.name
+        categories = [value[:, group].argmax(1) for group in block.one_hot]
         if bool(self.limits.any()):
             at_low, at_high = thresholds.limits[name]
             value = torch.where(value <= at_low.to(value), -math.inf, value)
@@ -191,8 +196,8 @@ class ColumnStatistics:
         for element, (distinct, _) in self.values.items():
             cuts = thresholds.few_valued[name][element].to(value)
             value[:, element] = distinct.to(value)[torch.searchsorted(cuts, value[:, element].contiguous())]
-        for group in block.one_hot:
-            value[:, group] = torch.nn.functional.one_hot(value[:, group].argmax(1), len(group)).to(value)
+        for group, category in zip(block.one_hot, categories, strict=True):
+            value[:, group] = torch.nn.functional.one_hot(category, len(group)).to(value)
         if not block.field.torch_dtype.is_floating_point:
             value = value.round()  # writing into a tensor of integers truncates
         filled = value
