@@ -9,8 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .fields import Field
 from .structure import PointMass, Structure
-from .transitions import Field, Transitions, TransitionSpec
+from .transitions import Transitions, TransitionSpec
 
 #: Elements of the matrix in memory at a time in float64, when it is made and when it is decoded.
 CHUNK_ELEMENTS = 2**22

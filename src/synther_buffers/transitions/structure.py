@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .transitions import Field, Transitions, TransitionSpec
+from .fields import Field
+from .transitions import Transitions, TransitionSpec
 
 #: A float column with at most this many distinct values gets exactly those values back.
 FEW_VALUES = 16
