@@ -1,6 +1,7 @@
 """Structure across columns, in rows of a trained model: a small net, a few hundred steps."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,19 +27,34 @@ def rows_of(state: np.ndarray, reward: np.ndarray) -> Transitions:
     return rows
 
 
-def drawn(rows: Transitions, num_steps: int) -> Transitions:
-    """Synthetic rows of the default on a CPU, but narrower and trained for less long."""
+def fitted(rows: Transitions, num_steps: int) -> DiffusionUpsampler:
+    """The default on a CPU, but narrower and trained for less long."""
     config = resolve_config("auto", CPU)
     config = replace(
         config,
         train_steps=num_steps,
+        warm_steps=num_steps,
         model_terminals=False,
         network=replace(config.network, width=64, depth=3),
         training=replace(config.training, warmup_steps=50),
     )
     upsampler = DiffusionUpsampler(SPEC, config, device="cpu", seed=0)
     upsampler.fit(rows)
-    return upsampler.sample(4_096)
+    return upsampler
+
+
+def test_structure_is_saved_with_the_model(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    state = np.concatenate([np.eye(2)[rng.integers(0, 2, 500)], rng.normal(size=(500, 3))], axis=1)
+    state[:, 2:] /= np.linalg.norm(state[:, 2:], axis=1, keepdims=True)
+    rows = rows_of(state, np.where(rng.random(500) < 0.1, 999.0, rng.normal(size=500)))
+    upsampler = fitted(rows, 5)
+    upsampler.save(tmp_path / "model.safetensors")
+    again = DiffusionUpsampler.load(tmp_path / "model.safetensors", device="cpu")
+    left, right = upsampler.sample(200).flat(), again.sample(200).flat()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert (left["reward"] == 999.0).any()
+    assert again.fit(rows).warm
 
 
 @pytest.mark.slow
@@ -46,7 +62,7 @@ def test_a_sentinel_is_on_the_rows_where_another_column_says_so() -> None:
     rng = np.random.default_rng(0)
     state = rng.uniform(0.0, 1.0, (10_000, 5))
     state[:, 1] = np.where(state[:, 0] > 0.95, 999.0, state[:, 1])
-    rows = drawn(rows_of(state, rng.normal(size=10_000)), 2_000)
+    rows = fitted(rows_of(state, rng.normal(size=10_000)), 2_000).sample(4_096)
     for found in (rows.observation, rows.next_observation):
         sentinel, rule = found[:, 1] == 999.0, found[:, 0] > 0.95
         assert float(sentinel.float().mean()) == pytest.approx(0.05, abs=0.01)
@@ -61,12 +77,13 @@ def test_quaternions_have_norm_1_and_one_hots_a_single_1() -> None:
     rng = np.random.default_rng(0)
     quaternion = rng.normal(size=(5_000, 4))
     quaternion /= np.linalg.norm(quaternion, axis=1, keepdims=True)
-    rows = drawn(rows_of(np.concatenate([quaternion, rng.normal(size=(5_000, 1))], 1), rng.normal(size=5_000)), 200)
+    states = rows_of(np.concatenate([quaternion, rng.normal(size=(5_000, 1))], axis=1), rng.normal(size=5_000))
+    rows = fitted(states, 200).sample(4_096)
     for found in (rows.observation, rows.next_observation):
         assert float((found[:, :4].norm(dim=1) - 1.0).abs().median()) < 1e-5
 
     tasks = rows_of(np.eye(5)[rng.integers(0, 5, 5_000)], rng.normal(size=5_000))
-    rows = drawn(tasks, 200)
+    rows = fitted(tasks, 200).sample(4_096)
     for found in (rows.observation, rows.next_observation):
         assert found.unique().tolist() == [0.0, 1.0]
         assert (found.sum(1) == 1.0).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -104,7 +105,7 @@ class Codec:
         no longer one-hot.
         """
         if self.normalizer.structure.is_broken_by(self.spec, transitions):
-            return float("inf")
+            return math.inf
         return self.normalizer.drift(
             lambda: self.layout.raw_chunks(transitions), self.layout.fixed, self.layout.rounding(transitions)
         )
@@ -209,7 +210,9 @@ def _check_size(elements: list[str], value: Tensor) -> None:
     fits = (low >= -_LARGEST) & (high <= _LARGEST)
     if not bool(fits.all()):
         element = int((~fits).nonzero()[0])
+        first, last = float(low[element]), float(high[element])
+        found = "NaN among its values" if math.isnan(first) else f"values from {first:g} to {last:g}"
         raise ValueError(
-            f"{elements[element]} has values from {low[element].item():g} to {high[element].item():g}; wanted finite "
-            f"ones of at most {_LARGEST:g} in magnitude. Rescale it or remove these rows."
+            f"{elements[element]} has {found}; wanted finite ones of at most {_LARGEST:g} in magnitude. Rescale it or "
+            "remove these rows."
         )
