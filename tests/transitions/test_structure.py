@@ -121,6 +121,20 @@ class TestPointMasses:
         warm = Codec.fit(SPEC, few, normalizer=codec.normalizer)
         assert not (decode(warm, noisy(warm.encode(few), 1.0)).observation[:, 1] == 999.0).any()
 
+    def test_a_new_one_among_the_others_is_no_drift(self) -> None:
+        """A contact force: nearly always 0, and at first so seldom anything else that it has few values."""
+        rng = np.random.default_rng(0)
+        force = np.where(np.arange(4_000) % 100 == 0, rng.normal(size=4_000), 0.0)
+        first, later = (rows_of(SPEC, size, reward=force[:size]) for size in (1_000, 4_000))
+        codec = Codec.fit(SPEC, first)
+        assert codec.normalizer.structure.masses == ()
+        assert [mass.value for mass in Codec.fit(SPEC, later).normalizer.structure.masses] == [0.0]
+        assert codec.drift(later) < 1.0
+
+    def test_a_start_that_is_always_the_same_is_none(self) -> None:
+        state = np.where(np.arange(8_000) % 100 == 0, 0.0, np.random.default_rng(0).normal(size=8_000))
+        assert Structure.detect(SPEC, rows_of(SPEC, 8_000, reward=state)).masses == ()
+
     def test_scales_that_cannot_be_told_apart_are_named(self) -> None:
         rng = np.random.default_rng(0)
         penalty = -1e6 + rng.normal(size=8_000)  # no value twice

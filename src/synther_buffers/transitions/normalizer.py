@@ -96,9 +96,9 @@ class Normalizer:
     def drift(self, chunks: Callable[[], Iterator[Tensor]], fixed: Tensor, rounding: Tensor) -> float:
         """How far data have moved: 0 not at all, 1 about as far as a warm start should follow.
 
-        The largest over columns of the mean's shift in standard deviations, of the log-ratio of the scales to base 3,
-        and of the share by which the largest normalised value exceeds `HEAVY_TAIL`. Infinite where a column that was
-        constant now varies.
+        The largest over columns of the mean's shift in standard deviations, and of the log-ratios to base 3 of the
+        scales and of the largest normalised value to `HEAVY_TAIL`, which a new normalizer would compress. Infinite
+        where a column that was constant now varies.
 
         Args:
             chunks: the data of today, as in `measure`.
@@ -116,7 +116,7 @@ class Normalizer:
         extreme = torch.zeros_like(shift)
         for raw in chunks():
             extreme = torch.maximum(extreme, self.apply(raw).abs().amax(0))
-        drift = torch.stack([shift, ratio, extreme / HEAVY_TAIL - 1.0]).amax(0)
+        drift = torch.stack([shift, ratio, (extreme / HEAVY_TAIL).log() / math.log(3.0)]).amax(0)
         return float(torch.where(constant | fixed, 0.0, drift).max().clamp(min=0.0))
 
     def state_dict(self) -> dict[str, Any]:

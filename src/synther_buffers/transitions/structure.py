@@ -16,13 +16,15 @@ from .transitions import Transitions, TransitionSpec
 #: A float column with at most this many distinct values gets exactly those values back.
 FEW_VALUES = 16
 #: A value is a point mass if it is at least this share of the rows, in at least so many of them, and as many times as
-#: frequent as the column's other values.
-MASS_SHARE, MASS_ROWS, MASS_FREQUENCY = 0.001, 8, 10
+#: frequent as the column's other values. Among the other values it must be a larger share: there it does less harm.
+MASS_SHARE, MASS_ROWS, MASS_FREQUENCY, MASS_SHARE_AMONG_OTHERS = 0.001, 8, 10, 0.02
 #: More frequent values than this are no point masses in a continuous column, but a column of discrete values.
 MAX_MASSES = 4
 #: A frequent value at the end of a column is a limit (clipped velocities, saturated actions) unless it lies at least
 #: this share of the central nine tenths' range away from the others.
 _LIMIT_GAP = 0.1
+#: A new point mass this many times that range away from the others changes the column's scale.
+_DRIFT_GAP = 1.0
 #: Two groups of values further apart than this many ranges of the larger one have different scales.
 _CLUSTER_GAP = 20.0
 #: Rows that are looked at to find candidates; all rows decide.
@@ -65,13 +67,13 @@ class Structure:
     clusters: tuple[tuple[str, int], ...] = ()
 
     @classmethod
-    def detect(cls, spec: TransitionSpec, transitions: Transitions, strictness: int = 1) -> Structure:
+    def detect(cls, spec: TransitionSpec, transitions: Transitions, *, strict: bool = False) -> Structure:
         """Find the structure of these rows.
 
         Args:
             spec: the fields.
             transitions: at least one finite row.
-            strictness: how many times as frequent as usual a point mass has to be.
+            strict: only find point masses twice as frequent as necessary, and far from the other values.
         """
         columns = transitions.flat()
         masses: list[PointMass] = []
@@ -87,7 +89,7 @@ class Structure:
                 parts.append(columns[names[1]].reshape(len(transitions), -1))
             groups = _one_hot_groups(parts)
             one_hot += [(name, group) for name in names for group in groups]
-            found, mixed = _frequent_values(parts, {element for group in groups for element in group}, strictness)
+            found, mixed = _frequent_values(parts, {element for group in groups for element in group}, strict)
             clusters += [(field.name, element) for element in mixed]
             for element, values in found.items():
                 for name, part in zip(names, parts, strict=True):
@@ -97,14 +99,18 @@ class Structure:
         return cls(tuple(masses), tuple(one_hot), tuple(clusters))
 
     def is_broken_by(self, spec: TransitionSpec, transitions: Transitions) -> bool:
-        """Whether these rows have a frequent point mass that is not among these, or break a one-hot group."""
+        """Whether these rows have a new point mass far from the other values, or break a one-hot group.
+
+        One among the other values is no reason to start from scratch: contact forces, which are mostly 0, have too few
+        other values at first to tell, each column until another refresh.
+        """
         columns = transitions.flat()
         for name, elements in self.one_hot:
             value = columns[name].reshape(len(transitions), -1)[:, list(elements)]
             if not bool(_is_one_hot(value)):
                 return True
         known = {(mass.field, mass.element, mass.value) for mass in self.masses}
-        now = Structure.detect(spec, transitions, strictness=2)
+        now = Structure.detect(spec, transitions, strict=True)
         return any((mass.field, mass.element, mass.value) not in known for mass in now.masses)
 
     def masses_of(self, field: Field) -> dict[int, list[PointMass]]:
@@ -176,12 +182,12 @@ def _one_hot_groups(parts: list[Tensor]) -> list[tuple[int, ...]]:
 
 
 def _frequent_values(
-    parts: list[Tensor], skipped: Iterable[int], strictness: int
+    parts: list[Tensor], skipped: Iterable[int], strict: bool
 ) -> tuple[dict[int, list[float]], list[int]]:
     """The point masses by element, and the elements with groups of very different scales."""
     sample = _sample(parts)
     count = len(sample)
-    need = strictness * max(MASS_ROWS, math.ceil(MASS_SHARE * count))
+    need = (2 if strict else 1) * max(MASS_ROWS, math.ceil(MASS_SHARE * count))
     masses: dict[int, list[float]] = {}
     clusters: list[int] = []
     if need >= count:
@@ -201,12 +207,14 @@ def _frequent_values(
             often = counts >= max(need, MASS_FREQUENCY * int(counts.median()))
             rest = distinct.repeat_interleave(torch.where(often, 0, counts))
             if bool(often.any()) and len(rest):
-                low, high = rest[0], rest[-1]
-                gap = _LIMIT_GAP * _central_range(rest)
+                gap = (_DRIFT_GAP if strict else _LIMIT_GAP) * _central_range(rest)
+                low, high = float(rest[0]), float(rest[-1])
                 values = [
                     value
-                    for value in distinct[often].tolist()
-                    if low < value < high or value < low - gap or value > high + gap
+                    for value, rows in zip(distinct[often].tolist(), counts[often].tolist(), strict=True)
+                    if value < low - gap
+                    or value > high + gap
+                    or (low < value < high and rows >= MASS_SHARE_AMONG_OTHERS * count and not strict)
                 ]
                 if 0 < len(values) <= MAX_MASSES:
                     masses[element] = values
