@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STEPS ?= 3000
 export MUJOCO_GL ?= disable
 
-.PHONY: demo test test-fast lint types imports wheel docs check bench-smoke bench clean
+.PHONY: gpu demo test test-fast lint types imports wheel docs check bench-smoke bench clean
 
 # A strict editable install: the type checker and import-linter see the adapters under synther_buffers.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -44,7 +44,7 @@ wheel: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -n -W --keep-going -q docs build/docs
 
-check: test lint types imports wheel bench-smoke
+check: test lint types imports wheel docs bench-smoke
 
 bench-smoke: $(VENV)/.installed
 	$(BIN)/python benchmarks/import_time.py --toy --out build/bench/import_time.json
@@ -62,6 +62,8 @@ bench-smoke: $(VENV)/.installed
 	$(BIN)/python examples/offline_upsampling.py --toy --seeds 1 --arms full subset synther --learners iql --cache build/bench/offline_upsampling \
 		--out build/bench/offline_upsampling.jsonl
 	$(BIN)/python examples/offline_upsampling.py --out build/bench/offline_upsampling.jsonl --report build/bench
+	rm -f build/bench/learning.jsonl
+	$(BIN)/python -m benchmarks.learning --toy --out build/bench/learning.jsonl
 
 # Many hours. The data are files of examples/collect.py, REPLAY of so many steps and OFFLINE up to a return; the comparison
 # with the published code runs where SOURCE is a clone of it.
@@ -83,6 +85,12 @@ bench: $(VENV)/.installed
 	$(BIN)/python examples/offline_upsampling.py --data $(OFFLINE)
 	$(BIN)/python examples/offline_upsampling.py --report
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m benchmarks.learning --prepare
+	$(BIN)/python -m benchmarks.learning --stage a --report
+
+# What has to travel to a machine with a GPU and no network, and the command to run there.
+gpu: $(VENV)/.installed
+	$(BIN)/python benchmarks/gpu.py --prepare
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

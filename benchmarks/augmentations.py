@@ -37,8 +37,8 @@ from synther_buffers.evaluation.fidelity import measure_fidelity
 from synther_buffers.evaluation.metrics import closest_distance, simulate
 from synther_buffers.plots import strength_sweeps
 from synther_buffers.upsampling.augmentation import AmplitudeScaling, Bootstrap, DynamicsNoise, GaussianNoise
-from synther_buffers.upsampling.diffusion_upsampler import Upsampler
 from synther_buffers.upsampling.presets import resolve_config, resolve_device
+from synther_buffers.upsampling.protocol import Upsampler
 
 ROOT = Path(__file__).parents[1]
 #: Rows of each line that are kept for the picture, where the seeds are pooled.

@@ -38,6 +38,10 @@ class Resampler:
     def __init__(self, spec: Any, *, device: Any, seed: int, progress_bar: bool) -> None:
         self.rows: Transitions | None = None
 
+    @property
+    def config(self) -> dict[str, Any]:
+        return {}
+
     def fit(self, transitions: Transitions, *, held_out: Transitions | None = None) -> FitReport:
         self.rows = transitions
         return FitReport(loss=0.0, held_out_loss=0.0, steps=0, seconds=0.0, warm=False)
@@ -47,7 +51,7 @@ class Resampler:
         return self.rows[index]
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return {}  # what is measured is one refresh; nothing has to outlive it
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass

@@ -26,11 +26,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import RESULTS, machine
+from measuring import RESULTS, machine, use_settings
 from replay_data import ReplayData
 
 from synther_buffers import PRESETS, DiffusionUpsampler, SamplerConfig, UpsamplerConfig
-from synther_buffers.diffusion.samplers import num_function_evaluations
 from synther_buffers.evaluation.metrics import evaluate
 from synther_buffers.plots import fidelity_cost
 from synther_buffers.upsampling.presets import resolve_config
@@ -89,7 +88,10 @@ def entries() -> dict[str, Entry]:
     """Everything there is to measure, by name."""
     paper, cpu = PRESETS["paper-online"], resolve_config("cpu", torch.device("cpu"))
     heun = {"heun-255": paper.sampler}
-    sde = {f"sde-{count}": replace(cpu.sampler, num_steps=count) for count in (8, 12, 16, 32)}
+    sde = {
+        f"sde-{count}": replace(cpu.sampler, solver=replace(cpu.sampler.solver, num_steps=count))
+        for count in (8, 12, 16, 32)
+    }
     ours = {"sde-16": sde["sde-16"]}
     rounded = replace(
         paper, training=replace(paper.training, bfloat16=True), sampler=replace(paper.sampler, bfloat16=True)
@@ -115,8 +117,8 @@ def fitted(data: ReplayData, name: str, entry: Entry, seed: int, models: Path) -
     costs = path.with_suffix(".json")
     if costs.exists():
         kept = DiffusionUpsampler.load(path, spec=data.spec, device="cpu")
-        if replace(kept.config, sampler=config.sampler) == config:
-            kept.config = config
+        if replace(kept.settings, sampler=config.sampler) == config:
+            use_settings(kept, config)
             return kept, json.loads(costs.read_text())
     upsampler = DiffusionUpsampler(data.spec, config, "cpu", seed)
     for num_rows in range(ROWS_PER_REFRESH, len(data.rows), ROWS_PER_REFRESH) if entry.warm else ():
@@ -147,7 +149,7 @@ def measure(
     train, held_out = data.split()
     upsampler, spent = fitted(data, name, entry, seed, models)
     for solver, sampler in solvers.items():
-        upsampler.config = replace(config, sampler=sampler)
+        use_settings(upsampler, replace(config, sampler=sampler))
         start = time.perf_counter()
         synthetic = upsampler.sample(num_samples)
         seconds = time.perf_counter() - start
@@ -158,7 +160,7 @@ def measure(
             "name": name,
             "solver": solver,
             "seed": seed,
-            "nfe": num_function_evaluations(sampler.solver, sampler.num_steps),
+            "nfe": sampler.solver.num_function_evaluations,
             "train_steps": spent["fit_steps"],
             "fit_seconds": spent["fit_seconds"],
             "sample_seconds": seconds,
@@ -176,12 +178,13 @@ def time_entries(data: ReplayData, rounds: int, steps: int, num_rows: int) -> di
     seen: dict[str, list[tuple[float, float, float]]] = {}
     for _ in range(rounds):
         for name, entry in entries().items():
-            sampler = replace(next(iter(entry.solvers.values())), num_steps=2)
+            sampler = next(iter(entry.solvers.values()))
+            sampler = replace(sampler, solver=replace(sampler.solver, num_steps=2))
             upsampler = DiffusionUpsampler(data.spec, replace(entry.config, train_steps=steps, sampler=sampler), "cpu")
             phases = upsampler.fit(data.rows).phases
             start = time.perf_counter()
             upsampler.sample(num_rows)
-            nfe = num_function_evaluations(sampler.solver, sampler.num_steps)
+            nfe = sampler.solver.num_function_evaluations
             evaluation = (time.perf_counter() - start) / (num_rows * nfe)
             seen.setdefault(name, []).append(
                 (phases["train"] / steps, phases["normalize"] + phases["terminals"], evaluation)

@@ -6,6 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synther_buffers import UpsamplerConfig
-from synther_buffers.diffusion.loss import denoising_loss, draw_sigma
+from synther_buffers import DiffusionUpsampler, UpsamplerConfig
+from synther_buffers.diffusion.edm import Preconditioner, denoising_loss, draw_sigma
 from synther_buffers.diffusion.network import ResidualMLP
-from synther_buffers.diffusion.preconditioning import Preconditioner
 
 RESULTS = Path(__file__).parent / "results"
 #: Of a row of Walker2d-v5 as the model sees it: two observations of 17, 6 of the action, reward, terminal flag.
@@ -52,6 +52,13 @@ def alternate(first: Callable[[], Any], second: Callable[[], Any], repeats: int,
                 function()
             seconds.append((time.perf_counter() - start) / repeats)
     return median(times[0]), median(times[1])
+
+
+def use_settings(upsampler: DiffusionUpsampler, config: UpsamplerConfig) -> None:
+    """Let later fits and draws of an upsampler follow another configuration of the same network."""
+    upsampler.settings = config
+    if upsampler.model is not None:
+        upsampler.model = replace(upsampler.model, denoising=replace(upsampler.model.denoising, config=config))
 
 
 def denoiser_of(config: UpsamplerConfig, rows: Tensor) -> Preconditioner:

@@ -46,14 +46,12 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from measuring import alternate, denoiser_of, machine, write
+from measuring import alternate, denoiser_of, machine, use_settings, write
 from torch import Tensor
 
 from synther_buffers import PRESETS, DiffusionUpsampler, Transitions, TransitionSpec, UpsamplerConfig
-from synther_buffers.diffusion import samplers
-from synther_buffers.diffusion.loss import denoising_loss
-from synther_buffers.diffusion.preconditioning import Preconditioner
-from synther_buffers.diffusion.samplers import num_function_evaluations
+from synther_buffers.diffusion.edm import Preconditioner, denoising_loss
+from synther_buffers.diffusion.solvers import HeunSolver
 from synther_buffers.diffusion.training import train_denoiser
 from synther_buffers.upsampling.presets import resolve_config, resolve_device
 
@@ -235,13 +233,11 @@ def agreement(theirs: Any, rows: Tensor, config: UpsamplerConfig) -> dict[str, f
     generated = theirs.sample(len(rows), num_sample_steps=16, clamp=False, disable_tqdm=True)
     theirs.S_churn = churn
     torch.manual_seed(0)
-    sigmas = samplers.karras_schedule(16, theirs.sigma_min, theirs.sigma_max, theirs.rho)
+    solver = HeunSolver(16, theirs.sigma_min, theirs.sigma_max, theirs.rho, s_churn=0.0)
+    sigmas = solver.noise_levels()
     start = sigmas[0] * torch.randn_like(rows)
-    generator = torch.Generator(rows.device)
     with torch.no_grad():
-        ends = samplers.stochastic_heun(
-            ours, start, sigmas, generator, s_churn=0.0, s_tmin=0.05, s_tmax=50.0, s_noise=1.003
-        )
+        ends = solver.solve(ours, start, sigmas, lambda: torch.randn_like(rows))
     return {
         "their_weights": sum(weight.numel() for weight in theirs.net.parameters() if weight.requires_grad),
         "our_weights": sum(weight.numel() for weight in ours.network.parameters()),
@@ -271,10 +267,11 @@ def our_upsampler(rows: Tensor, config: UpsamplerConfig, device: torch.device) -
         spaces.Box(-np.inf, np.inf, (OBSERVATION,), np.float32), spaces.Box(-1.0, 1.0, (ACTION,), np.float32)
     )
     # A fit generates rows as well, to measure thresholds on: here with one level, and all of them afterwards.
-    short = replace(config, train_steps=1, terminal_steps=1, sampler=replace(config.sampler, num_steps=1))
+    one_level = replace(config.sampler, solver=replace(config.sampler.solver, num_steps=1))
+    short = replace(config, train_steps=1, terminal_steps=1, sampler=one_level)
     upsampler = DiffusionUpsampler(spec, short, device)
     upsampler.fit(transitions)
-    upsampler.config = config
+    use_settings(upsampler, config)
     return upsampler
 
 
@@ -316,13 +313,13 @@ def measure(theirs: Published, rows: Tensor, args: argparse.Namespace) -> dict[s
     few, two, own = (
         our_upsampler(rows, config, device)
         for config in (
-            replace(paper, sampler=replace(paper.sampler, num_steps=levels)),
-            replace(paper, sampler=replace(paper.sampler, num_steps=2)),
+            replace(paper, sampler=replace(paper.sampler, solver=replace(paper.sampler.solver, num_steps=levels))),
+            replace(paper, sampler=replace(paper.sampler, solver=replace(paper.sampler.solver, num_steps=2))),
             default,
         )
     )
     many = 32 * samples  # ours takes 16,384 rows at a time on a CPU
-    evaluations = batch * num_function_evaluations("stochastic-heun", 2)
+    evaluations = batch * HeunSolver(2).num_function_evaluations
     per_step = (steps, steps, args.rounds)
     print(f"\n{'seconds':<48}{'published':>11}{'ours':>11}{'ratio':>8}")
     return {

@@ -34,11 +34,10 @@ import gymnasium as gym
 import numpy as np
 import psutil
 import torch
-from measuring import eager_step_seconds, machine, matmul_speed, write
+from measuring import eager_step_seconds, machine, matmul_speed, use_settings, write
 
 from synther_buffers import PRESETS, DiffusionUpsampler, Transitions, TransitionSpec, UpsamplerConfig
 from synther_buffers.datasets import open_dataset
-from synther_buffers.diffusion.samplers import num_function_evaluations
 from synther_buffers.transitions.codec import Codec
 from synther_buffers.upsampling.presets import resolve_config, resolve_device
 
@@ -85,7 +84,12 @@ class PeakMemory:
 
 def cheap_to_fit(config: UpsamplerConfig, train_steps: int) -> UpsamplerConfig:
     """A short training, and one noise level for the rows that every fit generates to measure thresholds on."""
-    return replace(config, train_steps=train_steps, terminal_steps=1, sampler=replace(config.sampler, num_steps=1))
+    return replace(
+        config,
+        train_steps=train_steps,
+        terminal_steps=1,
+        sampler=replace(config.sampler, solver=replace(config.sampler.solver, num_steps=1)),
+    )
 
 
 def step_seconds(
@@ -145,7 +149,7 @@ def measure(
     out["resident_mib"] = memory.stop()
     after = in_another_process(unit_seconds, spec, rows, device, unit_steps)
     unit = (before + after) / 2
-    nfe = num_function_evaluations(config.sampler.solver, config.sampler.num_steps)
+    nfe = config.sampler.solver.num_function_evaluations
     print(f"\none training step of the paper: {before:.4f} s before the refreshes, {after:.4f} s after")
     for name, steps in BUDGET.items():
         refresh = out[name]
@@ -182,12 +186,12 @@ def paper_refresh(
     )
     upsampler = DiffusionUpsampler(spec, cheap_to_fit(paper, 1), device)
     upsampler.fit(rows)
-    upsampler.config = paper
+    use_settings(upsampler, paper)
     sample_seconds(upsampler, num_samples // 10)  # warms up
-    tensors = upsampler.state_dict()["denoiser"]
+    tensors = upsampler.state_dict()["model"]["denoiser"]
     # Sampling embeds a noise level once for all rows; a floor must not count more than is done.
     weights = sum(tensor.numel() for name, tensor in tensors.items() if tensor.dim() == 2 and "noise" not in name)
-    nfe = num_function_evaluations(paper.sampler.solver, paper.sampler.num_steps)
+    nfe = paper.sampler.solver.num_function_evaluations
     speed = matmul_speed(device, bfloat16=bfloat16)
     step = step_seconds(spec, rows, paper, device, steps)
     row = sample_seconds(upsampler, num_samples) / num_samples

@@ -52,8 +52,7 @@ def measure(env_id: str, num_rows: int, num_synthetic: int, preset: str, steps: 
     data_rate = float(rows.terminated.double().mean())
     coin = torch.rand(num_synthetic, generator=torch.Generator().manual_seed(seed)) < data_rate
     # The terminal column is the matrix's last; 0 in it is a half-way 0.5 in the published code's units.
-    evaluation = upsampler._evaluation(num_synthetic, upsampler._block_rows())
-    matrix = upsampler._generate(evaluation, num_synthetic, upsampler._generator("benchmark"))
+    matrix = upsampler.model.denoising.sampler(num_synthetic, seed).draw(0, num_synthetic)
     return {
         "env": env_id,
         "seed": seed,

@@ -1,13 +1,14 @@
-"""A training step and the sampler's evaluation, written out as the library has them, against plain PyTorch's.
+"""The library's training step and the sampler's evaluation against plain PyTorch's; on CUDA graphs against none.
 
     python benchmarks/training_step.py [--steps 30] [--rounds 9] [--compile] [--toy]
 
 Both are timed in turn in one run, for the presets' sizes on 50,000 artificial rows of 42 columns (Walker2d-v5 has
-those). In float32 on a CPU and in the preset's precision elsewhere; on CUDA the library's step is one graph. The floor
-is the arithmetic alone, ``6 W B`` operations for W weights in matrices and batches of B rows, at the measured speed of
-large matrix products in the same precision. An evaluation is one of D for 16,384 rows (CUDA: 262,144) at one noise
-level: the module called on all of them, and the sampler's blocks. With --compile the default's step is also timed with
-``torch.compile`` on loss and network, beside the seconds until its first steps are done; it needs a C++ compiler.
+those). The plain step is float32; the library's is float32 on a CPU and in the preset's precision elsewhere. On CUDA
+the library's step is one graph, and is also timed without. The floor is the arithmetic alone, ``6 W B`` operations for
+W weights in matrices and batches of B rows, at the measured speed of large matrix products in the same precision. An
+evaluation is one of D for 16,384 rows (CUDA: 262,144) at one noise level: the module called on all of them, and the
+sampler's blocks. With --compile the default's step is also timed with ``torch.compile`` on loss and network, beside the
+seconds until its first steps are done; it needs a C++ compiler.
 """
 
 from __future__ import annotations
@@ -23,17 +24,28 @@ from measuring import COLUMNS, alternate, denoiser_of, eager_step, machine, matm
 from torch import Tensor
 
 from synther_buffers import UpsamplerConfig
-from synther_buffers.diffusion.evaluation import Evaluation
-from synther_buffers.diffusion.loss import denoising_loss
-from synther_buffers.diffusion.step import GradientStep
+from synther_buffers.diffusion.cuda_graph import eager
+from synther_buffers.diffusion.edm import denoising_loss
+from synther_buffers.diffusion.sampling import BlockDenoiser
+from synther_buffers.diffusion.training import TrainingStep
 from synther_buffers.upsampling.presets import resolve_config, resolve_device
 
 
-def written_out(config: UpsamplerConfig, rows: Tensor) -> GradientStep:
+def our_step(config: UpsamplerConfig, rows: Tensor) -> TrainingStep:
     """The library's step."""
-    step = GradientStep(denoiser_of(config, rows), rows, config.training, torch.Generator(rows.device).manual_seed(0))
+    step = TrainingStep(denoiser_of(config, rows), rows, config.training, torch.Generator(rows.device).manual_seed(0))
     step.learning_rate.fill_(config.training.learning_rate)
     return step
+
+
+def without_graphs(work: Callable[[], object]) -> Callable[[], None]:
+    """The same, kernel by kernel."""
+
+    def run() -> None:
+        with eager():
+            work()
+
+    return run
 
 
 def evaluations(config: UpsamplerConfig, rows: Tensor) -> tuple[Callable[[], object], Callable[[], object], int]:
@@ -44,10 +56,11 @@ def evaluations(config: UpsamplerConfig, rows: Tensor) -> tuple[Callable[[], obj
     level = torch.ones(1, device=rows.device)
     denoiser = denoiser_of(config, rows).requires_grad_(False)
     low, high = rows.aminmax(dim=0)
-    evaluation = Evaluation(denoiser, block, low, high, bfloat16=config.sampler.bfloat16)
+    blocks = BlockDenoiser(denoiser, block, low, high, bfloat16=config.sampler.bfloat16, capture=True)
     if config.sampler.bfloat16:
-        denoiser.network.to(torch.bfloat16).frequencies = evaluation.frequencies
-    return lambda: denoiser(x, level), lambda: [evaluation(part, level) for part in x.split(block)], num_rows
+        frequencies = denoiser.network.frequencies
+        denoiser.network.to(torch.bfloat16).frequencies = frequencies
+    return lambda: denoiser(x, level), lambda: [blocks(part, level) for part in x.split(block)], num_rows
 
 
 def until_done(step: Callable[[], object], device: torch.device, steps: int) -> Callable[[], None]:
@@ -62,18 +75,33 @@ def until_done(step: Callable[[], object], device: torch.device, steps: int) -> 
     return run
 
 
+def graphs(
+    steps: Callable[[], None], blocks: Callable[[], object], device: torch.device, count: int, rounds: int
+) -> dict[str, float]:
+    """What CUDA graphs gain, in a step and in an evaluation; the work without them, in turn."""
+    step = [total / count for total in alternate(without_graphs(steps), steps, 1, rounds)]
+    evaluate = until_done(blocks, device, 1)
+    evaluation = alternate(without_graphs(evaluate), evaluate, 1, rounds)
+    print(f"{'':<14}graphs: step {step[0] / step[1]:.2f}, evaluation {evaluation[0] / evaluation[1]:.2f}")
+    return {
+        "eager_seconds": step[0],
+        "graph_ratio": step[0] / step[1],
+        "graph_evaluation_ratio": evaluation[0] / evaluation[1],
+    }
+
+
 def compiled(config: UpsamplerConfig, rows: Tensor, steps: int, rounds: int) -> dict[str, float]:
     """What `torch.compile` makes of the plain step, and the seconds of compiling it; ours again, in turn."""
     plain = eager_step(config, rows, torch.compile(denoising_loss))
     start = time.perf_counter()
     until_done(plain, rows.device, 3)()
     compile_seconds = time.perf_counter() - start
-    both = (until_done(step, rows.device, steps) for step in (plain, written_out(config, rows)))
+    both = (until_done(step, rows.device, steps) for step in (plain, our_step(config, rows)))
     seconds = [total / steps for total in alternate(*both, 1, rounds)]
     return {
         "compile_seconds": compile_seconds,
         "compiled_seconds": seconds[0],
-        "written_out_seconds": seconds[1],
+        "our_seconds": seconds[1],
         "compiled_ratio": seconds[0] / seconds[1],
     }
 
@@ -101,9 +129,7 @@ def main() -> None:
                 training=replace(config.training, bfloat16=False),
                 sampler=replace(config.sampler, bfloat16=False),
             )
-        plain, ours = (
-            until_done(make(config, rows), device, args.steps) for make in (eager_step, written_out)
-        )  # fmt: skip
+        plain, ours = (until_done(make(config, rows), device, args.steps) for make in (eager_step, our_step))
         seconds = [total / args.steps for total in alternate(plain, ours, 1, args.rounds)]
         speed = matmul_speed(device, bfloat16=config.training.bfloat16)
         floor = 6 * num_weights(config, rows) * config.training.batch_size / speed
@@ -115,18 +141,20 @@ def main() -> None:
             "module_row_seconds": module_seconds / num_rows,
             "block_row_seconds": block_seconds / num_rows,
             "evaluation_ratio": module_seconds / block_seconds,
-            "autograd_seconds": seconds[0],
-            "written_out_seconds": seconds[1],
+            "plain_seconds": seconds[0],
+            "our_seconds": seconds[1],
             "ratio": seconds[0] / seconds[1],
             "matmul_tflops": speed / 1e12,
             "floor_seconds": floor,
             "over_floor": seconds[1] / floor,
         }
         print(
-            f"{name:<14}autograd {seconds[0] * 1e3:7.2f} ms, written out {seconds[1] * 1e3:7.2f} ms, "
+            f"{name:<14}plain {seconds[0] * 1e3:7.2f} ms, ours {seconds[1] * 1e3:7.2f} ms, "
             f"ratio {seconds[0] / seconds[1]:.2f}, {seconds[1] / floor:.2f} times the floor; "
             f"evaluation ratio {module_seconds / block_seconds:.2f}"
         )
+        if device.type == "cuda":
+            results[name] |= graphs(ours, blocks, device, args.steps, args.rounds)
     if args.compile:
         config = resolve_config("auto", device)
         config = replace(config, training=replace(config.training, bfloat16=False))

@@ -42,7 +42,7 @@ python_maximum_signature_line_length = 88
 # Several attributes with one description are a line, as several arguments are.
 napoleon_custom_sections = [("Attributes", "params_style")]
 # Links within the package are checked; other packages' documentation would have to be fetched.
-nitpick_ignore_regex = [("py:.*", r"(?!synther_buffers\.).*"), ("py:class", r".*\.SyntheticSlots")]
+nitpick_ignore_regex = [("py:.*", r"(?!synther_buffers\.).*"), ("py:class", r".*\.(SyntheticSlots|\w+Keywords)")]
 
 
 class CommandHelp(Directive):

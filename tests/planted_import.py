@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PLANTED = {
     "src/synther_buffers/version.py": "",  # nothing forbidden: the contracts hold
-    "src/synther_buffers/diffusion/loss.py": "from synther_buffers import transitions",
+    "src/synther_buffers/diffusion/edm.py": "from synther_buffers import transitions",
     "src/synther_buffers/replay/synthetic_replay.py": "import stable_baselines3",
     "src/synther_buffers/replay/holdout.py": "import tensordict",
     "src/synther_buffers/upsampling/diffusion_upsampler.py": "import tianshou",

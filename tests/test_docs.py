@@ -26,7 +26,7 @@ from pathlib import Path
 
 import pytest
 
-from synther_buffers.upsampling.presets import PRESETS, NetworkConfig
+from synther_buffers.upsampling.presets import PRESETS, NetworkConfig, SamplerConfig
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -36,7 +36,7 @@ TINY = replace(
     PRESETS["cpu"],
     network=NetworkConfig(width=32, depth=2, embedding_dim=16),
     training=replace(PRESETS["cpu"].training, batch_size=64, bfloat16=False),
-    sampler=replace(PRESETS["cpu"].sampler, num_steps=8, bfloat16=False),
+    sampler=SamplerConfig(replace(PRESETS["cpu"].sampler.solver, num_steps=8)),
     train_steps=30,
     warm_steps=10,
     num_synthetic=1_000,

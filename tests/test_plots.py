@@ -19,6 +19,8 @@ from toys import SPEC, TINY, Resampler, equal, gaussian, global_state
 import synther_buffers
 from synther_buffers import (
     DiffusionUpsampler,
+    DPMSolver,
+    HeunSolver,
     RowOrder,
     SyntheticReplay,
     Transitions,
@@ -26,7 +28,6 @@ from synther_buffers import (
     measure_fidelity,
     plots,
 )
-from synther_buffers.diffusion.samplers import karras_schedule, sde_dpm_solver_2m, stochastic_heun
 from synther_buffers.plots.density import measure_density
 from synther_buffers.plots.generation import matrix_columns
 from synther_buffers.transitions.codec import Codec
@@ -242,56 +243,36 @@ def fitted() -> DiffusionUpsampler:
     return upsampler
 
 
-@pytest.mark.parametrize("solver", ["stochastic-heun", "sde-dpm-solver-2m"])
-def test_watching_a_sampler_changes_nothing(solver):
-    sigmas, seen = karras_schedule(5, 0.01, 10.0, 7.0), []
-
-    def solve(watch=None):
-        generator = torch.Generator().manual_seed(1)
-        x = 10.0 * torch.randn((4, 3), generator=generator)
-        if solver == "sde-dpm-solver-2m":
-            return x, sde_dpm_solver_2m(lambda x, sigma: x / (1 + sigma**2), x, sigmas, generator, watch)
-        churn = {"s_churn": 80.0, "s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.003}
-        return x, stochastic_heun(lambda x, sigma: x / (1 + sigma**2), x, sigmas, generator, **churn, watch=watch)
-
-    _, unwatched = solve()
-    noise, watched = solve(lambda sigma, x: seen.append((sigma, x)))
-    assert torch.equal(unwatched, watched)
-    assert [sigma for sigma, _ in seen] == sigmas
-    assert torch.equal(seen[0][1], noise)
-    assert torch.equal(seen[-1][1], watched)
-
-
-@pytest.mark.parametrize("solver", ["stochastic-heun", "sde-dpm-solver-2m"])
-def test_a_trajectory_leads_from_noise_to_rows_and_is_no_draw(solver):
-    config = replace(TINY, sampler=replace(TINY.sampler, solver=solver))
+@pytest.mark.parametrize("solver", [HeunSolver, DPMSolver])
+def test_a_denoising_path_leads_from_noise_to_rows_and_is_no_draw(solver):
+    config = replace(TINY, sampler=replace(TINY.sampler, solver=solver(8, 0.05, 20.0, 100.0)))
     upsampler = DiffusionUpsampler(SPEC, config, "cpu")
     upsampler.fit(gaussian(300))
     other = copy.deepcopy(upsampler)
     before = global_state()
-    states = upsampler.trajectory(500)
+    states = upsampler.denoising_path(500)
     assert global_state() == before
-    assert [sigma for sigma, _ in states] == pytest.approx(karras_schedule(8, 0.05, 20.0, 100.0))
+    assert [sigma for sigma, _ in states] == pytest.approx(solver(8, 0.05, 20.0, 100.0).noise_levels())
     assert all(x.shape == (500, 7) and x.dtype == torch.float32 for _, x in states)
     assert float(states[0][1].std()) == pytest.approx(20.0, rel=0.05)
     assert float(states[-1][1].std()) < 2.0
-    assert torch.equal(states[-1][1], upsampler.trajectory(500)[-1][1])
+    assert torch.equal(states[-1][1], upsampler.denoising_path(500)[-1][1])
     assert equal(upsampler.sample(50), other.sample(50))
 
 
-def test_a_trajectory_needs_a_model_and_rows(fitted):
+def test_a_denoising_path_needs_a_model_and_rows(fitted):
     with pytest.raises(RuntimeError, match="not been fitted"):
-        DiffusionUpsampler(SPEC, TINY, "cpu").trajectory(10)
+        DiffusionUpsampler(SPEC, TINY, "cpu").denoising_path(10)
     with pytest.raises(ValueError, match="num_samples is 0"):
-        fitted.trajectory(0)
+        fitted.denoising_path(0)
 
 
 class TestGeneration:
-    def test_the_strip_shows_the_trajectory(self, fitted):
+    def test_the_strip_shows_the_path(self, fitted):
         figure = plots.generation_strip(
             fitted, columns=("reward", "observation[1]"), num_samples=50, num_panels=3, width=plots.COLUMN
         )
-        states = fitted.trajectory(50)
+        states = fitted.denoising_path(50)
         assert len(figure.axes) == 3
         for axes, level in zip(figure.axes, (0, 4, 8), strict=True):
             sigma, x = states[level]
@@ -396,7 +377,7 @@ class TestRefreshes:
     def test_the_log_of_a_replay(self, tmp_path):
         log = tmp_path / "refreshes.jsonl"
         replay = SyntheticReplay(
-            SPEC, Resampler, retrain_every=1_000, num_synthetic=500, refresh_log=log, upsampler_device="cpu"
+            SPEC, upsampler=Resampler, retrain_every=1_000, num_synthetic=500, refresh_log=log, upsampler_device="cpu"
         )
         for total in (1_000, 2_000, 3_000):
             replay.observe_total(total)

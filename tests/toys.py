@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from synther_buffers import PRESETS, FitReport, NetworkConfig, Transitions, TransitionSpec
+from synther_buffers import PRESETS, FitReport, NetworkConfig, SamplerConfig, Transitions, TransitionSpec
 
 TINY = replace(
     PRESETS["cpu"],
     network=NetworkConfig(width=32, depth=1, embedding_dim=16),
     training=replace(PRESETS["cpu"].training, batch_size=64, bfloat16=False),
-    sampler=replace(PRESETS["cpu"].sampler, num_steps=8, bfloat16=False),
+    sampler=SamplerConfig(replace(PRESETS["cpu"].sampler.solver, num_steps=8)),
     train_steps=30,
     warm_steps=10,
     num_synthetic=200,
@@ -50,16 +50,16 @@ def gaussian(num_rows: int, seed: int = 0) -> Transitions:
 
 
 class Resampler:
-    """An upsampler that hands out rows it has seen; `fails_on` raises in the fit of that number."""
-
-    fails_on = 0
+    """An upsampler that hands out rows it has seen."""
 
     def __init__(self, spec, *, device, seed, progress_bar):
-        self.seed, self.num_fits, self.rows = seed, 0, None
+        self.seed, self.num_fits, self.rows, self.held_out = seed, 0, None, None
+
+    @property
+    def config(self):
+        return {"upsampler": type(self).__name__}
 
     def fit(self, transitions, *, held_out=None):
-        if self.num_fits + 1 == self.fails_on:
-            raise RuntimeError("planted failure")
         self.num_fits += 1
         self.rows, self.held_out = transitions, held_out
         return FitReport(loss=0.5, held_out_loss=0.5, steps=1, seconds=0.0, warm=False)
@@ -69,14 +69,25 @@ class Resampler:
         return self.rows[torch.randint(len(self.rows), (num_samples,), generator=generator)]
 
     def state_dict(self):
-        return {"num_fits": self.num_fits, "rows": self.rows}
+        return {"num_fits": self.num_fits, "rows": self.rows, "held_out": self.held_out}
 
     def load_state_dict(self, state):
-        self.num_fits, self.rows = state["num_fits"], state["rows"]
+        self.num_fits, self.rows, self.held_out = state["num_fits"], state["rows"], state["held_out"]
 
 
-class FailsAtSecondFit(Resampler):
-    fails_on = 2
+def fails_at(number, base, error=RuntimeError):
+    """An upsampler class whose fit of that number raises, counted over all upsamplers of the class."""
+
+    class Fails(base):
+        attempts = 0
+
+        def fit(self, transitions, *, held_out=None):
+            type(self).attempts += 1
+            if type(self).attempts == number:
+                raise error("planted failure")
+            return super().fit(transitions, held_out=held_out)
+
+    return Fails
 
 
 def equal(left: Transitions, right: Transitions) -> bool:

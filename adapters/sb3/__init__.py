@@ -5,7 +5,10 @@ try:
 except ImportError as error:
     raise ImportError('synther_buffers.sb3 needs Stable-Baselines3: pip install "synther-buffers[sb3]"') from error
 
+from ..public_paths import exported_from
 from .buffers import SynthERBuffer, SynthERDictBuffer, SynthERNStepBuffer
 from .callback import SynthERCallback
 
 __all__ = ["SynthERBuffer", "SynthERCallback", "SynthERDictBuffer", "SynthERNStepBuffer"]
+
+exported_from(__name__, SynthERBuffer, SynthERCallback, SynthERDictBuffer, SynthERNStepBuffer)

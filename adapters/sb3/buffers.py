@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 from ..replay.interleaving import batch_order_on
+from ..replay.options import SyntheticKeywords, lists_options
 from ..transitions import SEPARATOR, Transitions
+from ..validation import whole_number
 from .mixing import Samples, SynthERMixin
 
 
@@ -31,15 +33,33 @@ class SynthERBuffer(SynthERMixin, ReplayBuffer):
     Args: see `SynthERMixin`; everything else is Stable-Baselines3's.
     """
 
+    @lists_options
     def __init__(
-        self, buffer_size: int, observation_space: spaces.Space, action_space: spaces.Space, *args: Any, **kwargs: Any
-    ):
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: torch.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        handle_timeout_termination: bool = True,
+        **options: Unpack[SyntheticKeywords],
+    ) -> None:
         _reject_dict("SynthERBuffer", observation_space, "use replay_buffer_class=SynthERDictBuffer.")
-        if "n_steps" in kwargs:
+        if "n_steps" in options:
             raise TypeError(
                 "SynthERBuffer stores one-step transitions; for n_steps use replay_buffer_class=SynthERNStepBuffer."
             )
-        super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
+        super().__init__(
+            buffer_size,
+            observation_space,
+            action_space,
+            device,
+            n_envs,
+            optimize_memory_usage,
+            handle_timeout_termination,
+            **options,
+        )
 
 
 class SynthERDictBuffer(SynthERMixin, DictReplayBuffer):
@@ -48,15 +68,33 @@ class SynthERDictBuffer(SynthERMixin, DictReplayBuffer):
     Args: see `SynthERMixin`; everything else is Stable-Baselines3's.
     """
 
+    @lists_options
     def __init__(
-        self, buffer_size: int, observation_space: spaces.Space, action_space: spaces.Space, *args: Any, **kwargs: Any
-    ):
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: torch.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        handle_timeout_termination: bool = True,
+        **options: Unpack[SyntheticKeywords],
+    ) -> None:
         if not isinstance(observation_space, spaces.Dict):
             raise TypeError(
                 f"SynthERDictBuffer wants Dict observations (got {observation_space}); "
                 "use replay_buffer_class=SynthERBuffer."
             )
-        super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
+        super().__init__(
+            buffer_size,
+            observation_space,
+            action_space,
+            device,
+            n_envs,
+            optimize_memory_usage,
+            handle_timeout_termination,
+            **options,
+        )
 
     def _real_arrays(self) -> dict[str, NDArray[Any]]:
         arrays = {f"observation{SEPARATOR}{key}": self._flat(array) for key, array in self.observations.items()}
@@ -95,22 +133,39 @@ class SynthERNStepBuffer(SynthERMixin, NStepReplayBuffer):
         `n_steps` does not reach a custom buffer class: pass both in `replay_buffer_kwargs`.
     """
 
+    _framework_keywords = ("n_steps", "gamma")
+
+    @lists_options
     def __init__(
         self,
         buffer_size: int,
         observation_space: spaces.Space,
         action_space: spaces.Space,
-        *args: Any,
+        device: torch.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        handle_timeout_termination: bool = True,
+        *,
         n_steps: int = 3,
         gamma: float = 0.99,
-        **kwargs: Any,
-    ):
+        **options: Unpack[SyntheticKeywords],
+    ) -> None:
         _reject_dict("SynthERNStepBuffer", observation_space, "Stable-Baselines3 has no n-step buffer for them.")
-        if isinstance(n_steps, bool) or not isinstance(n_steps, int | np.integer) or n_steps < 1:
-            raise ValueError(f"n_steps is {n_steps!r}; it must be a whole number, at least 1.")
+        n_steps = whole_number("n_steps", n_steps, 1)
         if not 0.0 < gamma <= 1.0:
             raise ValueError(f"gamma is {gamma!r}; it must lie above 0 and be at most 1.")
-        super().__init__(buffer_size, observation_space, action_space, *args, n_steps=n_steps, gamma=gamma, **kwargs)
+        super().__init__(
+            buffer_size,
+            observation_space,
+            action_space,
+            device,
+            n_envs,
+            optimize_memory_usage,
+            handle_timeout_termination,
+            n_steps=n_steps,  # type: ignore[call-arg]  # passed on to the class to the right
+            gamma=gamma,
+            **options,
+        )
 
     def _discounts(self) -> tuple[float, ...]:
         return tuple(float(np.float32(self.gamma) ** np.float32(k)) for k in range(1, self.n_steps + 1))
@@ -136,7 +191,7 @@ class SynthERNStepBuffer(SynthERMixin, NStepReplayBuffer):
         )
         return ReplayBufferSamples(*(torch.cat(pair).index_select(0, order) for pair in pairs))
 
-    def _real_transitions(self) -> Transitions:
+    def real_transitions(self) -> Transitions:
         """The n-step form of every stored row, of all environments, without drawing or writing anything."""
         size, shape = self.size(), (self.size(), self.n_envs)
         last_written = (self.pos - 1) % self.buffer_size

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -17,10 +16,9 @@ from torch import Tensor
 
 from ..replay.holdout import RowOrder
 from ..replay.interleaving import batch_order_on, gather
+from ..replay.options import SyntheticKeywords, lists_options, split_keywords
 from ..replay.synthetic_replay import SyntheticReplay
 from ..transitions import Transitions, TransitionSpec
-from ..upsampling.diffusion_upsampler import UpsamplerFactory
-from ..upsampling.presets import UpsamplerConfig
 
 Samples = ReplayBufferSamples | DictReplayBufferSamples
 
@@ -28,12 +26,11 @@ Samples = ReplayBufferSamples | DictReplayBufferSamples
 class SynthERMixin(ReplayBuffer):
     """Adds synthetic transitions to a Stable-Baselines3 buffer class that stands to its right.
 
-    The arguments left of the star and every other keyword are the buffer's own.
-
     Args:
-        upsampler, upsampler_device, retrain_every, start_after, num_synthetic, synthetic_fraction, progress_bar,
-        refresh_log: see `synther_buffers.SyntheticReplay`.
-        seed: of everything random in the synthetic part; None for the seed that the algorithm has just set.
+        buffer_size, observation_space, action_space, device, n_envs, optimize_memory_usage, handle_timeout_termination:
+            Stable-Baselines3's.
+        **options: those of `synther_buffers.SyntheticOptions`; `seed` is by default the one that the algorithm has just
+            set.
 
     Attributes:
         synthetic: the `SyntheticReplay`, with the schedule, the synthetic rows and the reports of the refreshes.
@@ -44,47 +41,43 @@ class SynthERMixin(ReplayBuffer):
     """
 
     synthetic: SyntheticReplay
+    #: Keywords of the class to the right beside those of every buffer.
+    _framework_keywords: tuple[str, ...] = ()
 
+    @lists_options
     def __init__(
         self,
-        *args: Any,
-        upsampler: str | UpsamplerConfig | UpsamplerFactory = "auto",
-        upsampler_device: str | torch.device = "auto",
-        retrain_every: int = 10_000,
-        start_after: int | None = None,
-        num_synthetic: int | None = None,
-        synthetic_fraction: float = 0.5,
-        seed: int | None = None,
-        progress_bar: bool = True,
-        refresh_log: str | Path | None = None,
-        **kwargs: Any,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: torch.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        handle_timeout_termination: bool = True,
+        **options: Unpack[SyntheticKeywords],
     ) -> None:
-        if isinstance(self, HerReplayBuffer) or {"n_sampled_goal", "goal_selection_strategy"} & set(kwargs):
+        if isinstance(self, HerReplayBuffer) or {"n_sampled_goal", "goal_selection_strategy"} & set(options):
             raise TypeError(
                 f"{type(self).__name__} does not support hindsight experience replay: synthetic rows would have to be "
                 "relabelled before they are learned. Use HerReplayBuffer alone, or SynthERDictBuffer without HER."
             )
-        # Stable-Baselines3 passes it by name; by position it is the sixth.
-        if kwargs.get("optimize_memory_usage") or any(args[5:6]):
+        if optimize_memory_usage:
             raise ValueError(
                 "optimize_memory_usage=True is not supported: it does not store next observations, so the rows at "
                 "episode ends are wrong. Leave it False."
             )
-        super().__init__(*args, **kwargs)
-        self.synthetic = SyntheticReplay(
-            self._make_spec(),
-            upsampler,
-            upsampler_device=upsampler_device,
-            retrain_every=retrain_every,
-            start_after=start_after,
-            num_synthetic=num_synthetic,
-            synthetic_fraction=synthetic_fraction,
-            # The algorithm seeds torch right before it builds its buffer; reading the seed draws nothing.
-            seed=torch.initial_seed() if seed is None else seed,
-            progress_bar=progress_bar,
-            refresh_log=refresh_log,
-            device=self.device,
+        chosen, others = split_keywords(type(self).__name__, options, self._framework_keywords)
+        super().__init__(
+            buffer_size,
+            observation_space,
+            action_space,
+            device,
+            n_envs,
+            optimize_memory_usage,
+            handle_timeout_termination,
+            **others,
         )
+        self.synthetic = SyntheticReplay(self._make_spec(), device=self.device, **chosen)
         self.synthetic.check_capacity("buffer_size", self.buffer_size * self.n_envs)
         self._num_adds = 0
         self._batch_rows: dict[str, Tensor] = {}
@@ -128,7 +121,7 @@ class SynthERMixin(ReplayBuffer):
         """
         synthetic = self.synthetic
         if synthetic.refresh_due:
-            synthetic.refresh(self._real_transitions, self._row_order)
+            synthetic.refresh(self.real_transitions, self.row_order)
         num_real, num_synthetic = synthetic.split(batch_size)
         if num_synthetic == 0:
             return super().sample(batch_size, env)
@@ -200,7 +193,7 @@ class SynthERMixin(ReplayBuffer):
             "next_observation": self._flat(self.next_observations),
         }
 
-    def _real_transitions(self) -> Transitions:
+    def real_transitions(self) -> Transitions:
         """Every row that was written, raw and with effective terminals; views where the buffer stores it so."""
         num_rows = self.size() * self.n_envs
         columns = {name: torch.from_numpy(array[:num_rows]) for name, array in self._real_arrays().items()}
@@ -210,18 +203,9 @@ class SynthERMixin(ReplayBuffer):
             {field.name: columns[field.name].reshape(num_rows, *field.shape) for field in self._make_spec().fields}
         )
 
-    def _row_order(self) -> RowOrder:
-        """When each row was written, in the order of `_real_transitions`."""
-        slots = np.arange(self.size())
-        if self.full:
-            # The oldest row lies at the write position.
-            slots = (slots - self.pos) % self.buffer_size
-        written = slots + self._num_adds - self.size()
-        return RowOrder(
-            np.repeat(written, self.n_envs),
-            np.tile(np.arange(self.n_envs), self.size()),
-            self._flat(self.dones)[: self.size() * self.n_envs] > 0,
-        )
+    def row_order(self) -> RowOrder:
+        """When each row was written, in the order of `real_transitions`."""
+        return RowOrder.of_ring(self.dones[: self.size()] > 0, self.pos, self._num_adds)
 
     # -- persistence -------------------------------------------------------------------------------------------------
 

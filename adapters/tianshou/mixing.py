@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tianshou.data import Batch, ReplayBuffer, ReplayBufferManager
 from tianshou.data.batch import create_value
@@ -15,12 +13,25 @@ from tianshou.data.types import RolloutBatchProtocol
 
 from ..replay.holdout import RowOrder
 from ..replay.interleaving import batch_order
+from ..replay.options import SyntheticKeywords, lists_options, split_keywords
 from ..replay.synthetic_replay import SyntheticReplay
 from ..transitions import Transitions, TransitionSpec
-from ..upsampling.diffusion_upsampler import UpsamplerFactory
-from ..upsampling.presets import UpsamplerConfig
+from ..validation import whole_number
 from .rows import to_transitions
 from .slots import SyntheticSlots
+
+
+class BufferKeywords(SyntheticKeywords, total=False):
+    """Those of every buffer, and Tianshou's own."""
+
+    stack_num: int
+    ignore_obs_next: bool
+    save_only_last_obs: bool
+    sample_avail: bool
+    random_seed: int
+    alpha: float
+    beta: float
+    weight_norm: bool
 
 
 class SynthERMixin(SyntheticSlots):
@@ -37,10 +48,7 @@ class SynthERMixin(SyntheticSlots):
     Args:
         total_size: real rows in all, as of `VectorReplayBuffer`.
         buffer_num: number of environments that write into the buffer, one sub-buffer for each.
-        upsampler, upsampler_device, retrain_every, start_after, num_synthetic, synthetic_fraction, progress_bar,
-        refresh_log: see `synther_buffers.SyntheticReplay`.
-        seed: of everything random in the synthetic part; None for torch's seed. Real rows are drawn as ever.
-        **kwargs: the plain buffer's own.
+        **options: those of `synther_buffers.SyntheticOptions`, and the plain buffer's own.
 
     Attributes:
         synthetic: the `SyntheticReplay`, with the schedule, the synthetic rows and the reports of the refreshes.
@@ -53,38 +61,16 @@ class SynthERMixin(SyntheticSlots):
 
     synthetic: SyntheticReplay
 
-    def __init__(
-        self,
-        total_size: int,
-        buffer_num: int = 1,
-        *,
-        upsampler: str | UpsamplerConfig | UpsamplerFactory = "auto",
-        upsampler_device: str | torch.device = "auto",
-        retrain_every: int = 10_000,
-        start_after: int | None = None,
-        num_synthetic: int | None = None,
-        synthetic_fraction: float = 0.5,
-        seed: int | None = None,
-        progress_bar: bool = True,
-        refresh_log: str | Path | None = None,
-        **kwargs: Any,
-    ) -> None:
-        _check_sizes(total_size, buffer_num)
-        self._check_keywords(kwargs)
-        # The class to the right takes the sizes.
-        super().__init__(total_size, buffer_num, **kwargs)  # type: ignore[call-arg, arg-type]
-        self.synthetic = SyntheticReplay(
-            None,  # inferred from the rows: a Tianshou buffer never sees the spaces
-            upsampler,
-            upsampler_device=upsampler_device,
-            retrain_every=retrain_every,
-            start_after=start_after,
-            num_synthetic=num_synthetic,
-            synthetic_fraction=synthetic_fraction,
-            seed=torch.initial_seed() if seed is None else seed,
-            progress_bar=progress_bar,
-            refresh_log=refresh_log,
+    @lists_options
+    def __init__(self, total_size: int, buffer_num: int = 1, **options: Unpack[BufferKeywords]) -> None:
+        total_size, buffer_num = (
+            whole_number(name, value, 1) for name, value in (("total_size", total_size), ("buffer_num", buffer_num))
         )
+        chosen, others = split_keywords(type(self).__name__, options, self._framework_keywords())
+        # The class to the right takes the sizes.
+        super().__init__(total_size, buffer_num, **others)  # type: ignore[call-arg, arg-type]
+        # No spec: a Tianshou buffer never sees the spaces, so that it is inferred from the rows.
+        self.synthetic = SyntheticReplay(None, **chosen)
         self.synthetic.check_capacity("total_size", self.maxsize)
         mixes = self.synthetic.synthetic_fraction > 0
         if mixes:
@@ -95,17 +81,12 @@ class SynthERMixin(SyntheticSlots):
         self._placed: tuple[Transitions | None, Any] = (None, None)
 
     @classmethod
-    def _check_keywords(cls, kwargs: dict[str, Any]) -> None:
-        """Tianshou's classes swallow keywords that they do not know, and a misspelt one with them."""
-        known = {
-            name
-            for base in cls.__mro__
-            if issubclass(base, ReplayBuffer) and not issubclass(base, ReplayBufferManager)
-            for name in inspect.signature(base).parameters
-        } - {"size", "kwargs"}
-        unknown = sorted(set(kwargs) - known)
-        if unknown:
-            raise TypeError(f"{cls.__name__} does not know the keyword {unknown[0]!r}; Tianshou's are {sorted(known)}.")
+    def _framework_keywords(cls) -> set[str]:
+        """Of the plain buffers: their constructors swallow names that they do not know, and misspelt ones with them."""
+        plain = (
+            base for base in cls.__mro__ if issubclass(base, ReplayBuffer) and not issubclass(base, ReplayBufferManager)
+        )
+        return {name for base in plain for name in inspect.signature(base).parameters} - {"size", "kwargs"}
 
     def _refuse_options(self) -> None:
         if not self._save_obs_next:
@@ -265,7 +246,7 @@ class SynthERMixin(SyntheticSlots):
             return super().sample_indices(batch_size)
         synthetic = self.synthetic
         if synthetic.refresh_due:
-            synthetic.refresh(self._real_transitions, self._row_order)
+            synthetic.refresh(self.real_transitions, self.row_order)
         # Cal-QL replaces the storage.
         if synthetic.rows is not self._placed[0] or self._meta is not self._placed[1]:
             self._place()
@@ -298,12 +279,12 @@ class SynthERMixin(SyntheticSlots):
             [np.arange(offset, offset + size) for offset, size in zip(self._offset, sizes, strict=True)]
         )
 
-    def _real_transitions(self) -> Transitions:
+    def real_transitions(self) -> Transitions:
         """Every row that was written; views of the storage where it has no gap."""
         return to_transitions(self._meta[self._real_slots()])
 
-    def _row_order(self) -> RowOrder:
-        """When each row was written, in the order of `_real_transitions`."""
+    def row_order(self) -> RowOrder:
+        """When each row was written, in the order of `real_transitions`."""
         slots = self._real_slots()
         stream = np.repeat(np.arange(self.buffer_num), [len(child) for child in self.buffers])
         return RowOrder(self._write_index[slots], stream, np.asarray(self.done[slots], np.bool_))
@@ -321,11 +302,3 @@ class SynthERMixin(SyntheticSlots):
             )
         super().__setstate__(state)
         self._place()
-
-
-def _check_sizes(total_size: int, buffer_num: int) -> None:
-    for name, value in (("total_size", total_size), ("buffer_num", buffer_num)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise TypeError(f"{name} is {value!r}; it must be a whole number, at least 1.")
-        if value < 1:
-            raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import pickle
 from collections.abc import Sequence
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -19,10 +20,10 @@ from torchrl.data import LazyMemmapStorage, LazyTensorStorage, RandomSampler, Ro
 
 from ..replay.holdout import RowOrder
 from ..replay.interleaving import batch_order_on
+from ..replay.options import SyntheticKeywords, lists_options, split_keywords
 from ..replay.synthetic_replay import SyntheticReplay
 from ..transitions import Transitions
-from ..upsampling.diffusion_upsampler import UpsamplerFactory
-from ..upsampling.presets import UpsamplerConfig
+from ..upsampling.checkpoint import pack, unpack
 from .addresses import address_of, generation_of, is_synthetic, row_of
 from .gather import Gatherer, can_gather
 from .layout import Key, Layout, normalized_keys
@@ -31,13 +32,29 @@ from .sampler import adopt
 logger = logging.getLogger(__name__)
 
 #: The file beside TorchRL's own that `dumps` writes.
-_FILE = "synthetic.pickle"
+_FILE = "synthetic.safetensors"
+#: What versions up to 3 wrote in its place.
+_OLD_FILE = "synthetic.pickle"
 
 #: Later than the oldest TorchRL that works: no class at all where they are missing.
 _HINDSIGHT: Any = getattr(torchrl_data, "HERReplayBuffer", ())
 _SINGLE_ROWS: Any = getattr(replay_buffers, "Transition", ())
 
 Index = Tensor | tuple[Tensor, ...]
+
+
+class StorageKeywords(SyntheticKeywords, total=False):
+    """Those of every buffer, and the storages' own."""
+
+    device: torch.device | str
+    ndim: int
+    compilable: bool
+    consolidated: bool
+    shared_init: bool
+    cleanup_memmap: bool
+    scratch_dir: Any
+    existsok: bool
+    auto_cleanup: bool | None
 
 
 class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL ships no types
@@ -49,14 +66,10 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
     key of a real one: modelled where it is part of a transition or declared in `modelled_keys`, ``done`` as the only
     step of an episode, ``traj_ids`` -1, and anything else as some real row has it.
 
-    The arguments left of the star and every other keyword are the storage's own.
-
     Args:
         max_size: rows of the storage.
-        upsampler, upsampler_device, retrain_every, start_after, num_synthetic, synthetic_fraction, progress_bar,
-        refresh_log: see `synther_buffers.SyntheticReplay`.
-        seed: of everything random in the synthetic part; None for torch's initial seed.
         modelled_keys: keys of your own that the upsampler is to learn along with the transition.
+        **options: those of `synther_buffers.SyntheticOptions`, and the storage's own.
 
     Attributes:
         synthetic: the `SyntheticReplay`, with the schedule, the synthetic rows and the reports of the refreshes.
@@ -68,39 +81,14 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
 
     synthetic: SyntheticReplay
 
-    def __init__(
-        self,
-        max_size: int,
-        *,
-        upsampler: str | UpsamplerConfig | UpsamplerFactory = "auto",
-        upsampler_device: str | torch.device = "auto",
-        retrain_every: int = 10_000,
-        start_after: int | None = None,
-        num_synthetic: int | None = None,
-        synthetic_fraction: float = 0.5,
-        seed: int | None = None,
-        progress_bar: bool = True,
-        refresh_log: str | Path | None = None,
-        modelled_keys: Sequence[Any] = (),
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(max_size, **kwargs)
+    @lists_options
+    def __init__(self, max_size: int, *, modelled_keys: Sequence[Any] = (), **options: Unpack[StorageKeywords]) -> None:
+        storage = next(base for base in type(self).__mro__ if not issubclass(base, SynthERStorageMixin))
+        chosen, others = split_keywords(type(self).__name__, options, inspect.signature(storage).parameters)
+        super().__init__(max_size, **others)
         self.modelled_keys = normalized_keys(modelled_keys)
-        self.synthetic = SyntheticReplay(
-            None,
-            upsampler,
-            upsampler_device=upsampler_device,
-            retrain_every=retrain_every,
-            start_after=start_after,
-            num_synthetic=num_synthetic,
-            synthetic_fraction=synthetic_fraction,
-            # Reading the seed draws nothing.
-            seed=torch.initial_seed() if seed is None else seed,
-            progress_bar=progress_bar,
-            refresh_log=refresh_log,
-            # It moves to the storage's device with the first refresh; before, that device may still be unknown.
-            device="cpu",
-        )
+        # The set moves to the storage's device with the first refresh; before, that device may still be unknown.
+        self.synthetic = SyntheticReplay(None, device="cpu", **chosen)
         self.synthetic.check_capacity("max_size", self.max_size)
         self._is_checked = False
         self._num_set = self._num_forgotten = 0
@@ -236,7 +224,7 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
             if not self.initialized and self.shared_init:
                 self._wait_for_init()
             self.synthetic.to(self.device)
-            self.synthetic.refresh(self._real_transitions, self._row_order)
+            self.synthetic.refresh(self.real_transitions, self.row_order)
         return self.synthetic.split(batch_size)
 
     def _rows_per_slot(self) -> int:
@@ -330,40 +318,48 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         stored = self._storage[: self._len_along_dim0]
         return stored if self.ndim == 1 else stored.flatten(0, self.ndim - 1)
 
-    def _real_transitions(self) -> Transitions:
+    def real_transitions(self) -> Transitions:
+        """Every row that was written, views where the storage has it as a transition wants it."""
         layout = Layout.of(self._storage, self.modelled_keys)
         spec = self.synthetic.spec
         one_hot = None if spec is None else layout.are_categories(spec.action.shape)
         return layout.transitions(self._written(), one_hot)
 
-    def _row_order(self) -> RowOrder:
-        """When each row was written, in the order of `_written`; by its place where the writer's order is unknown."""
-        num_slots, per_slot = self._len_along_dim0, self._rows_per_slot()
-        slots = np.arange(num_slots)
-        if len(self._attached_entities) == 1:
-            writer = self._attached_entities[0]._writer
-            if isinstance(writer, RoundRobinWriter):
-                if self._is_full:
-                    # The oldest row lies at the write position.
-                    slots = (slots - writer._cursor) % num_slots
-                slots = slots + max(writer._write_count, num_slots) - num_slots
-        ends = Layout.of(self._storage, self.modelled_keys).episode_ends(self._written())
-        return RowOrder(np.repeat(slots, per_slot), np.tile(np.arange(per_slot), num_slots), ends.cpu().numpy())
+    def row_order(self) -> RowOrder:
+        """When each row was written, in the order of `real_transitions`; by its place where the writer's is unknown."""
+        ends = Layout.of(self._storage, self.modelled_keys).episode_ends(self._written()).cpu().numpy()
+        num_slots = self._len_along_dim0
+        next_slot, num_written = num_slots, num_slots
+        writers = [buffer._writer for buffer in self._attached_entities]
+        if len(writers) == 1 and isinstance(writers[0], RoundRobinWriter):
+            num_written = max(writers[0]._write_count, num_slots)
+            if self._is_full:
+                next_slot = writers[0]._cursor
+        return RowOrder.of_ring(ends.reshape(num_slots, self._rows_per_slot()), next_slot, num_written)
 
     # -- persistence -------------------------------------------------------------------------------------------------
 
     def dumps(self, path: str | Path) -> None:
         """Save to a directory; the synthetic part beside TorchRL's own files, which LazyTensorStorage still loads."""
         super().dumps(path)
-        Path(path, _FILE).write_bytes(self._packed())
+        unfinished = Path(path, f"{_FILE}.tmp")
+        unfinished.write_bytes(self._packed())
+        unfinished.replace(Path(path, _FILE))
 
     def loads(self, path: str | Path) -> None:
-        """Load what `dumps` saved, with the arguments it was saved with; the synthetic part is unpickled.
+        """Load what `dumps` saved; the constructor's settings stay.
 
-        What LazyTensorStorage saved loads too, without a synthetic set.
+        What LazyTensorStorage saved loads too, without a synthetic set. A synthetic part that cannot be read costs the
+        synthetic set and its model, and a warning says so; older versions kept it as a pickle, which is not read.
         """
         super().loads(path)
         file = Path(path, _FILE)
+        if Path(path, _OLD_FILE).exists() and not file.exists():
+            logger.warning(
+                "%s was saved by an older version, which pickled the synthetic rows and their model: they are not "
+                "read. The real rows are all there; the next refresh trains anew.",
+                path,
+            )
         self._unpack(file.read_bytes() if file.exists() else None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -378,18 +374,48 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         self._unpack(None if packed is None else packed.cpu().numpy().tobytes())
 
     def _packed(self) -> bytes:
-        return pickle.dumps((self.synthetic, self._num_forgotten))
+        """The synthetic part as a safetensors file: tensors and JSON."""
+        content = {"num_forgotten": self._num_forgotten, "settings": self._settings()}
+        state = self.synthetic.state_dict()
+        try:
+            return pack({**content, "state": state})
+        except TypeError as error:
+            logger.warning("The upsampler is not saved with the storage: %s The synthetic rows are.", error)
+            return pack({**content, "state": {**state, "upsampler": None}})
+
+    def _settings(self) -> dict[str, Any]:
+        """What the synthetic part was made with, as far as it is plain data."""
+        options = vars(self.synthetic.options)
+        return {name: value for name, value in options.items() if isinstance(value, bool | int | float | str)}
 
     def _unpack(self, packed: bytes | None) -> None:
         self._forget_derived()
         self._num_set = 0
-        if packed is None:
-            self.synthetic.reset()
-            self._num_forgotten = 0
-        else:
-            self.synthetic, self._num_forgotten = pickle.loads(packed)
+        self.synthetic.reset()
+        self._num_forgotten = 0
+        if packed is not None:
+            self._restore(packed)
         if self._is_mixing:
             self._may_mix(warn=False)  # before the first batch, which may come before the next write
+
+    def _restore(self, packed: bytes) -> None:
+        try:
+            content = unpack(packed)
+            self._num_forgotten = int(content["num_forgotten"])
+            saved, state = content["settings"], content["state"]
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning(
+                "The saved synthetic rows and their model cannot be read (%s). The real rows are all there; the next "
+                "refresh trains anew.",
+                error,
+            )
+            return
+        for name, value in self._settings().items():
+            if name in saved and saved[name] != value:
+                logger.info(
+                    "It was saved with %s=%r; %r, as this storage was built with, holds.", name, saved[name], value
+                )
+        self.synthetic.load_state_dict(state)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is derived from the synthetic set."""

@@ -21,8 +21,10 @@ from tqdm import tqdm
 from .datasets.base import Dataset
 from .datasets.registry import final_path, output_format, unfinished_path, write_rows
 from .transitions import Transitions, TransitionSpec
-from .upsampling.diffusion_upsampler import DiffusionUpsampler, FitReport, Upsampler, UpsamplerFactory, make_upsampler
+from .upsampling.diffusion_upsampler import DiffusionUpsampler
+from .upsampling.factory import make_upsampler, resolve_factory
 from .upsampling.presets import UpsamplerConfig, resolve_device
+from .upsampling.protocol import FitReport, Upsampler, UpsamplerFactory
 from .version import __version__
 
 logger = logging.getLogger(__name__)
@@ -127,7 +129,8 @@ def upsample(
 
         check_size(num_real + num_samples, allow_large_minari)
     spec = dataset.spec
-    model = make_upsampler(upsampler, spec, device=device, seed=seed, progress_bar=progress_bar)
+    factory = resolve_factory(upsampler, resolve_device(device))
+    model = make_upsampler(factory, spec, device=device, seed=seed, progress_bar=progress_bar)
     settings = {
         "dataset": dataset.fingerprint(),
         "num_samples": num_samples,
@@ -284,7 +287,7 @@ def _check_space(target: Path, spec: TransitionSpec, num_rows: int) -> None:
 def _describe(given: Any, model: Upsampler) -> Any:
     """The upsampler's configuration as plain data, or the factory's name and parameters."""
     if isinstance(model, DiffusionUpsampler):
-        return model.config.to_dict()
+        return dict(model.config)
     return re.sub(r" at 0x[0-9a-f]+", "", repr(given))
 
 

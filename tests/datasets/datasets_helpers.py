@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from synther_buffers import PRESETS, NetworkConfig, Transitions
+from synther_buffers import PRESETS, NetworkConfig, SamplerConfig, Transitions
 
 TINY = replace(
     PRESETS["cpu"],
     network=NetworkConfig(width=16, depth=1, embedding_dim=8),
     training=replace(PRESETS["cpu"].training, batch_size=32, bfloat16=False),
-    sampler=replace(PRESETS["cpu"].sampler, num_steps=4, bfloat16=False),
+    sampler=SamplerConfig(replace(PRESETS["cpu"].sampler.solver, num_steps=4)),
     train_steps=20,
     warm_steps=10,
     num_synthetic=200,

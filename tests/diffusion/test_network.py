@@ -129,3 +129,11 @@ def test_bfloat16_weights_give_nearly_the_same_answer() -> None:
     # The noise level's phases need more than eight bits.
     coarse.frequencies = network.frequencies
     torch.testing.assert_close(coarse(X, NOISE).float(), network(X, NOISE), atol=0.02, rtol=0.05)
+
+
+def test_no_condition_may_be_given_but_none() -> None:
+    network = make_network()
+    assert torch.equal(network(X, NOISE, None), network(X, NOISE))
+    assert torch.equal(network(X, NOISE, condition=None), network(X, NOISE))
+    with pytest.raises(ValueError, match="condition is given"):
+        network(X, NOISE, torch.zeros(4, 2))

@@ -1,7 +1,9 @@
+import logging
 import math
 import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,11 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from synther_buffers.diffusion.network import ResidualMLP
-from synther_buffers.diffusion.preconditioning import Preconditioner
+from synther_buffers.diffusion import training
+from synther_buffers.diffusion.config import TrainingConfig
+from synther_buffers.diffusion.cuda_graph import eager
+from synther_buffers.diffusion.edm import Preconditioner, denoising_loss, draw_sigma
+from synther_buffers.diffusion.network import Activation, ResidualMLP
 from synther_buffers.diffusion.training import (
     NonFiniteLossError,
-    TrainingConfig,
+    TrainingStep,
     _schedule,
     evaluate_denoiser,
     train_denoiser,
@@ -51,11 +56,153 @@ def weights_of(denoiser: Preconditioner) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in denoiser.parameters()])
 
 
-def train(num_steps: int, config: TrainingConfig = CONFIG, seed: int = 0) -> tuple[Tensor, Tensor, float]:
-    """Weights at the end, their moving average, and the loss."""
-    denoiser = make_denoiser(seed)
-    average, loss = train_denoiser(denoiser, gaussian_rows(500), num_steps, config, generator(seed + 1))
-    return weights_of(denoiser), weights_of(average), loss
+def train(num_steps: int, config: TrainingConfig = CONFIG, seed: int = 0) -> tuple[Tensor, float]:
+    """The moving average of the weights, and the loss."""
+    average, loss = train_denoiser(make_denoiser(seed), gaussian_rows(500), num_steps, config, generator(seed + 1))
+    return weights_of(average), loss
+
+
+def weights_after_each_step(num_steps: int, config: TrainingConfig) -> list[Tensor]:
+    """What `train` averages."""
+    step = TrainingStep(make_denoiser(), gaussian_rows(500), config, generator(1))
+    weights = []
+    for index in range(num_steps):
+        step.learning_rate.fill_(config.learning_rate * _schedule(index, num_steps, config.warmup_steps))
+        step()
+        weights.append(step.weights.detach().clone())
+    return weights
+
+
+# -- one step --------------------------------------------------------------------------------------------------------
+
+ROWS = torch.randn((50, 5), generator=generator(1))
+P_MEAN, P_STD, BATCH = -0.7, 0.9, 32
+STEP_CONFIG = TrainingConfig(BATCH, learning_rate=1.0, p_mean=P_MEAN, p_std=P_STD, weight_decay=0.1, max_grad_norm=1e9)
+
+
+def make_wide(activation: Activation = "swiglu") -> Preconditioner:
+    network = ResidualMLP(
+        5, width=24, depth=3, embedding_dim=12, fourier_dim=8, activation=activation, generator=generator()
+    )
+    return Preconditioner(network, 0.5)
+
+
+def draw(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """The minibatch, noise and levels of a step, by the order in which it draws them."""
+    index = torch.randint(len(ROWS), (BATCH,), generator=generator)
+    noise = torch.randn((BATCH, 5), generator=generator)
+    return ROWS[index], noise, draw_sigma(BATCH, P_MEAN, P_STD, generator)
+
+
+class TestStep:
+    @pytest.mark.parametrize("activation", ["relu", "swiglu"])
+    @pytest.mark.parametrize("max_grad_norm", [1e9, 0.05])
+    def test_steps_are_those_of_plain_pytorch(self, activation: Activation, max_grad_norm: float) -> None:
+        """Four steps with changing rates; the smaller norm is exceeded at every one of them."""
+        reference, noise = make_wide(activation), generator(2)
+        optimizer = torch.optim.AdamW(reference.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.1)
+        step = TrainingStep(
+            make_wide(activation), ROWS, replace(STEP_CONFIG, max_grad_norm=max_grad_norm), generator(2)
+        )
+        for rate in (1e-3, 5e-3, 2e-3, 1e-2):
+            optimizer.zero_grad()
+            loss = denoising_loss(reference, *draw(noise))
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), max_grad_norm)
+            assert 0.05 < norm < 1e9
+            gradient = torch.cat([parameter.grad.flatten() for parameter in reference.parameters()])
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+            step.learning_rate.fill_(rate)
+            step()
+            torch.testing.assert_close(step.loss, loss.detach())
+            torch.testing.assert_close(step.gradient, gradient, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(step.weights.detach(), weights_of(reference), atol=2e-6, rtol=1e-4)
+
+    def test_bfloat16_rounds_the_network_only(self) -> None:
+        exact, rounded = (
+            TrainingStep(make_wide(), ROWS, replace(STEP_CONFIG, bfloat16=bfloat16), generator(2))
+            for bfloat16 in (False, True)
+        )
+        for step in (exact, rounded):
+            step.learning_rate.fill_(1e-3)
+            step()
+        assert rounded.gradient.dtype == rounded.weights.dtype == torch.float32
+        # Eight bits of mantissa: each gradient to about a hundredth of their size.
+        assert (rounded.gradient - exact.gradient).norm() < 0.02 * exact.gradient.norm()
+        assert not torch.equal(rounded.gradient, exact.gradient)
+
+    def test_weights_that_the_loss_does_not_use_stay_as_they_are(self) -> None:
+        """Those of a condition, for instance, where none is given."""
+        denoiser = make_wide()
+        denoiser.network.unused = torch.nn.Linear(3, 3)
+        step = TrainingStep(denoiser, ROWS, replace(STEP_CONFIG, weight_decay=0.0), generator(2))
+        step.learning_rate.fill_(1e-3)
+        step()
+        before = weights_of(denoiser)
+        assert torch.equal(step.weights.detach()[-12:], before[-12:])
+        assert not torch.isclose(step.weights.detach()[:-12], before[:-12], atol=1e-6).all()
+
+
+@pytest.mark.cuda
+class TestOnCuda:
+    @pytest.mark.parametrize("bfloat16", [False, True])
+    def test_replayed_as_a_graph_the_steps_are_the_same(self, bfloat16: bool) -> None:
+        config, weights, losses, draws = replace(STEP_CONFIG, bfloat16=bfloat16, max_grad_norm=1.0), [], [], []
+        for surroundings in (eager, nullcontext):
+            noise = torch.Generator("cuda").manual_seed(2)
+            step = TrainingStep(make_wide().cuda(), ROWS.cuda(), config, noise)
+            with surroundings():
+                for index in range(20):
+                    step.learning_rate.fill_(1e-3 / (1 + index))
+                    step()
+            assert (step._graph.graph is not None) == (surroundings is nullcontext)
+            weights.append(step.weights.detach().cpu())
+            losses.append(step.loss.item())
+            draws.append(torch.rand(4, generator=noise, device="cuda").cpu())
+        torch.testing.assert_close(*weights, atol=1e-3 if bfloat16 else 1e-5, rtol=1e-3)
+        assert losses[0] == pytest.approx(losses[1], rel=1e-2 if bfloat16 else 1e-4)
+        # As many numbers were drawn, so that what follows is the same too.
+        assert torch.equal(*draws)
+
+    def test_a_whole_training_is_the_same(self) -> None:
+        rows, results = gaussian_rows(500).cuda(), []
+        for surroundings in (eager, nullcontext):
+            noise = torch.Generator("cuda").manual_seed(1)
+            with surroundings():
+                average, loss = train_denoiser(make_denoiser().cuda(), rows, 200, CONFIG, noise)
+            results.append((weights_of(average).cpu(), loss))
+        torch.testing.assert_close(results[0][0], results[1][0], atol=2e-3, rtol=1e-2)
+        assert results[0][1] == pytest.approx(results[1][1], rel=1e-3)
+
+    def test_where_it_cannot_be_captured_training_goes_on_directly_and_the_next_one_captures(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        rows = gaussian_rows(500).cuda()
+
+        def train_once() -> tuple[Tensor, float]:
+            noise = torch.Generator("cuda").manual_seed(1)
+            average, loss = train_denoiser(make_denoiser().cuda(), rows, 50, CONFIG, noise)
+            return weights_of(average).cpu(), loss
+
+        with eager():
+            expected, loss = train_once()
+        clip = training.clip_grad_norm_
+        with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+            patch.setattr(training, "clip_grad_norm_", lambda *args, **kwargs: clip(*args, **kwargs).item())
+            found, found_loss = train_once()
+        assert [record.message.split(" as a graph")[0] for record in caplog.records] == [
+            "CUDA cannot capture the training step"
+        ]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+        assert found_loss == pytest.approx(loss, rel=1e-4)
+        caplog.clear()
+        found, _ = train_once()
+        assert not caplog.records
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-2)
+
+
+# -- the loop --------------------------------------------------------------------------------------------------------
 
 
 class TestLearning:
@@ -91,8 +238,8 @@ class TestLearning:
         assert evaluate_denoiser(average, rows, CONFIG, generator()) < 0.1
 
     def test_bfloat16_learns_too(self) -> None:
-        *_, fine = train(300)
-        *_, coarse = train(300, TrainingConfig(64, 3e-3, bfloat16=True))
+        _, fine = train(300)
+        _, coarse = train(300, TrainingConfig(64, 3e-3, bfloat16=True))
         assert coarse == pytest.approx(fine, rel=0.03)
         assert fine < 0.95
 
@@ -129,29 +276,23 @@ class TestLearning:
 class TestAverage:
     @pytest.mark.parametrize("decay", [0.995, 0.3])
     def test_by_hand(self, decay: float) -> None:
-        """Progress is shown at every step of so short a training, when the weights are those that are averaged."""
-        denoiser = make_denoiser()
-        seen: list[Tensor] = []
         config = TrainingConfig(batch_size=16, learning_rate=1e-2, ema_decay=decay, ema_every=1)
-        average, _ = train_denoiser(
-            denoiser, gaussian_rows(100), 30, config, generator(), lambda *_: seen.append(weights_of(denoiser))
-        )
-        assert len(seen) == 30
+        seen = weights_after_each_step(30, config)
         wanted = seen[0].double()
         for count, weights in enumerate(seen[1:], start=1):
             ramp = min(decay, (1 + count) / (10 + count))
             wanted = ramp * wanted + (1 - ramp) * weights.double()
-        torch.testing.assert_close(weights_of(average).double(), wanted, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(train(30, config)[0].double(), wanted, atol=1e-6, rtol=1e-5)
 
     def test_a_short_training_is_not_an_average_of_its_first_weights(self) -> None:
-        first = weights_of(make_denoiser())
-        last, average, _ = train(300, TrainingConfig(batch_size=64, learning_rate=3e-3, ema_every=10))
+        first, config = weights_of(make_denoiser()), TrainingConfig(batch_size=64, learning_rate=3e-3, ema_every=10)
+        last, average = weights_after_each_step(300, config)[-1], train(300, config)[0]
         # With a decay of 0.995 from the start, 86 % would still be the weights after ten steps.
         assert (average - last).norm() < 0.2 * (last - first).norm()
 
     def test_fewer_steps_than_between_two_updates(self) -> None:
-        last, average, _ = train(3, TrainingConfig(batch_size=16, learning_rate=1e-2, ema_every=10))
-        assert torch.equal(last, average)
+        config = TrainingConfig(batch_size=16, learning_rate=1e-2, ema_every=10)
+        assert torch.equal(weights_after_each_step(3, config)[-1], train(3, config)[0])
 
     def test_is_frozen_and_apart_from_the_trained_weights(self) -> None:
         denoiser = make_denoiser()
@@ -159,9 +300,9 @@ class TestAverage:
         assert not any(parameter.requires_grad for parameter in average.parameters())
         # Each parameter has memory of its own, so that a saved one is no larger than it is.
         assert all(p.untyped_storage().nbytes() == 4 * p.numel() for p in average.parameters())
-        before = weights_of(average).clone()
-        train_denoiser(denoiser, gaussian_rows(50), 20, CONFIG, generator())
-        assert torch.equal(weights_of(average), before)
+        # And the denoiser that training began with is as it was.
+        assert torch.equal(weights_of(denoiser), weights_of(make_denoiser()))
+        assert all(parameter.requires_grad for parameter in denoiser.parameters())
 
 
 class TestLoop:
@@ -182,12 +323,7 @@ class TestLoop:
         assert seen[-1][1] == pytest.approx(np.mean([value for _, value in seen[-10:]]), rel=0.5)
 
     def test_learning_rate_falls_to_nothing(self) -> None:
-        denoiser = make_denoiser()
-        seen: list[Tensor] = []
-        config = TrainingConfig(batch_size=64, learning_rate=1e-2)
-        train_denoiser(
-            denoiser, gaussian_rows(100), 50, config, generator(), lambda *_: seen.append(weights_of(denoiser))
-        )
+        seen = weights_after_each_step(50, TrainingConfig(batch_size=64, learning_rate=1e-2))
         moves = [(after - before).abs().max().item() for before, after in pairwise(seen)]
         # The last step's rate is (1 + cos(pi 49 / 50)) / 2, a thousandth of the first one's.
         assert moves[-1] < 0.01 * max(moves)
@@ -206,6 +342,18 @@ class TestLoop:
         assert evaluate_denoiser(denoiser, gaussian_rows(100), CONFIG, generator(6)) != first
         assert torch.equal(weights_of(denoiser), before)
         assert all(parameter.grad is None for parameter in denoiser.parameters())
+
+    @pytest.mark.parametrize("num_rows", [1, 100, 10_000, 70_000])
+    def test_evaluation_in_blocks_by_hand(self, num_rows: int) -> None:
+        """The mean over 4,096 rows at a time: few rows again and again, of many the first 65,536."""
+        denoiser, rows, noise, losses = make_denoiser(), gaussian_rows(num_rows), generator(5), []
+        count = min(4_096 // num_rows * num_rows or num_rows, 65_536)
+        for part in rows.repeat(4_096 // num_rows or 1, 1)[:count].split(4_096):
+            normal = torch.randn(part.shape, generator=noise)
+            sigma = draw_sigma(len(part), CONFIG.p_mean, CONFIG.p_std, noise)
+            losses += [denoising_loss(denoiser, part, normal, sigma).item()] * len(part)
+        assert len(losses) == count
+        assert evaluate_denoiser(denoiser, rows, CONFIG, generator(5)) == pytest.approx(np.mean(losses), rel=1e-6)
 
 
 def global_state() -> tuple:
@@ -245,15 +393,15 @@ SURROUNDINGS: dict[str, Callable[[], AbstractContextManager]] = {
 class TestBeingAGoodGuest:
     def test_same_seed_same_weights(self) -> None:
         first, second, other = train(20, seed=0), train(20, seed=0), train(20, seed=1)
-        assert torch.equal(first[1], second[1])
-        assert first[2] == second[2]
-        assert not torch.equal(first[1], other[1])
+        assert torch.equal(first[0], second[0])
+        assert first[1] == second[1]
+        assert not torch.equal(first[0], other[0])
 
     def test_global_streams_are_not_read(self) -> None:
         results = []
         for seed in (0, 1):
             torch.manual_seed(seed)
-            results.append(train(20)[1])
+            results.append(train(20)[0])
         assert torch.equal(*results)
 
     @pytest.mark.parametrize("bfloat16", [False, True])
@@ -276,7 +424,7 @@ class TestBeingAGoodGuest:
         assert torch.equal(weights_of(average), weights_of(expected))
         assert (found_loss, found_judged) == (loss, judged)
         # What was trained in there can be trained on out here, as a warm start does.
-        train_denoiser(average.requires_grad_(True), rows, 5, config, generator())
+        train_denoiser(average, rows, 5, config, generator())
 
     def test_rows_are_not_written_to(self) -> None:
         rows = gaussian_rows(100)

@@ -10,8 +10,8 @@ from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv
 from synther_buffers.sb3 import SynthERBuffer, SynthERDictBuffer, SynthERNStepBuffer
 
-from synther_buffers.upsampling.diffusion_upsampler import FitReport
-from synther_buffers.upsampling.presets import PRESETS, NetworkConfig
+from synther_buffers.upsampling.presets import PRESETS, NetworkConfig, SamplerConfig
+from synther_buffers.upsampling.protocol import FitReport
 
 #: The reward of every row that `Marked` makes.
 MARK = -7.0
@@ -21,7 +21,7 @@ TINY = replace(
     PRESETS["cpu"],
     network=NetworkConfig(width=32, depth=2, embedding_dim=16),
     training=replace(PRESETS["cpu"].training, batch_size=64, bfloat16=False),
-    sampler=replace(PRESETS["cpu"].sampler, num_steps=8, bfloat16=False),
+    sampler=SamplerConfig(replace(PRESETS["cpu"].sampler.solver, num_steps=8)),
     train_steps=50,
     warm_steps=20,
     num_synthetic=500,
@@ -36,6 +36,10 @@ class Bootstrap:
         self.generator = torch.Generator().manual_seed(seed)
         self.rows = None
         self.num_fits = 0
+
+    @property
+    def config(self):
+        return {"upsampler": type(self).__name__}
 
     def fit(self, transitions, *, held_out=None):
         self.num_fits += 1
@@ -61,16 +65,6 @@ class Marked(Bootstrap):
         rows = super().sample(num_samples)
         rows.reward = torch.full_like(rows.reward, MARK)
         return rows
-
-
-class FailsAtSecondFit(Marked):
-    """An upsampler that breaks once."""
-
-    def fit(self, transitions, *, held_out=None):
-        report = super().fit(transitions, held_out=held_out)
-        if self.num_fits == 2:
-            raise FloatingPointError("planted failure")
-        return report
 
 
 class CounterEnv(gym.Env):

@@ -83,7 +83,7 @@ def test_a_refresh_does_not_move_the_agents_randomness():
         model.learn(150)
         buffer = model.replay_buffer
         if buffer.synthetic.refresh_due:
-            buffer.synthetic.refresh(buffer._real_transitions(), buffer._row_order())
+            buffer.synthetic.refresh(buffer.real_transitions(), buffer.row_order())
         drawn.append((torch.rand(3).tolist(), np.random.random(3).tolist(), model.action_space.sample().tolist()))
     assert buffer.synthetic.num_refreshes == 1
     assert drawn[0] == drawn[1]
@@ -234,7 +234,7 @@ def test_synthetic_terminals_come_at_the_datas_rate():
     buffer = model.replay_buffer
     terminated = buffer.synthetic.rows.terminated
     assert terminated.dtype == torch.bool
-    learned = buffer.synthetic.upsampler._terminals.rate
+    learned = buffer.synthetic.upsampler.model.terminals.rate
     assert 0.01 < learned < 0.2
     assert float(terminated.double().mean()) == pytest.approx(learned, abs=0.002)
 

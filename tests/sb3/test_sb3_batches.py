@@ -220,7 +220,7 @@ def test_fraction_0_takes_any_buffer_size():
 def test_real_rows_before_the_ring_is_full():
     buffer = make_buffer(SynthERBuffer, size=400)
     count_into(buffer, 0, 130)
-    real, order = buffer._real_transitions(), buffer._row_order()
+    real, order = buffer.real_transitions(), buffer.row_order()
     assert real.observation.flatten().tolist() == list(range(130))
     assert order.write_index.tolist() == list(range(130))
     assert order.stream.tolist() == [0] * 130
@@ -229,7 +229,7 @@ def test_real_rows_before_the_ring_is_full():
 def test_a_wrapped_ring_gives_all_its_rows_in_their_order():
     buffer = make_buffer(SynthERBuffer, size=200)
     count_into(buffer, 0, 250, ends=[59, 240])
-    real, order = buffer._real_transitions(), buffer._row_order()
+    real, order = buffer.real_transitions(), buffer.row_order()
     # Slots 0 to 49 were written again with 200 to 249.
     assert real.observation.flatten().tolist() == [*range(200, 250), *range(50, 200)]
     assert order.write_index.tolist() == [*range(200, 250), *range(50, 200)]
@@ -244,7 +244,7 @@ def test_rows_of_all_environments(num_steps):
     # 200 // 3 = 66 slots of 3 rows.
     steps = range(max(num_steps - 66, 0), num_steps)
     expected = sorted(1_000.0 * env + step for env in range(3) for step in steps)
-    real, order = buffer._real_transitions(), buffer._row_order()
+    real, order = buffer.real_transitions(), buffer.row_order()
     assert sorted(real.observation.flatten().tolist()) == expected
     assert (1_000 * order.stream + order.write_index).tolist() == real.observation.flatten().tolist()
     ends = {(int(stream), int(write)) for stream, write in zip(
@@ -270,15 +270,15 @@ def test_the_upsampler_sees_each_row_once_but_the_held_out_ones(num_steps):
 def test_a_time_limit_is_not_learned_as_a_terminal():
     buffer = make_buffer(SynthERBuffer)
     count_into(buffer, 0, 40, ends=[9], timeouts=[19, 29])
-    real = buffer._real_transitions()
+    real = buffer.real_transitions()
     assert torch.nonzero(real.terminated).flatten().tolist() == [9]
-    assert np.flatnonzero(buffer._row_order().episode_end).tolist() == [9, 19, 29]
+    assert np.flatnonzero(buffer.row_order().episode_end).tolist() == [9, 19, 29]
 
 
 def test_without_timeout_handling_every_end_is_a_terminal():
     buffer = make_buffer(SynthERBuffer, handle_timeout_termination=False)
     count_into(buffer, 0, 130, ends=[9], timeouts=[19])
-    assert torch.nonzero(buffer._real_transitions().terminated).flatten().tolist() == [9, 19]
+    assert torch.nonzero(buffer.real_transitions().terminated).flatten().tolist() == [9, 19]
     batch = buffer.sample(600)
     assert set(batch.observations[:300][batch.dones[:300] == 1].tolist()) == {9.0, 19.0}
 
@@ -342,7 +342,7 @@ def test_building_and_refreshing_touch_no_global_random_stream(cls):
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     buffer = make_buffer(cls, upsampler=TINY)
     count_into(buffer, 0, 130, ends=[9, 19, 29])
-    buffer.synthetic.refresh(buffer._real_transitions(), buffer._row_order())
+    buffer.synthetic.refresh(buffer.real_transitions(), buffer.row_order())
     assert buffer.synthetic.num_refreshes == 1
     assert random_states() == before
     assert (threads, precision) == (torch.get_num_threads(), torch.get_float32_matmul_precision())

@@ -22,7 +22,7 @@ from sb3_helpers import (
 from stable_baselines3 import SAC
 from synther_buffers.sb3 import SynthERBuffer
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = pytest.mark.cuda
 
 
 @pytest.mark.parametrize("case", ["vector", "float64", "discrete", "dict", "n-step"])

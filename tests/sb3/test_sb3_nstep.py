@@ -45,7 +45,7 @@ def plain_buffer(size, *, n_steps=3, gamma=0.5, n_envs=1, **kwargs):
 def test_rows_by_hand(ending):
     buffer = nstep_buffer()
     count_into(buffer, 0, 7, **{ending: [4]})
-    rows = buffer._real_transitions()
+    rows = buffer.real_transitions()
     assert rows.observation.flatten().tolist() == [0, 1, 2, 3, 4, 5, 6]
     # Row 3 sums steps 3 and 4, which ends the episode; row 5 sums steps 5 and 6, the last that was written.
     assert rows.reward.tolist() == [1.75, 1.75, 1.75, 1.5, 1.0, 1.5, 1.0]
@@ -58,7 +58,7 @@ def test_rows_by_hand(ending):
 def test_rows_by_hand_in_a_wrapped_ring():
     buffer = nstep_buffer(120)
     count_into(buffer, 0, 122)
-    rows = buffer._real_transitions()
+    rows = buffer.real_transitions()
     # Slots 0 and 1 hold steps 120 and 121; slot 119 goes on in slot 0; the newest row, slot 1, stands alone.
     assert rows.observation[[0, 1, 2, 118, 119]].flatten().tolist() == [120, 121, 2, 118, 119]
     assert rows.next_observation[[0, 1, 2, 118, 119]].flatten().tolist() == [122, 122, 5, 121, 122]
@@ -72,7 +72,7 @@ def test_every_row_equals_the_plain_buffers(num_steps, n_steps, gamma):
     plain, ours = (make(130, n_steps=n_steps, gamma=gamma) for make in (plain_buffer, nstep_buffer))
     random_into([plain, ours], num_steps, box(1), box(1))
     expected = plain._get_samples(np.arange(plain.size()))
-    rows = ours._real_transitions()
+    rows = ours.real_transitions()
     assert len(rows) == min(num_steps, 130)
     assert torch.equal(rows.observation, expected.observations)
     assert torch.equal(rows.action, expected.actions)
@@ -86,15 +86,15 @@ def test_every_row_equals_the_plain_buffers_without_timeout_handling():
     plain, ours = (make(130, handle_timeout_termination=False) for make in (plain_buffer, nstep_buffer))
     random_into([plain, ours], 200, box(1), box(1))
     expected = plain._get_samples(np.arange(130))
-    assert torch.equal(ours._real_transitions().terminated.float(), expected.dones.flatten())
-    assert torch.equal(ours._real_transitions().next_observation, expected.next_observations)
+    assert torch.equal(ours.real_transitions().terminated.float(), expected.dones.flatten())
+    assert torch.equal(ours.real_transitions().next_observation, expected.next_observations)
 
 
 @pytest.mark.parametrize("num_steps", [40, 50, 77])
 def test_rows_of_each_environment_equal_those_of_a_buffer_of_its_own(num_steps):
     ours = nstep_buffer(150, n_envs=3)
     random_into([ours], num_steps, box(1), box(1))
-    rows, order = ours._real_transitions(), ours._row_order()
+    rows, order = ours.real_transitions(), ours.row_order()
     for env in range(3):
         alone = plain_buffer(50)
         # The same writes, that is from the first slot on: random_into draws the same numbers again.
@@ -125,17 +125,17 @@ def test_one_step_rows_are_those_of_the_flat_buffer():
     flat, ours = make_buffer(SynthERBuffer, 130), nstep_buffer(130, n_steps=1, gamma=0.9)
     for buffer in (flat, ours):
         count_into(buffer, 0, 200, ends=[99], timeouts=[150])
-    rows = ours._real_transitions()
+    rows = ours.real_transitions()
     assert set(rows.discount.tolist()) == {float(np.float32(0.9))}
     rows.discount = None
-    assert_same_rows(rows, flat._real_transitions())
+    assert_same_rows(rows, flat.real_transitions())
 
 
 def test_reading_the_rows_changes_nothing():
     buffer = nstep_buffer()
     count_into(buffer, 0, 130, timeouts=[20])
     before = buffer.timeouts.copy()
-    buffer._real_transitions()
+    buffer.real_transitions()
     np.testing.assert_array_equal(buffer.timeouts, before)
 
 
@@ -235,9 +235,15 @@ def test_fraction_0_is_stable_baselines_own_n_step_training():
 # -- errors --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_steps", [0, -1, 1.5, True, "3"])
+@pytest.mark.parametrize("n_steps", [1.5, True, "3"])
 def test_n_steps_must_be_a_whole_number(n_steps):
-    with pytest.raises(ValueError, match=r"n_steps is .*; it must be a whole number, at least 1"):
+    with pytest.raises(TypeError, match=r"n_steps is .*; wanted a whole number, at least 1"):
+        nstep_buffer(n_steps=n_steps)
+
+
+@pytest.mark.parametrize("n_steps", [0, -1])
+def test_n_steps_are_at_least_one(n_steps):
+    with pytest.raises(ValueError, match=f"n_steps is {n_steps}; it must be at least 1"):
         nstep_buffer(n_steps=n_steps)
 
 

@@ -136,7 +136,7 @@ def test_the_largest_seed_that_torch_may_have_been_given():
 def test_what_is_saved_holds_the_synthetic_rows_once():
     buffer = make_buffer(SynthERBuffer, num_synthetic=20_000)
     count_into(buffer, 0, 130)
-    buffer.synthetic.refresh(buffer._real_transitions(), buffer._row_order())
+    buffer.synthetic.refresh(buffer.real_transitions(), buffer.row_order())
     before = len(pickle.dumps(buffer))
     buffer.sample(8)
     # Sampling keeps the rows in the layout of batches too.
@@ -148,9 +148,9 @@ def test_a_resumed_run_knows_its_ring_has_wrapped():
     count_into(buffer, 0, 250)
     buffer = pickle.loads(pickle.dumps(buffer))
     count_into(buffer, 250, 260)
-    assert sorted(buffer._real_transitions().observation.flatten().tolist()) == list(range(60, 260))
-    order = buffer._row_order()
-    assert order.write_index.tolist() == buffer._real_transitions().observation.flatten().tolist()
+    assert sorted(buffer.real_transitions().observation.flatten().tolist()) == list(range(60, 260))
+    order = buffer.row_order()
+    assert order.write_index.tolist() == buffer.real_transitions().observation.flatten().tolist()
 
 
 # -- the agent -----------------------------------------------------------------------------------------------------

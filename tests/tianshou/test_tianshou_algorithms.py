@@ -79,7 +79,7 @@ def test_a_real_diffusion_model_leaves_the_agents_randomness_alone():
     for buffer in (make_buffer(upsampler=TINY, seed=None, num_synthetic=200, start_after=260), make_plain()):
         agents.append(parameters(train(sac, buffer, CounterEnv, num_steps=240)[0]))
         if isinstance(buffer, SynthERReplayBuffer):
-            buffer.synthetic.refresh(buffer._real_transitions, buffer._row_order)
+            buffer.synthetic.refresh(buffer.real_transitions, buffer.row_order)
             assert buffer.synthetic.num_refreshes == 1
     assert torch.equal(*agents)
 

@@ -17,7 +17,7 @@ from tianshou_helpers import (
     TINY,
     Bootstrap,
     CounterEnv,
-    FailsAtSecondFit,
+    Marked,
     RandomEnv,
     assert_same,
     count_into,
@@ -29,6 +29,7 @@ from tianshou_helpers import (
     refreshed,
     rows,
 )
+from toys import fails_at
 
 CLASSES = pytest.mark.parametrize("cls", PLAIN)
 DICT = spaces.Dict(
@@ -350,7 +351,7 @@ def test_rows_once_held_out_are_never_trained_on_although_the_ring_wraps():
 
 
 def test_a_new_set_replaces_the_old_one_and_a_failed_refresh_keeps_it(log):
-    buffer = make_buffer(upsampler=FailsAtSecondFit)
+    buffer = make_buffer(upsampler=fails_at(2, Marked, FloatingPointError))
     count_into(buffer, 0, 120)
     buffer.sample(2)
     first = buffer.obs[buffer.maxsize :].copy()
@@ -435,7 +436,7 @@ def test_the_global_streams_are_left_alone(cls):
     before = streams()
     buffer = make_buffer(cls, buffer_num=2, upsampler=TINY, num_synthetic=100, seed=None)
     count_into(buffer, 0, 80)
-    buffer.synthetic.refresh(buffer._real_transitions, buffer._row_order)
+    buffer.synthetic.refresh(buffer.real_transitions, buffer.row_order)
     buffer._place()
     assert streams() == before
     buffer.sample(32)  # 16 real rows

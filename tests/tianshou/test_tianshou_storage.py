@@ -99,7 +99,7 @@ def test_set_batch_keeps_the_rings_order():
     count_into(buffer, 0, 160)
     buffer.set_batch(Batch(data(150)))
     # Slot 10 is the oldest; the rows count from 0 again.
-    assert buffer._row_order().write_index.tolist() == [*range(140, 150), *range(140)]
+    assert buffer.row_order().write_index.tolist() == [*range(140, 150), *range(140)]
 
 
 def test_update_takes_rows_from_another_buffer():
@@ -117,7 +117,7 @@ def test_update_takes_rows_from_another_buffer():
     assert num_synthetic(ours) == 20
     train, held = ours.synthetic.upsampler.trained[0]
     assert len(train) + len(held) == 150
-    assert ours._row_order().write_index.tolist() == [*range(150, 200), *range(50, 150)]
+    assert ours.row_order().write_index.tolist() == [*range(150, 200), *range(50, 150)]
     assert ours.update(ReplayBuffer(10)).tolist() == []
 
 
@@ -239,7 +239,7 @@ def test_dropnull_closes_up_the_other_rows_in_their_order(cls):
     assert buffer.unfinished_index().tolist() == [117, 139]
     assert buffer.prev(np.array([0, 117, 139])).tolist() == [0, 116, 139]  # 1019, before 1021, ended an episode
     assert buffer.next(np.array([1, 116, 117])).tolist() == [1, 117, 117]  # step 9 is terminal
-    assert buffer._row_order().write_index.tolist() == [*range(8, 126), *range(1, 20), 21]
+    assert buffer.row_order().write_index.tolist() == [*range(8, 126), *range(1, 20), 21]
     if cls is SynthERPrioritizedReplayBuffer:
         np.testing.assert_allclose(buffer.weight[np.array([0, 1])], [8**0.6, 9**0.6], rtol=1e-5)
         assert (buffer.weight[np.array([118, 119, 140])] == 0).all()

@@ -25,8 +25,8 @@ from tianshou.utils.net.continuous import (
     ContinuousCritic,
 )
 
-from synther_buffers.upsampling.diffusion_upsampler import FitReport
-from synther_buffers.upsampling.presets import PRESETS, NetworkConfig
+from synther_buffers.upsampling.presets import PRESETS, NetworkConfig, SamplerConfig
+from synther_buffers.upsampling.protocol import FitReport
 
 #: The reward of every row that `Marked` makes.
 MARK = -7.0
@@ -36,7 +36,7 @@ TINY = replace(
     PRESETS["cpu"],
     network=NetworkConfig(width=32, depth=2, embedding_dim=16),
     training=replace(PRESETS["cpu"].training, batch_size=64, bfloat16=False),
-    sampler=replace(PRESETS["cpu"].sampler, num_steps=8, bfloat16=False),
+    sampler=SamplerConfig(replace(PRESETS["cpu"].sampler.solver, num_steps=8)),
     train_steps=50,
     warm_steps=20,
     num_synthetic=500,
@@ -56,6 +56,10 @@ class Bootstrap:
         self.generator = torch.Generator().manual_seed(seed)
         self.rows = None
         self.trained = []
+
+    @property
+    def config(self):
+        return {"upsampler": type(self).__name__}
 
     def fit(self, transitions, *, held_out=None):
         self.rows = transitions
@@ -80,16 +84,6 @@ class Marked(Bootstrap):
         rows = super().sample(num_samples)
         rows.reward = torch.full_like(rows.reward, MARK)
         return rows
-
-
-class FailsAtSecondFit(Marked):
-    """An upsampler that breaks once."""
-
-    def fit(self, transitions, *, held_out=None):
-        report = super().fit(transitions, held_out=held_out)
-        if len(self.trained) == 2:
-            raise FloatingPointError("planted failure")
-        return report
 
 
 def make_buffer(cls=SynthERReplayBuffer, size=400, buffer_num=1, **kwargs):

@@ -8,7 +8,7 @@ from synther_buffers.torchrl import SynthERStorage, is_synthetic
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl_helpers import TINY, assert_same, make_buffer, num_marked, real_of, rows
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = pytest.mark.cuda
 
 
 @pytest.mark.parametrize("ndim", [1, 2])

@@ -7,8 +7,8 @@ from synther_buffers.torchrl import SynthERMemmapStorage, SynthERStorage, is_syn
 from tensordict import TensorDict
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, PrioritizedSampler, TensorDictReplayBuffer
 
-from synther_buffers.upsampling.diffusion_upsampler import FitReport
-from synther_buffers.upsampling.presets import PRESETS, NetworkConfig
+from synther_buffers.upsampling.presets import PRESETS, NetworkConfig, SamplerConfig
+from synther_buffers.upsampling.protocol import FitReport
 
 #: The reward of every row that `Marked` makes.
 MARK = -7.0
@@ -20,7 +20,7 @@ TINY = replace(
     PRESETS["cpu"],
     network=NetworkConfig(width=32, depth=2, embedding_dim=16),
     training=replace(PRESETS["cpu"].training, batch_size=64, bfloat16=False),
-    sampler=replace(PRESETS["cpu"].sampler, num_steps=8, bfloat16=False),
+    sampler=SamplerConfig(replace(PRESETS["cpu"].sampler.solver, num_steps=8)),
     train_steps=50,
     warm_steps=20,
     num_synthetic=500,
@@ -36,6 +36,10 @@ class Marked:
     def __init__(self, spec, *, device, seed, progress_bar):
         self.spec, self.generator = spec, torch.Generator().manual_seed(seed)
         self.rows, self.num_fits = None, 0
+
+    @property
+    def config(self):
+        return {"upsampler": type(self).__name__}
 
     def fit(self, transitions, *, held_out=None):
         self.num_fits += 1

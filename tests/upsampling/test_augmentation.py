@@ -261,7 +261,12 @@ class TestProtocol:
     def test_serves_a_replay(self, augmentation) -> None:
         real = walk(300)
         replay = SyntheticReplay(
-            None, augmentation, upsampler_device="cpu", retrain_every=100, num_synthetic=500, progress_bar=False
+            None,
+            upsampler=augmentation,
+            upsampler_device="cpu",
+            retrain_every=100,
+            num_synthetic=500,
+            progress_bar=False,
         )
         replay.observe_total(300)
         assert replay.refresh_due

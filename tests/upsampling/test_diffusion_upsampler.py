@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from gymnasium import spaces
 from toys import SPEC, TINY, equal, gaussian, global_state, walk
 
-from synther_buffers import PRESETS, DiffusionUpsampler, NetworkConfig, Transitions, TransitionSpec, Upsampler
+from synther_buffers import (
+    PRESETS,
+    DiffusionUpsampler,
+    DPMSolver,
+    HeunSolver,
+    NetworkConfig,
+    SamplerConfig,
+    Transitions,
+    TransitionSpec,
+    Upsampler,
+)
 from synther_buffers.evaluation.fidelity import measure_fidelity
-from synther_buffers.upsampling.diffusion_upsampler import make_upsampler
+from synther_buffers.upsampling import checkpoint
+from synther_buffers.upsampling.factory import make_upsampler, resolve_factory
 
 LEARNING = replace(
     TINY,
     network=NetworkConfig(width=64, depth=2, embedding_dim=32),
     training=replace(TINY.training, batch_size=256),
-    sampler=replace(TINY.sampler, num_steps=20),
+    sampler=replace(TINY.sampler, solver=replace(TINY.sampler.solver, num_steps=20)),
     train_steps=800,
     warm_steps=200,
     terminal_steps=800,
@@ -54,9 +63,9 @@ def test_learns_marginals_correlations_dynamics_and_terminals():
     assert abs(rate - data_rate) < 3 * (data_rate * (1 - data_rate) / 4_000) ** 0.5
 
 
-@pytest.mark.parametrize("solver", ["stochastic-heun", "sde-dpm-solver-2m"])
+@pytest.mark.parametrize("solver", [HeunSolver, DPMSolver])
 def test_both_solvers_reproduce_the_moments(solver):
-    config = replace(LEARNING, sampler=replace(LEARNING.sampler, solver=solver))
+    config = replace(LEARNING, sampler=SamplerConfig(solver(20, 0.05, 20.0, 100.0)))
     real, synthetic = gaussian(4_000), fitted(config, gaussian(4_000)).sample(4_000)
     torch.testing.assert_close(synthetic.observation.mean(0), real.observation.mean(0), atol=0.1, rtol=0)
     torch.testing.assert_close(synthetic.observation.std(0), real.observation.std(0), atol=0.1, rtol=0)
@@ -82,6 +91,21 @@ def test_samples_any_number_of_rows(count):
     assert len(rows) == count
 
 
+def test_rows_do_not_depend_on_the_size_of_the_blocks():
+    upsampler = fitted()
+    rows = []
+    for block_rows in (None, 5_000, 20_000):
+        other = DiffusionUpsampler(
+            SPEC, replace(TINY, sampler=replace(TINY.sampler, block_rows=block_rows)), "cpu", seed=0
+        )
+        other.load_state_dict(upsampler.state_dict())
+        rows.append(other.sample(20_000))
+    for other in rows[1:]:
+        torch.testing.assert_close(other.observation, rows[0].observation, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(other.reward, rows[0].reward, atol=1e-3, rtol=1e-3)
+        assert (other.terminated != rows[0].terminated).sum() <= 2
+
+
 def test_rows_are_legal():
     synthetic = fitted(replace(TINY, train_steps=1)).sample(2_000)  # hardly trained: the rows have to be legal anyway
     assert all(torch.isfinite(tensor).all() for tensor in synthetic.flat().values())
@@ -90,11 +114,11 @@ def test_rows_are_legal():
     assert synthetic.terminated.dtype == torch.bool
 
 
-@pytest.mark.parametrize("solver", ["stochastic-heun", "sde-dpm-solver-2m"])
+@pytest.mark.parametrize("solver", [HeunSolver, DPMSolver])
 def test_answers_that_run_away_do_not_take_rows_along(solver):
     """A net may answer anything where it has seen nothing; a sampler that follows goes there again, to infinity."""
-    upsampler = fitted(replace(TINY, sampler=replace(TINY.sampler, solver=solver)))
-    upsampler._denoiser.network.out.weight.data.mul_(1e30)
+    upsampler = fitted(replace(TINY, sampler=SamplerConfig(solver(8, 0.05, 20.0, 100.0))))
+    upsampler.model.denoising.denoiser.network.out.weight.data.mul_(1e30)
     SPEC.check(upsampler.sample(2_000))
 
 
@@ -123,7 +147,7 @@ def test_one_terminal_in_fifty_thousand_rows():
     rows.terminated = torch.zeros(50_000, dtype=torch.bool)
     rows.terminated[123] = True
     upsampler = fitted(TINY, rows)
-    assert upsampler._codec.encode(rows).abs().max() < 10
+    assert upsampler.model.codec.encode(rows).abs().max() < 10
     assert 0 <= int(upsampler.sample(50_000).terminated.sum()) <= 5
 
 
@@ -231,11 +255,11 @@ def test_ignores_the_default_device():
 
 def test_goes_on_from_the_last_model():
     upsampler = fitted()
-    normalizer = upsampler._codec.normalizer
+    frame = upsampler.model.codec.normalizer
     report = upsampler.fit(gaussian(600), held_out=gaussian(100, seed=1))
     assert report.warm
     assert report.steps == TINY.warm_steps
-    assert upsampler._codec.normalizer is normalizer
+    assert upsampler.model.codec.normalizer is frame
 
 
 def test_starts_afresh_where_told_to():
@@ -245,21 +269,21 @@ def test_starts_afresh_where_told_to():
     assert upsampler.fit(gaussian(500), warm_start=True).warm
 
 
-def test_starts_afresh_when_the_data_leave_the_normalisation():
+def test_starts_afresh_when_the_data_leave_the_frame():
     upsampler = fitted()
     moved = gaussian(500)
     moved.observation += 5.0
     moved.next_observation += 5.0
     report = upsampler.fit(moved)
     assert not report.warm
-    assert "normalisation" in report.reason
+    assert "left the model's normalisation" in report.reason
     assert upsampler.sample(500).observation.mean() == pytest.approx(5.0, abs=1.0)
 
 
 def test_starts_afresh_when_a_warm_start_loses():
     # A learning rate that wrecks the model: going on makes it worse on the held-out rows.
     upsampler = fitted(LEARNING)
-    upsampler.config = replace(LEARNING, training=replace(LEARNING.training, learning_rate=0.5), warm_steps=20)
+    upsampler.settings = replace(LEARNING, training=replace(LEARNING.training, learning_rate=0.5), warm_steps=20)
     report = upsampler.fit(gaussian(500), held_out=gaussian(200, seed=1))
     assert not report.warm
     assert "held-out" in report.reason
@@ -269,7 +293,7 @@ def test_starts_afresh_when_a_warm_start_loses():
 def test_starts_afresh_when_a_warm_start_diverges():
     """Else every later refresh would go on from the same model, and fail like this one."""
     upsampler = fitted(LEARNING)
-    upsampler._denoiser.network.out.weight.data.mul_(1e30)  # the loss is the square of that
+    upsampler.model.denoising.denoiser.network.out.weight.data.mul_(1e30)  # the loss is the square of that
     report = upsampler.fit(gaussian(500))
     assert not report.warm
     assert report.reason.startswith("a warm start diverged: the training loss became ")
@@ -296,7 +320,7 @@ def test_saves_and_loads(tmp_path):
     upsampler.sample(10)
     upsampler.save(tmp_path / "model.safetensors")
     loaded = DiffusionUpsampler.load(tmp_path / "model.safetensors", spec=SPEC, device="cpu")
-    assert loaded.config == TINY
+    assert loaded.settings == TINY
     # It goes on where the saved one stopped: the next draw, and a warm fit.
     assert equal(loaded.sample(100), upsampler.sample(100))
     assert equal_fits(loaded, upsampler)
@@ -317,12 +341,9 @@ def test_refuses_a_file_of_another_spec(tmp_path):
 def test_refuses_a_file_of_another_version(tmp_path):
     path = tmp_path / "model.safetensors"
     fitted().save(path)
-    with safetensors.safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()["synther_buffers"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    header["version"] = 99
-    safetensors.torch.save_file(tensors, path, {"synther_buffers": json.dumps(header)})
-    with pytest.raises(ValueError, match="has version 99; this library reads version 3"):
+    content = checkpoint.unpack(path.read_bytes())
+    path.write_bytes(checkpoint.pack({**content, "state": {**content["state"], "version": 99}}))
+    with pytest.raises(ValueError, match="the state has version 99; this library reads versions 3 and 4"):
         DiffusionUpsampler.load(path)
 
 
@@ -369,12 +390,13 @@ def test_a_device_without_float64_is_refused():
 
 def test_make_upsampler_errors():
     arguments = {"device": "cpu", "seed": 0, "progress_bar": False}
+    cpu = torch.device("cpu")
     with pytest.raises(TypeError, match="upsampler is a live DiffusionUpsampler; pass its configuration"):
-        make_upsampler(DiffusionUpsampler(SPEC, TINY, "cpu"), SPEC, **arguments)
-    with pytest.raises(TypeError, match="which has no fit, sample, state_dict and load_state_dict"):
+        resolve_factory(DiffusionUpsampler(SPEC, TINY, "cpu"), cpu)
+    with pytest.raises(TypeError, match="which has no config, fit, sample, state_dict, load_state_dict"):
         make_upsampler(lambda spec, **_: 3, SPEC, **arguments)
     with pytest.raises(TypeError, match="wanted the name of a preset"):
-        make_upsampler(None, SPEC, **arguments)
+        resolve_factory(None, cpu)
 
 
 # -- a real environment ----------------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ class ResidualMLP(nn.Module):
 
     A layer is ``h + W relu(h)``, as published, or ``h + W (silu(U n) * V n)`` with ``n = norm(h)``, a gated one
     (SwiGLU, Shazeer 2020, behind a layer normalisation, Xiong et al. 2020), which learns the dynamics better for as
-    many weights. Without the normalisation six such layers raise what they get to the power of 64: at a high learning
-    rate now and then one row's answer, and the training with it, goes to infinity. What comes out of the last goes
-    through ``relu`` or ``silu`` and a linear map to the columns.
+    many weights. Each gated layer multiplies two linear functions of its input, so without the normalisation the output
+    of six layers grows as the 64th power of the input, and training at a high learning rate can diverge. The last
+    layer's output goes through ``relu`` or ``silu`` and a linear map to the columns.
 
     Args:
         dim: columns D of a row.
@@ -64,9 +64,20 @@ class ResidualMLP(nn.Module):
         )
         self.out = linear(width, dim, generator, device)
 
-    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
-        """``x`` is ``[n, D]``; ``noise`` is ``[n]`` or ``[1]``, one level for every row."""
-        features = noise_features(noise, self.frequencies).to(self.noise_in.weight.dtype)
+    def forward(self, x: Tensor, c_noise: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The raw answer ``[n, D]``, in the dtype of the weights.
+
+        Args:
+            x: ``[n, D]``.
+            c_noise: ``[n]`` noise level of each row, or ``[1]``, one for all of them.
+            condition: must be None; this network has no input for one.
+
+        Raises:
+            ValueError: a condition was given.
+        """
+        if condition is not None:
+            raise ValueError("condition is given, but a ResidualMLP has no input for one; pass None.")
+        features = noise_features(c_noise, self.frequencies).to(self.noise_in.weight.dtype)
         embedded = self.noise_out(F.silu(self.noise_in(features)))
         h = self.widen(self.row_in(x.to(self.row_in.weight.dtype)) + embedded)
         gated = self.activation == "swiglu"
@@ -89,10 +100,10 @@ class GatedLayer(nn.Module):
         return self.down(F.silu(gate) * value)
 
 
-def noise_features(noise: Tensor, frequencies: Tensor) -> Tensor:
+def noise_features(c_noise: Tensor, frequencies: Tensor) -> Tensor:
     """The noise level ``[n]`` and its random Fourier features, ``[n, 1 + 2 f]`` for f frequencies."""
-    phase = noise[:, None] * frequencies
-    return torch.cat((noise[:, None], phase.sin(), phase.cos()), dim=1)
+    phase = c_noise[:, None] * frequencies
+    return torch.cat((c_noise[:, None], phase.sin(), phase.cos()), dim=1)
 
 
 @torch.inference_mode(False)

@@ -1,56 +1,92 @@
-"""The training loop: learning rate, moving average, progress. Nothing in it waits for the device but its reports."""
+"""Training: minibatches, optimiser, moving average of the weights. Only progress reports wait for the device."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.nn.utils import vector_to_parameters
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 
-from .loss import denoising_loss, draw_sigma
-from .preconditioning import Preconditioner
-from .step import GradientStep
+from .config import TrainingConfig
+from .cuda_graph import CudaGraph
+from .edm import Preconditioner, denoising_loss, draw_sigma
 
 #: The loss is looked at (and the progress shown) this many times; each look waits for the device.
 _REPORTS = 50
+#: Rows that `evaluate_denoiser` takes at a time, and in all.
+_EVALUATION_BLOCK, _EVALUATION_ROWS = 4_096, 65_536
 
 
 class NonFiniteLossError(RuntimeError):
     """Training diverged: the loss is NaN or infinite."""
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a denoiser is trained.
+class TrainingStep:
+    """One gradient step at a call: minibatch, noise, forward and backward pass, clipping, AdamW.
+
+    Nothing in it waits for the device, so that CUDA replays all of it as one graph.
+
+    Args:
+        denoiser: D, on the device of `rows`; it is copied, and stays as it is.
+        rows: ``[N, D]`` float32 training rows.
+        config: the learning rate's course and the moving average are the caller's.
+        generator: source of everything random, on the device of `rows`.
 
     Attributes:
-        batch_size: rows per step, drawn with replacement.
-        learning_rate: peak of AdamW's learning rate; a cosine takes it to 0 (Loshchilov and Hutter 2017).
-        warmup_steps: steps, a tenth of the training at most, over which the rate rises to its place on the cosine;
-            large rates diverge without.
-        betas, weight_decay: AdamW's.
-        max_grad_norm: gradients are clipped to this norm.
-        p_mean, p_std: of ln sigma (EDM, Table 1).
-        ema_decay, ema_every: moving average of the weights every `ema_every` steps. The decay ramps up as
-            (1 + k) / (10 + k), so that a short training is not an average of its first weights.
-        bfloat16: run the network in bfloat16 (weights, optimiser and loss stay float32).
+        weights: every parameter, in the order of ``denoiser.parameters()``, one float32 vector.
+        gradient: of the last step's loss, clipped, likewise.
+        learning_rate: of the next step, a tensor on the device: `fill_` it.
+        loss: of the last step, a float32 scalar on the device.
     """
 
-    batch_size: int
-    learning_rate: float
-    warmup_steps: int = 0
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    p_mean: float = -1.2
-    p_std: float = 1.2
-    ema_decay: float = 0.995
-    ema_every: int = 10
-    bfloat16: bool = False
+    def __init__(
+        self, denoiser: Preconditioner, rows: Tensor, config: TrainingConfig, generator: torch.Generator
+    ) -> None:
+        self.rows, self.config, self.generator = rows, config, generator
+        self._denoiser = copy.deepcopy(denoiser).requires_grad_(True)
+        self._parameters = list(self._denoiser.parameters())
+        # One vector, so that clipping, AdamW, rounding and averaging are one operation each.
+        self.weights = nn.Parameter(parameters_to_vector(self._parameters).detach().clone())
+        # What the network computes with and what autograd answers: the same memory in float32, else rounded copies.
+        self._rounded = self.weights.detach().to(torch.bfloat16 if config.bfloat16 else torch.float32)
+        self._rounded_gradient = torch.zeros_like(self._rounded)
+        self.weights.grad = self.gradient = self._rounded_gradient.to(torch.float32)
+        vector_to_parameters(self._rounded, self._parameters)
+        self.learning_rate = torch.zeros((), device=rows.device, dtype=torch.float32)
+        self.loss = torch.zeros((), device=rows.device, dtype=torch.float32)
+        self._optimizer = torch.optim.AdamW(
+            [self.weights],
+            lr=self.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+            capturable=rows.is_cuda,
+        )
+        self._graph = CudaGraph(rows.device, "training step", (generator,))
+
+    def __call__(self) -> None:
+        """Take one step; afterwards `loss` and `gradient` are that step's."""
+        self._graph(self._step)
+
+    def _step(self) -> None:
+        count, generator, device = self.config.batch_size, self.generator, self.rows.device
+        index = torch.randint(len(self.rows), (count,), generator=generator, device=device)
+        clean = self.rows.index_select(0, index)
+        noise = torch.randn(clean.shape, generator=generator, device=device, dtype=torch.float32)
+        sigma = draw_sigma(count, self.config.p_mean, self.config.p_std, generator)
+        with torch.enable_grad():
+            loss = denoising_loss(self._denoiser, clean, noise, sigma)
+        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
+        # Into memory that stays: allocating the whole vector anew takes longer than filling it.
+        torch.cat([gradient.reshape(-1) for gradient in gradients], out=self._rounded_gradient)
+        self.gradient.copy_(self._rounded_gradient)
+        clip_grad_norm_([self.weights], self.config.max_grad_norm, error_if_nonfinite=False, foreach=True)
+        self._optimizer.step()
+        self._rounded.copy_(self.weights.detach())
+        self.loss.copy_(loss.detach())
 
 
 @torch.inference_mode(False)
@@ -63,10 +99,10 @@ def train_denoiser(
     generator: torch.Generator,
     on_progress: Callable[[int, float], None] | None = None,
 ) -> tuple[Preconditioner, float]:
-    """Train a denoiser, whose network is a `ResidualMLP`, in place and return the moving average of its weights.
+    """Train a copy of a denoiser and return the moving average of its weights.
 
     Args:
-        denoiser: D, on the device of `rows`.
+        denoiser: D, on the device of `rows`; it stays as it is.
         rows: ``[N, D]`` float32, resident on the device.
         num_steps: gradient steps.
         config: see `TrainingConfig`.
@@ -79,8 +115,9 @@ def train_denoiser(
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
     """
-    step = GradientStep(denoiser, rows, config, generator)
-    average = step.weights.clone()
+    step = TrainingStep(denoiser, rows, config, generator)
+    weights = step.weights.detach()
+    average = weights.clone()
     num_averaged = 0
     report_every = max(num_steps // _REPORTS, 1)
     tail_start = num_steps - max(num_steps // 10, 1)
@@ -95,7 +132,7 @@ def train_denoiser(
             done = index + 1
             if done % config.ema_every == 0 or done == num_steps:
                 decay = min(config.ema_decay, (1.0 + num_averaged) / (10.0 + num_averaged)) if num_averaged else 0.0
-                average.lerp_(step.weights, 1.0 - decay)
+                average.lerp_(weights, 1.0 - decay)
                 num_averaged += 1
             if done % report_every == 0 or done == num_steps:
                 mean = recent.item() / ((index % report_every) + 1)
@@ -116,12 +153,21 @@ def train_denoiser(
 def evaluate_denoiser(
     denoiser: Preconditioner, rows: Tensor, config: TrainingConfig, generator: torch.Generator
 ) -> float:
-    """Mean loss on given rows at noise drawn from `generator`; the same generator state compares two denoisers."""
-    repeated = rows.repeat(max(4096 // max(len(rows), 1), 1), 1)[:65_536]
-    noise = torch.randn(repeated.shape, generator=generator, device=rows.device, dtype=torch.float32)
-    sigma = draw_sigma(len(repeated), config.p_mean, config.p_std, generator)
+    """Mean loss on given rows at noise drawn from `generator`; the same generator state compares two denoisers.
+
+    Few rows are repeated, each time with other noise; of many rows the first 65,536 are taken.
+    """
+    repeats = max(_EVALUATION_BLOCK // max(len(rows), 1), 1)
+    count = min(repeats * len(rows), _EVALUATION_ROWS)
+    total = torch.zeros((), device=rows.device, dtype=torch.float64)
     with torch.autocast(rows.device.type, enabled=False):
-        return denoising_loss(denoiser, repeated, noise, sigma).item()
+        for start in range(0, count, _EVALUATION_BLOCK):
+            index = torch.arange(start, min(start + _EVALUATION_BLOCK, count), device=rows.device) % len(rows)
+            clean = rows.index_select(0, index)
+            noise = torch.randn(clean.shape, generator=generator, device=rows.device, dtype=torch.float32)
+            sigma = draw_sigma(len(clean), config.p_mean, config.p_std, generator)
+            total += denoising_loss(denoiser, clean, noise, sigma) * len(clean)
+    return total.item() / count
 
 
 def _schedule(index: int, num_steps: int, warmup_steps: int) -> float:

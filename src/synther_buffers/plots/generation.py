@@ -141,7 +141,7 @@ class _Course:
                 f"upsampler is a {type(upsampler).__name__}, which does not generate rows from noise; "
                 "wanted a fitted DiffusionUpsampler."
             )
-        states = upsampler.trajectory(num_samples)
+        states = upsampler.denoising_path(num_samples)
         names = matrix_columns(upsampler)
         if columns is None:
             index = _first_two(upsampler, names)
@@ -153,7 +153,7 @@ class _Course:
                     raise ValueError(f"unknown column {name!r}; known columns: {', '.join(names)}.")
             index = [names.index(name) for name in columns]
         sigmas = [sigma for sigma, _ in states]
-        data = upsampler.config.sigma_data
+        data = upsampler.settings.sigma_data
         points = np.stack([x[:, index].cpu().numpy() / math.sqrt(1 + (sigma / data) ** 2) for sigma, x in states])
         low, high = np.quantile(points.reshape(-1, 2), [0.001, 0.999], axis=0)
         margin = 0.05 * (high - low)
@@ -194,10 +194,10 @@ class _Cloud:
 
 
 def matrix_columns(upsampler: DiffusionUpsampler) -> list[str]:
-    """Names of the columns of `DiffusionUpsampler.trajectory`."""
+    """Names of the columns of `DiffusionUpsampler.denoising_path`."""
     names: list[str] = []
     for field in upsampler.spec.fields:
-        if field.name == "terminated" and not upsampler.config.model_terminals:
+        if field.name == "terminated" and not upsampler.settings.model_terminals:
             continue
         if field.kind == "categorical":
             for element, start, count in zip(field.elements, field.start, field.num_categories, strict=True):
@@ -209,7 +209,7 @@ def matrix_columns(upsampler: DiffusionUpsampler) -> list[str]:
 
 def _first_two(upsampler: DiffusionUpsampler, names: list[str]) -> list[int]:
     """The first two columns of continuous fields that vary; with fewer of them, others have to do."""
-    scale = upsampler.state_dict()["codec"]["normalizer"]["scale"]  # 0 where a column is constant
+    scale = upsampler.state_dict()["model"]["codec"]["normalizer"]["scale"]  # 0 where a column is constant
     continuous = {field.name for field in upsampler.spec.fields if field.kind == "continuous"}
     varying = [
         index for index, name in enumerate(names) if name.split("[")[0] in continuous and float(scale[index]) > 0

@@ -8,6 +8,7 @@ are held out in runs of consecutive writes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,26 @@ class RowOrder:
         """The order of rows that one stream wrote and nothing overwrote."""
         return cls(np.arange(num_rows), np.zeros(num_rows, np.int64), np.zeros(num_rows, np.bool_))
 
+    @classmethod
+    def of_ring(cls, episode_end: NDArray[np.bool_], next_slot: int, num_written: int) -> RowOrder:
+        """The order of the rows of a ring buffer, read slot by slot, the streams of a slot one after the other.
+
+        Args:
+            episode_end: ``[slots, streams]``, of the slots that were written.
+            next_slot: where the next row will be written; in a full ring the oldest row lies there.
+            num_written: slots ever written, overwritten ones included.
+
+        Returns:
+            The order of ``slots * streams`` rows.
+        """
+        num_slots, num_streams = episode_end.shape
+        age = (np.arange(num_slots) - next_slot) % max(num_slots, 1)
+        return cls(
+            np.repeat(age + num_written - num_slots, num_streams),
+            np.tile(np.arange(num_streams), num_slots),
+            episode_end.reshape(-1),
+        )
+
 
 @dataclass
 class _Stream:
@@ -58,6 +79,36 @@ class HoldOut:
         self._run_length = 0
         self._num_seen = 0
         self._num_held = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which rows are held out, as plain data."""
+        return {
+            "streams": [
+                [
+                    int(name),
+                    int(stream.next_write),
+                    int(stream.run_start),
+                    bool(stream.run_held),
+                    bool(stream.episode_ended),
+                    [[int(start), int(stop)] for start, stop in stream.held],
+                ]
+                for name, stream in self._streams.items()
+            ],
+            "run_length": int(self._run_length),
+            "num_seen": int(self._num_seen),
+            "num_held": int(self._num_held),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> HoldOut:
+        """What `state_dict` returned."""
+        hold_out = cls()
+        for name, next_write, run_start, run_held, episode_ended, held in state["streams"]:
+            runs = [(int(start), int(stop)) for start, stop in held]
+            hold_out._streams[int(name)] = _Stream(next_write, run_start, run_held, episode_ended, runs)
+        hold_out._run_length = int(state["run_length"])
+        hold_out._num_seen, hold_out._num_held = int(state["num_seen"]), int(state["num_held"])
+        return hold_out
 
     def mask(self, order: RowOrder) -> NDArray[np.bool_]:
         """True for the held-out rows, ``[N]``; rows not seen before are decided now."""

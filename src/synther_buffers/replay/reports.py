@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from ..evaluation.fidelity import Fidelity
-from ..upsampling.diffusion_upsampler import FitReport, Upsampler
-from ..upsampling.presets import UpsamplerConfig
+from ..upsampling.protocol import FitReport
 from ..version import __version__
 
 logger = logging.getLogger(__name__)
@@ -52,6 +51,20 @@ class RefreshReport:
     fidelity: Fidelity
     fidelity_real: Fidelity
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> RefreshReport:
+        """What `to_dict` returned."""
+        parts = {
+            "fit": FitReport(**data["fit"]),
+            "fidelity": Fidelity(**data["fidelity"]),
+            "fidelity_real": Fidelity(**data["fidelity_real"]),
+        }
+        return cls(**{**data, **parts})
+
     def metrics(self) -> dict[str, float]:
         """The figures worth a curve, by the name a logger shows."""
         return {
@@ -71,7 +84,7 @@ class RefreshReport:
         }
 
 
-def tell(report: RefreshReport) -> None:
+def log_report(report: RefreshReport) -> None:
     """Log the report, and warn of a wide gap between synthetic and real rows."""
     logger.info(
         "Synthetic refresh %d done in %.1f s: %d synthetic rows, loss %.4f, marginal similarity %.3f (real %.3f).",
@@ -88,7 +101,7 @@ def tell(report: RefreshReport) -> None:
             )  # fmt: skip
 
 
-def append_to_log(path: Path, report: RefreshReport, settings: dict[str, Any]) -> None:
+def append_to_log(path: str | Path, report: RefreshReport, settings: dict[str, Any]) -> None:
     """Append the report as a JSON line, with the settings and versions that made it.
 
     Raises:
@@ -104,15 +117,10 @@ def append_to_log(path: Path, report: RefreshReport, settings: dict[str, Any]) -
             "python": platform.python_version(),
         },
     }
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(_without_nan(line), default=str) + "\n")
-
-
-def describe_config(given: Any, upsampler: Upsampler) -> Any:
-    """The upsampler's configuration as plain data, or what the user gave where it has none."""
-    config = getattr(upsampler, "config", None)
-    return config.to_dict() if isinstance(config, UpsamplerConfig) else repr(given)
 
 
 def _without_nan(value: Any) -> Any:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import logging
-import math
-import time
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..evaluation.fidelity import MAX_ROWS, Fidelity, measure_fidelity
 from ..transitions import Transitions, TransitionSpec
-from ..upsampling.diffusion_upsampler import Upsampler, UpsamplerFactory, check_upsampler, make_upsampler, preset_rows
-from ..upsampling.presets import UpsamplerConfig, resolve_device
+from ..upsampling.factory import DiffusionFactory, default_num_synthetic, make_upsampler
+from ..upsampling.presets import resolve_device
+from ..upsampling.protocol import Upsampler
 from .holdout import HoldOut, RowOrder
-from .reports import RefreshReport, append_to_log, describe_config, tell
+from .migration import STATE_VERSION, migrate_pickle, migrate_state
+from .options import SyntheticKeywords, SyntheticOptions, lists_options, split_keywords
+from .refresh import RefreshJob, RefreshResult, run_refresh
+from .reports import RefreshReport, append_to_log, log_report
+from .rows import finite_rows, non_finite_columns, reaches_held_out
+from .schedule import RefreshSchedule
+from .synthetic_set import SyntheticSet
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +30,6 @@ logger = logging.getLogger(__name__)
 MIN_ROWS = 100
 #: A larger share of rows that are not finite skips the refresh.
 MAX_NON_FINITE = 0.01
-
-
-@dataclass
-class _Usage:
-    """What the last words of a replay are about; apart from it, so that they can be said after it is gone."""
-
-    num_batches: int = 0
-    num_refreshes: int = 0
-    num_observed: int = 0
-    start_after: int = 0
 
 
 class SyntheticReplay:
@@ -50,81 +42,79 @@ class SyntheticReplay:
     Args:
         spec: the fields of a transition; None where no spaces tell them: the first refresh then infers them from its
             rows (`TransitionSpec.infer`), and a later one that meets new categories widens them and starts afresh.
-        upsampler: a preset's name, an `UpsamplerConfig`, or a picklable factory
-            ``(spec, *, device, seed, progress_bar) -> Upsampler``.
-        upsampler_device: where it trains; ``auto`` is CUDA where there is one.
-        retrain_every: real transitions between refreshes (the paper: 10,000).
-        start_after: real transitions before the first refresh; None for `retrain_every`.
-        num_synthetic: rows of the synthetic set; None for what the upsampler's preset says, or 100,000 without one.
-        synthetic_fraction: share of each batch that is synthetic, from 0 to 1 (the paper: 0.5). At 0 nothing is
-            trained at all.
-        seed: of everything random here; the global random streams are neither read nor moved.
-        progress_bar: show one on terminals during refreshes.
-        refresh_log: file to append a JSON line to at each refresh, or None.
         device: where the synthetic set lives.
+        **options: those of `synther_buffers.SyntheticOptions`.
+
+    Attributes:
+        spec: the fields of a transition, None while they are unknown.
+        options: the `SyntheticOptions`.
+        num_synthetic: rows of a synthetic set.
+        reports: of the refreshes that succeeded.
 
     Raises:
         ValueError, TypeError: an argument out of its range or of the wrong type.
     """
 
+    @lists_options
     def __init__(
-        self,
-        spec: TransitionSpec | None,
-        upsampler: str | UpsamplerConfig | UpsamplerFactory = "auto",
-        *,
-        upsampler_device: str | torch.device = "auto",
-        retrain_every: int = 10_000,
-        start_after: int | None = None,
-        num_synthetic: int | None = None,
-        synthetic_fraction: float = 0.5,
-        seed: int = 0,
-        progress_bar: bool = True,
-        refresh_log: str | Path | None = None,
-        device: str | torch.device = "cpu",
+        self, spec: TransitionSpec | None, *, device: str | torch.device = "cpu", **options: Unpack[SyntheticKeywords]
     ) -> None:
-        self.spec = spec
+        self.options = chosen = SyntheticOptions(**split_keywords("SyntheticReplay", options)[0])
         self._infers_spec = spec is None
-        self.retrain_every = _whole("retrain_every", retrain_every, 1)
-        self.start_after = _whole("start_after", retrain_every if start_after is None else start_after, 1)
-        self.synthetic_fraction = _fraction("synthetic_fraction", synthetic_fraction)
-        self.seed = _whole("seed", seed, 0)
-        if not isinstance(refresh_log, str | Path | None):
-            raise TypeError(f"refresh_log is {refresh_log!r}; wanted the path of a file, or None.")
-        self.refresh_log = None if refresh_log is None else Path(refresh_log)
-        if not isinstance(progress_bar, bool):
-            raise TypeError(f"progress_bar is {progress_bar!r}; wanted True or False.")
-        self.device = resolve_device(device)
-        check_upsampler(upsampler, upsampler_device)
-        self._upsampler_args: dict[str, Any] = {
-            "upsampler": upsampler,
-            "device": upsampler_device,
-            "progress_bar": progress_bar,
-        }
-        self.upsampler: Upsampler | None = None if spec is None else self._make_upsampler(spec)
+        self.spec = spec
+        self._factory = chosen.factory()
         self.num_synthetic = (
-            preset_rows(self.upsampler or upsampler, upsampler_device)
-            if num_synthetic is None
-            else _whole("num_synthetic", num_synthetic, 1)
+            default_num_synthetic(self._factory) if chosen.num_synthetic is None else chosen.num_synthetic
         )
-        self.rows: Transitions | None = None
+        if spec is not None:
+            self._make_upsampler(spec)  # a factory that does not work is found out now, not at the first refresh
+        self._start_afresh(resolve_device(device))
+
+    def _start_afresh(self, device: torch.device) -> None:
         self.reports: list[RefreshReport] = []
-        self._generator = torch.Generator(self.device).manual_seed(self.seed)
+        self._schedule = RefreshSchedule(self.retrain_every, self.start_after)
+        self._set = SyntheticSet(device, self.seed)
+        self._state: dict[str, Any] | None = None
+        self._upsampler: Upsampler | None = None
         self._hold_out = HoldOut()
+        self._num_batches = 0
         self._warned: set[str] = set()
-        self._next_refresh = self.start_after
-        self._usage = _Usage(start_after=self.start_after)
-        self._say_farewell()
+
+    # -- settings ----------------------------------------------------------------------------------------------------
+
+    @property
+    def retrain_every(self) -> int:
+        return self.options.retrain_every
+
+    @property
+    def start_after(self) -> int:
+        start_after = self.options.start_after
+        return self.retrain_every if start_after is None else start_after
+
+    @property
+    def synthetic_fraction(self) -> float:
+        return self.options.synthetic_fraction
+
+    @property
+    def seed(self) -> int:
+        seed = self.options.seed
+        return 0 if seed is None else seed
+
+    @property
+    def device(self) -> torch.device:
+        """Where the synthetic set lives."""
+        return self._set.device
 
     # -- schedule ----------------------------------------------------------------------------------------------------
 
     @property
     def num_observed(self) -> int:
         """Real transitions written so far."""
-        return self._usage.num_observed
+        return self._schedule.num_observed
 
     def observe_total(self, total: int) -> None:
         """Say how many real transitions have been written in all. Only counts; nothing is trained in a write."""
-        self._usage.num_observed = total
+        self._schedule.num_observed = total
 
     def check_capacity(self, argument: str, capacity: int) -> None:
         """See that a store of `capacity` real rows can hold what a refresh is to learn.
@@ -145,33 +135,41 @@ class SyntheticReplay:
     @property
     def refresh_due(self) -> bool:
         """Whether enough real transitions came in; one refresh makes up for any number of missed ones."""
-        return self._usage.num_observed >= self._next_refresh and self.synthetic_fraction > 0.0
+        return self.synthetic_fraction > 0.0 and self._schedule.due
 
     @property
     def num_refreshes(self) -> int:
         """Refreshes that succeeded."""
-        return self._usage.num_refreshes
+        return len(self.reports)
 
     # -- mixing ------------------------------------------------------------------------------------------------------
+
+    @property
+    def rows(self) -> Transitions | None:
+        """The synthetic set in service, None before the first refresh."""
+        return self._set.rows
 
     def split(self, batch_size: int) -> tuple[int, int]:
         """``(n_real, n_synthetic)`` of a batch: always the same for a size, an odd row goes to the real ones.
 
         Before the first refresh every row is real.
         """
-        usage = self._usage
-        usage.num_batches += 1
-        if usage.num_batches == 1:
+        self._num_batches += 1
+        if self._num_batches == 1:
             self._announce()
-        if self.rows is None:
+        if self._set.rows is None:
             return batch_size, 0
         # The small constant keeps 0.3 * 10 from being rounded down to 2.
         num_synthetic = int(batch_size * self.synthetic_fraction + 1e-9)
         return batch_size - num_synthetic, num_synthetic
 
     def draw_indices(self, num_rows: int) -> Tensor:
-        """Indices into `rows`, uniform with replacement, ``[num_rows]`` int64 on the set's device."""
-        return torch.randint(len(self._rows()), (num_rows,), generator=self._generator, device=self.device)
+        """Indices into `rows`, uniform with replacement, ``[num_rows]`` int64 on the set's device.
+
+        Raises:
+            RuntimeError: there is no synthetic set yet.
+        """
+        return self._set.draw_indices(num_rows)
 
     def sample(self, num_rows: int) -> Transitions:
         """Synthetic transitions drawn uniformly from the set, on its device.
@@ -179,14 +177,21 @@ class SyntheticReplay:
         Raises:
             RuntimeError: there is no synthetic set yet.
         """
-        return self._rows()[self.draw_indices(num_rows)]
-
-    def _rows(self) -> Transitions:
-        if self.rows is None:
-            raise RuntimeError("there are no synthetic rows before the first refresh; ask split() how to mix.")
-        return self.rows
+        return self._set.served()[self.draw_indices(num_rows)]
 
     # -- refresh -----------------------------------------------------------------------------------------------------
+
+    @property
+    def upsampler(self) -> Upsampler | None:
+        """The upsampler of the last refresh, None while the fields of a transition are unknown.
+
+        It is a copy: fitting it or drawing from it changes nothing here.
+        """
+        if self._upsampler is None and self.spec is not None:
+            self._upsampler = self._make_upsampler(self.spec)
+            if self._state is not None:
+                self._upsampler.load_state_dict(self._state)
+        return self._upsampler
 
     def refresh(
         self, real: Transitions | Callable[[], Transitions], order: RowOrder | Callable[[], RowOrder] | None = None
@@ -207,143 +212,117 @@ class SyntheticReplay:
         Returns:
             What was done, or None if the refresh was skipped or failed.
         """
-        self._next_refresh = self.num_observed + self.retrain_every
         try:
-            # Gradients and inference tensors of the caller's context must not reach the upsampler's training.
-            with torch.inference_mode(False), torch.enable_grad():
+            # Inference tensors of the caller's context could not be trained on.
+            with torch.inference_mode(False):
                 rows = real() if callable(real) else real
-                if order is None:
-                    order = RowOrder.appended(len(rows))
-                report = self._refresh(rows, order() if callable(order) else order)
+                job = self.prepare_refresh(rows, order() if callable(order) else order)
+                report = None if job is None else self.commit(run_refresh(job))
         except Exception as error:
-            # Anything at all: a diverged training, no memory, a full disk, a user's own upsampler.
+            # Anything at all: a diverged training, no memory, a full disk, a user's own upsampler. An interrupt is no
+            # failure: it passes, and the refresh stays due.
+            self._schedule.attempted()
             logger.error(
                 "Synthetic refresh at %d real transitions failed; %s. Learning goes on, next attempt at %d. (%r)",
                 self.num_observed,
                 "the last synthetic set stays in service" if self.rows is not None else "batches stay all real",
-                self._next_refresh,
+                self._schedule.next_refresh,
                 error,
                 exc_info="failure" not in self._warned,  # the whole traceback once
             )
             self._warned.add("failure")
             return None
+        self._schedule.attempted()
         return report
 
-    def _refresh(self, real: Transitions, order: RowOrder) -> RefreshReport | None:
-        start = time.perf_counter()
-        spec, upsampler = self._prepare(real)
+    def prepare_refresh(self, real: Transitions, order: RowOrder | None = None) -> RefreshJob | None:
+        """All that a refresh depends on, as plain data.
+
+        Args:
+            real: every real row of the buffer.
+            order: when each row was written; None if the rows are in the order of writing and none was overwritten.
+
+        Returns:
+            The job, or None if there are too few rows, or too many that are not finite; the log says which.
+        """
+        if order is None:
+            order = RowOrder.appended(len(real))
+        spec = self._current_spec(real)
         spec.check(real)
-        held = self._hold_out.mask(order)
-        finite = self._finite_rows(real)
-        num_dropped = len(real) - int(finite.sum())
+        held, finite = self._hold_out.mask(order), finite_rows(real)
+        num_finite = int(finite.sum())
+        for column, count in non_finite_columns(real).items() if num_finite < len(real) else ():
+            self._warn_once(
+                f"finite {column}",
+                f"{count} real rows have NaN or infinity in {column}; such rows are not learned.",
+            )
+        num_dropped = len(real) - num_finite
         if num_dropped > MAX_NON_FINITE * len(real):
             logger.warning(
                 "Synthetic refresh skipped: %d of %d real rows are not finite, more than %.0f %%.",
                 num_dropped, len(real), 100 * MAX_NON_FINITE,
             )  # fmt: skip
             return None
-        reaches = _reaches_held_out(held, order, len(spec.discounts))
-        train_index = torch.from_numpy(np.flatnonzero(finite & ~reaches))
-        held_index = torch.from_numpy(np.flatnonzero(finite & held))
-        if len(real) - num_dropped < MIN_ROWS:
+        if num_finite < MIN_ROWS:
             self._warn_once(
                 "rows",
-                f"Synthetic refresh skipped: {len(real) - num_dropped} real rows are too few to learn from, "
-                f"wanted {MIN_ROWS}.",
+                f"Synthetic refresh skipped: {num_finite} real rows are too few to learn from, wanted {MIN_ROWS}.",
             )
             return None
-        held_rows = real[held_index]
-        train = real[train_index]  # a copy: what an upsampler does to its rows must not reach the buffer's
-
+        reaches = reaches_held_out(held, order, len(spec.discounts))
+        # Copies: what an upsampler does to its rows must not reach the buffer's.
+        train = real[torch.from_numpy(np.flatnonzero(finite & ~reaches))]
+        held_out = real[torch.from_numpy(np.flatnonzero(finite & held))]
         logger.info("Synthetic refresh at %d real transitions: learning %d rows.", self.num_observed, len(train))
-        fit = upsampler.fit(train, held_out=held_rows)
-        fitted = time.perf_counter()
-        rows = upsampler.sample(self.num_synthetic)
-        spec.check(rows)
-        if len(rows) != self.num_synthetic:
-            raise ValueError(f"the upsampler was asked for {self.num_synthetic} rows and gave {len(rows)}.")
-        if not self._finite_rows(rows, warn=False).all():
-            raise ValueError("the upsampler generated rows that are not finite.")
-        rows = rows.to(self.device)
-        sampled = time.perf_counter()
-
-        fidelity, fidelity_real = self._fidelity(spec, rows, train, held_rows)
-        self.rows = rows
-        self._usage.num_refreshes += 1
-        report = RefreshReport(
-            refresh=self.num_refreshes,
+        return RefreshJob(
+            spec=spec,
+            factory=self._factory,
+            device=str(self.options.upsampler_device),
+            seed=self.seed,
+            progress_bar=self.options.progress_bar,
+            state=self._state if spec == self.spec else None,
+            train=train,
+            held_out=held_out,
+            num_synthetic=self.num_synthetic,
+            num_threads=torch.get_num_threads(),
+            refresh=self.num_refreshes + 1,
             num_observed=self.num_observed,
-            num_real=len(train),
-            num_held_out=len(held_rows),
             num_dropped=num_dropped,
-            num_synthetic=len(rows),
-            fit=fit,
-            fit_seconds=fitted - start,
-            sample_seconds=sampled - fitted,
-            seconds=time.perf_counter() - start,
-            fidelity=fidelity,
-            fidelity_real=fidelity_real,
         )
-        self.reports.append(report)
-        tell(report)
-        if self.refresh_log is not None:
-            settings = {
-                "seed": self.seed,
-                "config": describe_config(self._upsampler_args["upsampler"], upsampler),
-            }
+
+    def commit(self, result: RefreshResult) -> RefreshReport:
+        """Put a refresh's result into service: the only place where the served set changes."""
+        rows = result.rows.to(self.device)
+        self.spec, self._state, self._upsampler = result.spec, result.state, None
+        self._set.rows = rows
+        self.reports.append(result.report)
+        log_report(result.report)
+        if self.options.refresh_log is not None:
             try:
-                append_to_log(self.refresh_log, report, settings)
+                append_to_log(self.options.refresh_log, result.report, {"seed": self.seed, "config": result.config})
             except (OSError, TypeError, ValueError) as error:
                 self._warn_once(
-                    "log", f"The refresh log {self.refresh_log} cannot be written ({error}); learning goes on."
+                    "log", f"The refresh log {self.options.refresh_log} cannot be written ({error}); learning goes on."
                 )
-        return report
+        return result.report
 
-    def _prepare(self, real: Transitions) -> tuple[TransitionSpec, Upsampler]:
-        """The spec, inferred where nobody gave one, and the upsampler for it."""
-        spec = TransitionSpec.infer(real, self.spec) if self._infers_spec or self.spec is None else self.spec
-        if self.upsampler is None or spec != self.spec:
-            if self.spec is not None:
-                logger.info("The real rows show new categories; the upsampler starts afresh.")
-            self.upsampler, self.spec = self._make_upsampler(spec), spec
-        return spec, self.upsampler
+    def _current_spec(self, real: Transitions) -> TransitionSpec:
+        """The fields of these rows: those that were given, or what the rows show."""
+        if self.spec is not None and not self._infers_spec:
+            return self.spec
+        spec = TransitionSpec.infer(real, self.spec)
+        if self.spec is not None and spec != self.spec:
+            logger.info("The real rows show new categories; the upsampler starts afresh.")
+        return spec
 
-    def _finite_rows(self, rows: Transitions, warn: bool = True) -> np.ndarray:
-        """True for rows without NaN or infinity, ``[N]``."""
-        finite = np.ones(len(rows), np.bool_)
-        for name, tensor in rows.flat().items():
-            if not tensor.is_floating_point():
-                continue
-            good = torch.isfinite(tensor.reshape(len(rows), -1))
-            if bool(good.all()):
-                continue
-            if warn:
-                bad = (~good).any(0).nonzero().flatten().tolist()
-                column = name if tensor.ndim == 1 else f"{name}[{', '.join(map(str, bad[:5]))}]"
-                self._warn_once(
-                    f"finite {name}",
-                    f"{int((~good).any(1).sum())} real rows have NaN or infinity in {column}; "
-                    "such rows are not learned.",
-                )
-            finite &= good.all(1).cpu().numpy()
-        return finite
-
-    def _fidelity(
-        self, spec: TransitionSpec, synthetic: Transitions, train: Transitions, held: Transitions
-    ) -> tuple[Fidelity, Fidelity]:
-        """Synthetic and, for comparison, real training rows, each against the held-out rows."""
-        if len(held) < 20:
-            nothing = Fidelity(math.nan, math.nan, "", math.nan)
-            return nothing, nothing
-        # As many of each, drawn alike, so that the two figures differ by nothing but where the rows come from.
-        generator = torch.Generator().manual_seed(self.seed)
-        count = min(len(train), len(synthetic), MAX_ROWS)
-
-        def against_held(rows: Transitions) -> Fidelity:
-            index = torch.randint(len(rows), (count,), generator=generator, device="cpu")
-            return measure_fidelity(held, rows[index.to(rows.device)], spec)
-
-        return against_held(synthetic), against_held(train)
+    def _make_upsampler(self, spec: TransitionSpec) -> Upsampler:
+        return make_upsampler(
+            self._factory,
+            spec,
+            device=self.options.upsampler_device,
+            seed=self.seed,
+            progress_bar=self.options.progress_bar,
+        )
 
     # -- telling the user --------------------------------------------------------------------------------------------
 
@@ -361,100 +340,109 @@ class SyntheticReplay:
             self._warned.add(key)
             logger.warning(message)
 
-    def _say_farewell(self) -> None:
-        if self.synthetic_fraction > 0.0:
-            weakref.finalize(self, _farewell, self._usage)
-
     # -- life cycle --------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
         """Forget everything: counters, held-out rows, the synthetic set and the model."""
-        self.rows = None
-        self.reports = []
         if self._infers_spec:
             self.spec = None
-        self.upsampler = None if self.spec is None else self._make_upsampler(self.spec)
-        self._generator = torch.Generator(self.device).manual_seed(self.seed)
-        self._hold_out = HoldOut()
-        self._warned = set()
-        self._next_refresh = self.start_after
-        self._usage.num_batches = self._usage.num_observed = self._usage.num_refreshes = 0
+        self._factory = self.options.factory()  # a loaded model may have been of another configuration
+        self._start_afresh(self.device)
 
     def to(self, device: str | torch.device) -> SyntheticReplay:
         """Move the synthetic set to another device, in place."""
-        device = resolve_device(device)
-        if device != self.device:
-            # A generator cannot move; the new one goes on from a draw of the old one.
-            seed = int(torch.randint(2**62, (), generator=self._generator, device=self.device))
-            self.device = device
-            self._generator = torch.Generator(device).manual_seed(seed)
-            self.rows = None if self.rows is None else self.rows.to(device)
+        self._set.to(resolve_device(device))
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Plain data and CPU tensors: a pickle loads on a machine without this one's devices."""
-        state = self.__dict__.copy()
-        state["upsampler"] = None if self.upsampler is None else self.upsampler.state_dict()
-        state["_generator"] = (self.device.type, self._generator.get_state().cpu())
-        state["rows"] = None if self.rows is None else self.rows.to("cpu")
-        state["device"] = str(self.device)
-        # A preset's name can stand for another configuration elsewhere; the weights fit this one.
-        named = isinstance(self._upsampler_args["upsampler"], str)
-        state["config"] = getattr(self.upsampler, "config", None) if named else None
-        return state
+    def state_dict(self) -> dict[str, Any]:
+        """The synthetic set, the model, counters and reports: CPU tensors and plain data, without the options."""
+        return {
+            "version": STATE_VERSION,
+            "spec": None if self.spec is None else self.spec.to_dict(),
+            "num_observed": self.num_observed,
+            "next_refresh": self._schedule.next_refresh,
+            "num_batches": self._num_batches,
+            "hold_out": self._hold_out.state_dict(),
+            "warned": sorted(self._warned),
+            "reports": [report.to_dict() for report in self.reports],
+            "set": self._set.state_dict(),
+            "upsampler": self._state,
+            "config": self._factory.config.to_dict() if isinstance(self._factory, DiffusionFactory) else None,
+        }
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        (drawn_on, drawn), upsampler, device = state.pop("_generator"), state.pop("upsampler"), state.pop("device")
-        config = state.pop("config")
-        self.__dict__.update(state)
-        self.device = torch.device(device if _usable(device) else "cpu")
-        self._generator = torch.Generator(self.device).manual_seed((self.seed + self._usage.num_batches) % 2**64)
-        if drawn_on == self.device.type:
-            self._generator.set_state(drawn)
-        self.rows = None if self.rows is None else self.rows.to(self.device)
-        if not _usable(self._upsampler_args["device"]):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned.
+
+        What cannot be read, because it is damaged or of a version that is not known, costs the model and the synthetic
+        set: a warning says so, and the next batch trains anew.
+        """
+        try:
+            self._restore(migrate_state(state))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             logger.warning(
-                "The upsampler's device %s is not here; it goes on on 'auto'.", self._upsampler_args["device"]
+                "The saved synthetic rows and their model cannot be read (%s). The real rows are all there; the next "
+                "refresh trains anew.",
+                error,
             )
-            self._upsampler_args = {**self._upsampler_args, "device": "auto"}
-        self.upsampler = None if self.spec is None else self._make_upsampler(self.spec)
-        if self.spec is not None and config is not None and config != getattr(self.upsampler, "config", None):
-            logger.warning(
-                "The saved model has another configuration than %r stands for here; it goes on with its own "
-                "(%d training steps, width %d).",
-                self._upsampler_args["upsampler"], config.train_steps, config.network.width,
-            )  # fmt: skip
-            self.upsampler = self._make_upsampler(self.spec, config)
-        if self.upsampler is not None:
-            self.upsampler.load_state_dict(upsampler)
-        self._say_farewell()
+            observed = self.num_observed
+            self.reset()
+            self.observe_total(observed)
 
-    def _make_upsampler(self, spec: TransitionSpec, config: UpsamplerConfig | None = None) -> Upsampler:
-        given = self._upsampler_args if config is None else {**self._upsampler_args, "upsampler": config}
-        return make_upsampler(spec=spec, seed=self.seed, **given)
+    def _restore(self, state: dict[str, Any]) -> None:
+        spec = None if state["spec"] is None else TransitionSpec.from_dict(state["spec"])
+        if not self._infers_spec and spec != self.spec:
+            raise ValueError(f"it was saved for other transitions: {spec}, not {self.spec}")
+        factory = self._factory
+        if isinstance(factory, DiffusionFactory) and state["config"] is not None:
+            saved = type(factory.config).from_dict(state["config"])
+            if saved != factory.config and isinstance(self.options.upsampler, str):
+                logger.warning(
+                    "The saved model has another configuration than %r stands for here; it goes on with its own "
+                    "(%d training steps, width %d).",
+                    self.options.upsampler, saved.train_steps, saved.network.width,
+                )  # fmt: skip
+                factory = DiffusionFactory(saved)
+        hold_out = HoldOut.from_state_dict(state["hold_out"])
+        reports = [RefreshReport.from_dict(report) for report in state["reports"]]
+        served = SyntheticSet(self.device, (self.seed + state["num_batches"]) % 2**64)
+        served.load_state_dict(state["set"])
+        upsampler = None
+        if spec is not None and state["upsampler"] is not None:
+            upsampler = make_upsampler(
+                factory,
+                spec,
+                device=self.options.upsampler_device,
+                seed=self.seed,
+                progress_bar=self.options.progress_bar,
+            )
+            upsampler.load_state_dict(state["upsampler"])
+        self.spec, self._factory, self._upsampler, self._state = spec, factory, upsampler, state["upsampler"]
+        self._set, self._hold_out, self.reports = served, hold_out, reports
+        self._schedule.num_observed, self._schedule.next_refresh = state["num_observed"], state["next_refresh"]
+        self._num_batches, self._warned = state["num_batches"], set(state["warned"])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Options, and `state_dict`: a pickle loads on a machine without this one's devices."""
+        return {
+            "options": self.options,
+            "spec": self.spec,
+            "infers_spec": self._infers_spec,
+            "num_synthetic": self.num_synthetic,
+            "device": str(self.device),
+            "state": self.state_dict(),
+        }
 
-def _reaches_held_out(held: np.ndarray, order: RowOrder, max_steps: int) -> np.ndarray:
-    """True for held-out rows, and for rows of up to `max_steps` steps whose end reaches into them."""
-    key = order.stream.astype(np.int64) * 2**40 + order.write_index
-    reaches = held.copy()
-    for steps in range(1, max_steps):
-        reaches |= np.isin(key + steps, key[held])
-    return reaches
-
-
-def _farewell(usage: _Usage) -> None:
-    if not usage.num_batches or usage.num_refreshes:
-        return
-    if usage.num_observed >= usage.start_after:
-        advice = "every attempt was skipped or failed, as logged when it happened."
-    else:
-        advice = f"the first one comes at start_after={usage.start_after}. Lower it or retrain_every, or run longer."
-    logger.warning(
-        "No batch held a synthetic row: the run ended after %d real transitions without a refresh; %s",
-        usage.num_observed,
-        advice,
-    )
+    def __setstate__(self, pickled: dict[str, Any]) -> None:
+        pickled = migrate_pickle(pickled)
+        device, options = pickled["device"], pickled["options"]
+        if not _usable(options.upsampler_device):
+            logger.warning("The upsampler's device %s is not here; it goes on on 'auto'.", options.upsampler_device)
+            options = replace(options, upsampler_device="auto")
+        self.options, self.num_synthetic = options, pickled["num_synthetic"]
+        self.spec, self._infers_spec = pickled["spec"], pickled["infers_spec"]
+        self._factory = options.factory()
+        self._start_afresh(torch.device(device if _usable(device) else "cpu"))
+        self.load_state_dict(pickled["state"])
 
 
 def _usable(device: str | torch.device) -> bool:
@@ -463,19 +451,3 @@ def _usable(device: str | torch.device) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _whole(name: str, value: Any, minimum: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); wanted a whole number, at least {minimum}.")
-    if value < minimum:
-        raise ValueError(f"{name} is {value}; it must be at least {minimum}.")
-    return int(value)
-
-
-def _fraction(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); wanted a number from 0 to 1.")
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} is {value}; it must lie between 0 (all real) and 1 (all synthetic).")
-    return float(value)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,8 +28,9 @@ from torch import Tensor
 
 from ..transitions import Field, Transitions, TransitionSpec
 from ..transitions.structure import FEW_VALUES
-from .diffusion_upsampler import FitReport
 from .presets import resolve_device
+from .protocol import FitReport
+from .seeds import derive_seed, generator
 
 #: Rows whose distinct values are counted before the whole column is.
 _FIRST_ROWS = 4 * FEW_VALUES**2
@@ -51,6 +52,9 @@ class Bootstrap:
         ValueError: unusable device.
     """
 
+    #: Names of the attributes that tell one augmentation of the class from another.
+    _parameters: ClassVar[tuple[str, ...]] = ()
+
     def __init__(
         self,
         spec: TransitionSpec,
@@ -66,6 +70,11 @@ class Bootstrap:
         self._stds: dict[str, Tensor] = {}
         self._num_fits = 0
         self._num_draws = 0
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Name and parameters."""
+        return {"augmentation": type(self).__name__, **{name: getattr(self, name) for name in self._parameters}}
 
     def fit(self, transitions: Transitions, *, held_out: Transitions | None = None) -> FitReport:
         """Copy the rows and measure their standard deviations.
@@ -101,12 +110,10 @@ class Bootstrap:
             raise RuntimeError("this augmentation has not been fitted yet: call fit(transitions) first.")
         if num_samples < 0:
             raise ValueError(f"num_samples is {num_samples}; it must be at least 0.")
-        entropy = [self.seed % 2**64, self._num_fits, self._num_draws]
+        draws = generator(derive_seed(self.seed, "", self._num_fits, self._num_draws), self.device)
         self._num_draws += 1
-        seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
-        generator = torch.Generator(self.device).manual_seed(seed)
-        drawn = self._rows[torch.randint(len(self._rows), (num_samples,), generator=generator, device=self.device)]
-        self._perturb(drawn.flat(), generator)
+        drawn = self._rows[torch.randint(len(self._rows), (num_samples,), generator=draws, device=self.device)]
+        self._perturb(drawn.flat(), draws)
         return drawn
 
     def _perturb(self, columns: dict[str, Tensor], generator: torch.Generator) -> None:
@@ -158,6 +165,8 @@ class GaussianNoise(Bootstrap):
         TypeError: a scale that is no number.
     """
 
+    _parameters = ("scale",)
+
     def __init__(self, spec: TransitionSpec, *, scale: float = 0.1, **kwargs: Any) -> None:
         self.scale = _number("scale", scale)
         if self.scale < 0:
@@ -205,6 +214,8 @@ class AmplitudeScaling(Bootstrap):
         ValueError: a range that is not ``0 < low <= high``.
         TypeError: a bound that is no number.
     """
+
+    _parameters = ("low", "high")
 
     def __init__(self, spec: TransitionSpec, *, low: float = 0.8, high: float = 1.2, **kwargs: Any) -> None:
         self.low, self.high = _number("low", low), _number("high", high)

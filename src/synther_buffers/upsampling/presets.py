@@ -1,52 +1,17 @@
-"""Configuration of the upsampler: one frozen dataclass, and the presets. Every default says where it comes from."""
+"""Configuration of the upsampler and the presets. Every default says where it comes from."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import torch
 
-from ..diffusion.network import ACTIVATIONS, Activation
-from ..diffusion.training import TrainingConfig
-
-Solver = Literal["stochastic-heun", "sde-dpm-solver-2m"]
-SOLVERS: tuple[str, ...] = ("stochastic-heun", "sde-dpm-solver-2m")
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """Sizes of the residual MLP; see `synther_buffers.diffusion.network.ResidualMLP`."""
-
-    width: int
-    depth: int
-    embedding_dim: int
-    fourier_dim: int = 16
-    activation: Activation = "relu"
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """How noise becomes rows.
-
-    Attributes:
-        solver: ``stochastic-heun`` (EDM's Algorithm 2, 2 N - 1 evaluations) or ``sde-dpm-solver-2m`` (N evaluations).
-        num_steps: noise levels N.
-        sigma_min, sigma_max, rho: the schedule (EDM, equation 5). sigma_max is raised where the data reach beyond it.
-        s_churn, s_tmin, s_tmax, s_noise: EDM's Algorithm 2; the other solver ignores them.
-        bfloat16: evaluate the network in bfloat16; everything outside it stays float32.
-    """
-
-    solver: Solver
-    num_steps: int
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    s_churn: float = 80.0
-    s_tmin: float = 0.05
-    s_tmax: float = 50.0
-    s_noise: float = 1.003
-    bfloat16: bool = False
+from ..diffusion.checks import check_positive, check_whole
+from ..diffusion.config import NetworkConfig, SamplerConfig, TrainingConfig
+from ..diffusion.solvers import SOLVERS, DPMSolver, HeunSolver
+from ..validation import suggestion
 
 
 @dataclass(frozen=True)
@@ -80,62 +45,48 @@ class UpsamplerConfig:
     def __post_init__(self) -> None:
         """Reject values out of range with an error that names them."""
         for name in ("train_steps", "warm_steps", "num_synthetic", "terminal_steps"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("width", "depth", "embedding_dim"):
-            _at_least(f"network.{name}", getattr(self.network, name), 1)
-        _at_least("network.fourier_dim", self.network.fourier_dim, 2)
-        if self.network.activation not in ACTIVATIONS:
-            raise ValueError(f"network.activation is {self.network.activation!r}; known: {', '.join(ACTIVATIONS)}.")
-        _at_least("training.batch_size", self.training.batch_size, 1)
-        _at_least("training.ema_every", self.training.ema_every, 1)
-        _at_least("training.warmup_steps", self.training.warmup_steps, 0)
-        _at_least("sampler.num_steps", self.sampler.num_steps, 1)
-        for name, value in (
-            ("training.max_grad_norm", self.training.max_grad_norm),
-            ("training.p_std", self.training.p_std),
-            ("sampler.rho", self.sampler.rho),
-        ):
-            if not value > 0:
-                raise ValueError(f"{name} is {value}; it must be positive.")
-        if not 0 <= self.training.ema_decay < 1:
-            raise ValueError(f"training.ema_decay is {self.training.ema_decay}; it must be at least 0 and below 1.")
-        if not self.sampler.s_churn >= 0:
-            raise ValueError(f"sampler.s_churn is {self.sampler.s_churn}; it must be at least 0.")
-        if not self.training.learning_rate > 0:
-            raise ValueError(f"training.learning_rate is {self.training.learning_rate}; it must be positive.")
-        if not self.sigma_data > 0:
-            raise ValueError(f"sigma_data is {self.sigma_data}; it must be positive.")
-        if not 0 < self.sampler.sigma_min < self.sampler.sigma_max:
-            raise ValueError(
-                f"sampler.sigma_min={self.sampler.sigma_min} and sampler.sigma_max={self.sampler.sigma_max}; "
-                "wanted 0 < sigma_min < sigma_max."
-            )
-        if self.sampler.solver not in SOLVERS:
-            raise ValueError(f"sampler.solver is {self.sampler.solver!r}; known solvers: {', '.join(SOLVERS)}.")
+            check_whole(name, getattr(self, name), 1)
+        check_positive("sigma_data", self.sigma_data)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` reads it."""
-        return asdict(self)
+        data = asdict(self)
+        data["sampler"]["solver"]["name"] = self.sampler.solver.name
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> UpsamplerConfig:
-        """The configuration that `to_dict` wrote."""
+        """The configuration that `to_dict` wrote, now or in state version 3.
+
+        Raises:
+            ValueError: a solver that is not one of this library's.
+        """
         training = {**data["training"], "betas": tuple(data["training"]["betas"])}
+        sampler = _migrate_sampler(data["sampler"])
+        solver = dict(sampler["solver"])
+        name = solver.pop("name")
+        if name not in SOLVERS:
+            raise ValueError(f"sampler.solver.name is {name!r}; known solvers: {', '.join(SOLVERS)}.")
         return cls(
             **{
                 **data,
                 "network": NetworkConfig(**data["network"]),
                 "training": TrainingConfig(**training),
-                "sampler": SamplerConfig(**data["sampler"]),
+                "sampler": SamplerConfig(**{**sampler, "solver": SOLVERS[name](**solver)}),
             }
         )
 
 
-def _at_least(name: str, value: Any, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); wanted a whole number, at least {minimum}.")
-    if value < minimum:
-        raise ValueError(f"{name} is {value}; it must be at least {minimum}.")
+def _migrate_sampler(sampler: dict[str, Any]) -> dict[str, Any]:
+    """A sampler's settings in the present form; version 3 had the settings of all solvers side by side."""
+    name = sampler["solver"]
+    if not isinstance(name, str):
+        return sampler
+    own = {field.name for field in fields(SOLVERS[name])} if name in SOLVERS else set()
+    return {
+        "solver": {"name": name, **{key: value for key, value in sampler.items() if key in own}},
+        "bfloat16": sampler["bfloat16"],
+    }
 
 
 # SynthER (Lu et al., NeurIPS 2023), sections 4.2 and B, and the configuration files of its published code. Terminals
@@ -143,7 +94,7 @@ def _at_least(name: str, value: Any, minimum: int) -> None:
 _PAPER_ONLINE = UpsamplerConfig(
     network=NetworkConfig(width=1024, depth=6, embedding_dim=256),
     training=TrainingConfig(batch_size=256, learning_rate=3e-4),
-    sampler=SamplerConfig(solver="stochastic-heun", num_steps=128),
+    sampler=SamplerConfig(HeunSolver(num_steps=128)),
     train_steps=100_000,
     warm_steps=100_000,
     warm_start=False,
@@ -160,13 +111,11 @@ _PAPER_OFFLINE = replace(
 # 50,000 rows each of HalfCheetah-v5, Walker2d-v5 and Hopper-v5 (docs/results/fidelity.md). By: gated layers, a larger
 # learning rate with a rise to it, noise levels drawn closer to where the structure of the rows is decided. The
 # sampler's levels are almost log-uniform (a large rho): at rho = 7 the steps between the levels that
-# matter are so long that 20 of them widen a Gaussian's variance by more than 10 % (tests/diffusion/test_samplers.py).
+# matter are so long that 20 of them widen a Gaussian's variance by more than 10 % (see the solver's tests).
 _CPU = UpsamplerConfig(
     network=NetworkConfig(width=192, depth=6, embedding_dim=128, activation="swiglu"),
     training=TrainingConfig(batch_size=512, learning_rate=4e-3, warmup_steps=100, p_std=0.8, bfloat16=True),
-    sampler=SamplerConfig(
-        solver="sde-dpm-solver-2m", num_steps=16, sigma_min=0.05, sigma_max=20.0, rho=100.0, bfloat16=True
-    ),
+    sampler=SamplerConfig(DPMSolver(num_steps=16, sigma_min=0.05, sigma_max=20.0, rho=100.0), bfloat16=True),
     train_steps=7_000,
     warm_steps=2_000,
     warm_start=True,
@@ -174,7 +123,7 @@ _CPU = UpsamplerConfig(
 )
 
 # The same with a net of as many weights as the paper's, and a learning rate as much smaller as the net is wider. Chosen
-# by argument, not yet by measurement on a GPU.
+# by argument; its speed is measured (docs/results/gpu.md), its fidelity is not.
 _GPU = replace(
     _CPU,
     network=NetworkConfig(width=640, depth=6, embedding_dim=256, activation="swiglu"),
@@ -219,12 +168,56 @@ def resolve_config(config: str | UpsamplerConfig, device: torch.device) -> Upsam
     return preset
 
 
+def merge_config(base: UpsamplerConfig, changes: Mapping[str, Any], where: str) -> UpsamplerConfig:
+    """A configuration with some values replaced, as plain data (JSON, YAML) say it.
+
+    Args:
+        base: the values that stay.
+        changes: names and values; those of a part are a mapping themselves, ``{"network": {"width": 64}}``.
+        where: whose data they are, for messages.
+
+    Raises:
+        ValueError: an unknown name, or a value out of range.
+        TypeError: a part that is no mapping, or a value of the wrong type.
+    """
+
+    def merged(values: dict[str, Any], changes: Any, path: str) -> dict[str, Any]:
+        if not isinstance(changes, Mapping):
+            raise TypeError(f"{where}: {path or 'the whole'} is {changes!r}; wanted names and values.")
+        for name in changes:
+            if name not in values:
+                raise ValueError(
+                    f"{where}: unknown {f'{path}.' if path else ''}{name}.{suggestion(str(name), values)} "
+                    f"Known: {', '.join(values)}."
+                )
+        return {
+            name: changes[name]
+            if name in changes and not isinstance(value, dict)
+            else merged(value, changes[name], f"{path}.{name}" if path else name)
+            if name in changes
+            else value
+            for name, value in values.items()
+        }
+
+    return UpsamplerConfig.from_dict(merged(base.to_dict(), changes, ""))
+
+
 def _multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16 matrix products."""
     if device.type == "cuda":
         return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def check_float64(device: torch.device) -> None:
+    """See that the device can decode rows, which happens in float64.
+
+    Raises:
+        ValueError: it has no float64.
+    """
+    if device.type == "mps":
+        raise ValueError("device is 'mps', which has no float64, and decoding rows needs it; use 'cpu'.")
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -1,0 +1,68 @@
+"""The learning benchmark: ``python -m benchmarks.learning --help``, from the root of the repository."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from .arms import ARMS
+from .prepare import HERE, prepare, prepared
+from .stages import STAGES, Job, jobs, work
+
+RESULTS = Path(__file__).parents[1] / "results"
+PAGE = Path(__file__).parents[2] / "docs" / "results" / "learning.md"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what the flags say; the exit code, 1 if a run failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
+    parser.add_argument("--prepare", action="store_true", help="build the wheel of the last commit and its environment")
+    parser.add_argument("--stage", choices=sorted(STAGES), help="make the runs of a stage that have no line yet")
+    parser.add_argument(
+        "--toy", action="store_true", help="every arm for 300 steps with tiny nets, in this interpreter"
+    )
+    parser.add_argument("--report", action="store_true", help="render the page of the results")
+    parser.add_argument("--tasks", nargs="+", help="of the stage, these alone")
+    parser.add_argument("--arms", nargs="+", help="of the stage, these alone")
+    parser.add_argument("--seeds", nargs="+", type=int, help="instead of the stage's")
+    parser.add_argument("--agent", choices=("sbx", "sb3"), default="sbx")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on a core of its own")
+    parser.add_argument("--first-core", type=int, default=min(os.sched_getaffinity(0)))
+    parser.add_argument("--out", type=Path, help="instead of the stage's file in benchmarks/results, or the page")
+    flags = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if not (flags.prepare or flags.stage or flags.toy or flags.report):
+        parser.error("say what to do: --prepare, --stage, --toy or --report")
+    cores = range(flags.first_core, flags.first_core + flags.jobs)
+    if not set(cores) <= os.sched_getaffinity(0):
+        parser.error(f"cores {[*cores]} are not all there: {sorted(os.sched_getaffinity(0))}")
+    failed = 0
+    if flags.prepare:
+        prepare()
+    if flags.toy:
+        wanted = [Job("toy", arm, 0) for arm in ARMS] + [Job("toy", "oracle", 0, "sb3")]
+        out = flags.out or Path("build/bench/learning.jsonl")
+        # Most of a toy run is compiling what another arm compiled before.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(out.resolve().parent / "jax")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        failed += work(wanted, out, HERE, cores)
+    if flags.stage:
+        stage = STAGES[flags.stage]
+        wanted = [
+            job
+            for job in jobs(stage, flags.agent, flags.seeds)
+            if job.task in (flags.tasks or stage.tasks) and job.arm in (flags.arms or stage.arms)
+        ]
+        failed += work(wanted, flags.out or RESULTS / stage.file, prepared(), cores)
+    if flags.report:
+        from .report import render
+
+        render(RESULTS, flags.out or PAGE)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

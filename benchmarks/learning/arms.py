@@ -1,0 +1,111 @@
+"""Arms: plain settings of the agent and of its buffer, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from synther_buffers import PRESETS, UpsamplerConfig
+from synther_buffers.upsampling.augmentation import Bootstrap
+
+from .tasks import Task
+from .upsamplers import Oracle, OracleDynamics
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One column of the comparison.
+
+    Attributes:
+        utd: critic updates per environment step; None for the task's control's.
+        policy_delay: critic updates per update of actor and temperature; None for the task's control's.
+        upsampler: None for real rows alone; ``bootstrap``, ``oracle``, ``oracle-dynamics``, or ``diffusion``.
+        preset: of the diffusion model.
+        changes: of the preset; a mapping changes a part, as in ``{"training": {"weight_decay": 1.0}}``.
+        retrain_every: environment steps between refreshes.
+        num_synthetic: rows of the synthetic set; None for the preset's.
+        synthetic_fraction: share of each batch.
+    """
+
+    utd: int | None = None
+    policy_delay: int | None = None
+    upsampler: str | None = None
+    preset: str = "auto"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    retrain_every: int = 1_000
+    num_synthetic: int | None = None
+    synthetic_fraction: float = 0.5
+
+    def for_task(self, task: Task) -> Arm:
+        """With the update rule of the task's control where it has none of its own, and tiny on a toy task."""
+        control = ARMS[task.control]
+        arm = replace(self, utd=self.utd or control.utd, policy_delay=self.policy_delay or control.policy_delay)
+        if arm.upsampler is None:
+            arm = replace(arm, synthetic_fraction=0.0)
+        return replace(arm, retrain_every=100, num_synthetic=200) if task.toy else arm
+
+    def settings(self) -> dict[str, Any]:
+        """Plain data that a line holds."""
+        return asdict(self) | {"changes": dict(self.changes)}
+
+
+#: Real rows alone, under the three update rules.
+REAL_ONLY = ("utd1", "utd10", "utd20-delay")
+
+ARMS: dict[str, Arm] = {
+    "utd1": Arm(1, 1),
+    # Stable-Baselines3's rule: the actor and the temperature are updated at each gradient step.
+    "utd10": Arm(10, 1),
+    # The published rule: one actor and one temperature update per environment step.
+    "utd20-delay": Arm(20, 20),
+    "bootstrap": Arm(upsampler="bootstrap", num_synthetic=10_000),
+    "oracle": Arm(upsampler="oracle", num_synthetic=10_000),
+    "oracle-dynamics": Arm(upsampler="oracle-dynamics", num_synthetic=10_000),
+    "default": Arm(upsampler="diffusion"),
+    # Candidates.
+    "default-wd1-1500": Arm(
+        upsampler="diffusion", changes={"train_steps": 1_500, "warm_steps": 600, "training": {"weight_decay": 1.0}}
+    ),
+}
+
+
+def buffer_kwargs(arm: Arm, task: Task, seed: int) -> dict[str, Any]:
+    """What `SynthERBuffer` takes, for an arm that `Arm.for_task` has completed."""
+    kwargs: dict[str, Any] = {
+        "retrain_every": arm.retrain_every,
+        "synthetic_fraction": arm.synthetic_fraction,
+        "seed": seed,
+        "progress_bar": False,
+    }
+    if arm.num_synthetic is not None:
+        kwargs["num_synthetic"] = arm.num_synthetic
+    if arm.upsampler is None:
+        return kwargs
+    if arm.upsampler == "diffusion":
+        kwargs["upsampler"] = _model(arm, task)
+    else:
+        factories = {
+            "bootstrap": Bootstrap,
+            "oracle": partial(Oracle, task=task),
+            "oracle-dynamics": partial(OracleDynamics, task=task, config=_model(arm, task)),
+        }
+        if arm.upsampler not in factories:
+            raise ValueError(f"upsampler is {arm.upsampler!r}; wanted one of {[*factories, 'diffusion', None]}.")
+        kwargs["upsampler"] = factories[arm.upsampler]
+    return kwargs
+
+
+def _model(arm: Arm, task: Task) -> str | UpsamplerConfig:
+    if task.toy:
+        tiny = replace(PRESETS["cpu"], network=replace(PRESETS["cpu"].network, width=16, depth=1))
+        return replace(tiny, train_steps=20, warm_steps=10, terminal_steps=10)
+    if not arm.changes:
+        return arm.preset
+    config = PRESETS["cpu" if arm.preset == "auto" else arm.preset]
+    parts = {
+        name: replace(getattr(config, name), **value) if isinstance(value, Mapping) else value
+        for name, value in arm.changes.items()
+    }
+    return replace(config, **parts)

@@ -1,0 +1,213 @@
+"""The page of the results: which tasks have headroom, each arm on each task, the primary comparison, cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .arms import ARMS, REAL_ONLY
+from .lines import Line, read
+from .stages import STAGES, Stage, jobs, missing
+from .statistics import Scores, compare, headroom, paired
+from .tasks import TASKS
+
+Rows = list[list[str]]
+
+
+def render(results: Path, page: Path) -> None:
+    """Write the page from the lines of all stages."""
+    pilot, stage = read(results / STAGES["pilot"].file), read(results / STAGES["a"].file)
+    # A stage's own lines of the same arms and seeds stand before the pilot's.
+    every = [*stage, *pilot]
+    text = "\n\n".join([*_head(stage, results), *_stage(stage), *_pilot(every), *_cross_check(every), *_rest()])
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(text + "\n")
+
+
+def scores_of(lines: Sequence[Line], agent: str = "sbx") -> Scores:
+    """Areas under the curve by task, arm and seed; the first line of each."""
+    scores: dict[str, dict[str, dict[int, float]]] = {}
+    for line in lines:
+        if line["agent"] == agent:
+            scores.setdefault(line["task"], {}).setdefault(line["arm"], {}).setdefault(line["seed"], line["area"])
+    return scores
+
+
+def _head(stage: Sequence[Line], results: Path) -> list[str]:
+    wanted = jobs(STAGES["a"])
+    left = len(missing(wanted, results / STAGES["a"].file))
+    state = "**Complete.**" if not left else f"**Partial: {len(wanted) - left} of {len(wanted)} runs are made.**"
+    hours = sum(line["cpu_seconds"] for line in stage) / 3600
+    continued = (
+        "These runs continue it where it stopped:\n\n```text\npython -m benchmarks.learning --prepare\n"
+        "python -m benchmarks.learning --stage a --jobs 1\npython -m benchmarks.learning --report\n```"
+    )
+    return [
+        "# Does the agent learn more?",
+        "SAC on short runs, with the same environment steps in each arm. The rules were fixed before any treatment: "
+        "[the protocol](learning_protocol.md). "
+        "The page is rendered by `python -m benchmarks.learning --report`.",
+        f"Stage A (choosing seeds 0 to 4). {state} {hours:.1f} core-hours so far"
+        + (
+            ". Nothing here is a result while it is partial: no verdict follows from one or two seeds." if left else "."
+        ),
+        *([continued] if left else []),
+    ]
+
+
+def _stage(lines: Sequence[Line]) -> list[str]:
+    stage = STAGES["a"]
+    scores = scores_of(lines)
+    tasks, control = stage.tasks, {task: TASKS[task].control for task in stage.tasks}
+    blocks = ["## Stage A", "### Area under the curve", "Mean over the seeds ± standard deviation (number of seeds)."]
+    blocks.append(_table(["task", *stage.arms], [_areas(scores, task, stage.arms) for task in tasks]))
+    blocks += ["### The released default", _comparison(scores, tasks, control)]
+    blocks += ["### Curves", "Mean return of five deterministic episodes, mean over the seeds there are."]
+    blocks += [block for task in tasks for block in _curves(lines, task, stage.arms)]
+    blocks += [
+        "### Cost, and what the critic believes",
+        "CPU seconds of a run on one core, those of its refreshes, and the critic's value at the end beside the "
+        "discounted return that followed (medians over the runs; the entropy bonus is in the value).",
+        _table(["task", "arm", "runs", "CPU s", "refreshes s", "value", "return that followed"], _costs(lines, stage)),
+    ]
+    return blocks
+
+
+def _comparison(scores: Scores, tasks: Sequence[str], control: dict[str, str]) -> str:
+    best = {task: _best_real(scores[task]) for task in tasks if set(REAL_ONLY) <= scores.get(task, {}).keys()}
+    opponents = {
+        "control": control,
+        "`bootstrap`": dict.fromkeys(tasks, "bootstrap"),
+        "best real-only arm": best,
+    }
+    rows = []
+    for arm in ("default", "bootstrap", "oracle"):
+        for name, opponent in opponents.items():
+            if arm == name.strip("`"):
+                continue
+            found = compare(scores, tuple(opponent), arm, opponent, control)
+            if found is None:
+                rows.append([f"`{arm}`", name, "no pairs yet", "", "", "", ""])
+            else:
+                # One pair a task has no spread that could be drawn anew.
+                told = f"[{found.low:.2f}, {found.high:.2f}]" if found.seeds > 1 else "one seed: none"
+                verdict = found.verdict if found.seeds >= 5 and len(found.tasks) == len(tasks) else "too early"
+                rows.append(
+                    [
+                        f"`{arm}`", name, f"{len(found.tasks)} x {found.seeds}", f"{found.mean:.2f}", told,
+                        f"{found.improvement:.2f}", verdict,
+                    ]
+                )  # fmt: skip
+    header = ["arm", "against", "tasks x seeds", "IQM of differences", "95 % interval", "P(improvement)", "verdict"]
+    return (
+        "Paired differences of the area in units of a task's headroom (1 is what `oracle` gains over the control), "
+        "interquartile mean over tasks and seeds.\n\n" + _table(header, rows)
+    )
+
+
+def _best_real(scores: Mapping[str, Mapping[int, float]]) -> str:
+    return max(REAL_ONLY, key=lambda arm: float(np.mean(list(scores[arm].values()))))
+
+
+def _areas(scores: Scores, task: str, arms: Sequence[str]) -> list[str]:
+    row = [TASKS[task].env]
+    for arm in arms:
+        values = list(scores.get(task, {}).get(arm, {}).values())
+        row.append(f"{_with_spread(values)} ({len(values)})" if values else "-")
+    return row
+
+
+def _with_spread(values: Sequence[float]) -> str:
+    mean = f"{np.mean(values):.4g}"
+    return f"{mean} ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else mean
+
+
+def _curves(lines: Sequence[Line], task: str, arms: Sequence[str]) -> list[str]:
+    by_arm = {
+        arm: [dict(map(tuple, line["evaluations"])) for line in lines if (line["task"], line["arm"]) == (task, arm)]
+        for arm in arms
+    }
+    steps = sorted({step for runs in by_arm.values() for run in runs for step in run})
+    rows = [
+        [f"`{arm}` ({len(runs)})", *(f"{np.mean([run[step] for run in runs]):.4g}" for step in steps)]
+        for arm, runs in by_arm.items()
+        if runs
+    ]
+    return [f"**{TASKS[task].env}**", _table(["arm (runs)", *(f"{step:,}" for step in steps)], rows)] if rows else []
+
+
+def _costs(lines: Sequence[Line], stage: Stage) -> Rows:
+    rows = []
+    for task in stage.tasks:
+        for arm in stage.arms:
+            runs = [line for line in lines if (line["task"], line["arm"]) == (task, arm)]
+            if runs:
+                value, followed = np.median([run["values"][-1][1:] for run in runs], axis=0)
+                rows.append(
+                    [
+                        TASKS[task].env, f"`{arm}`", str(len(runs)),
+                        f"{np.median([run['cpu_seconds'] for run in runs]):.0f}",
+                        f"{np.median([run['refresh_seconds'] for run in runs]):.0f}", f"{value:.4g}", f"{followed:.4g}",
+                    ]
+                )  # fmt: skip
+    return rows
+
+
+def _pilot(lines: Sequence[Line]) -> list[str]:
+    scores = scores_of(lines)
+    rows = []
+    for task in dict.fromkeys([*STAGES["a"].tasks, *STAGES["pilot"].tasks]):
+        if task in scores:
+            control = TASKS[task].control
+            pairs = paired(scores, task, "oracle", control)
+            gains = [first - second for first, second in pairs]
+            rows.append(
+                [
+                    TASKS[task].env, f"{TASKS[task].steps:,}", *_areas(scores, task, ("utd1", control, "oracle"))[1:],
+                    f"{headroom(scores, task, control):.4g}" if pairs else "-",
+                    ", ".join(f"{gain:.3g}" for gain in gains), _has_headroom(gains),
+                ]
+            )  # fmt: skip
+    return [
+        "## What there is to gain",
+        "The pilot, with Stage A's own runs of these arms: what fresh true rows of the present policy add to the "
+        "control. Mean area ± standard deviation (seeds). By the protocol a task has headroom if the mean gain is at "
+        "least the standard deviation of the paired gains, over at least three seeds.",
+        _table(["task", "steps", "`utd1`", "control", "`oracle`", "mean gain", "gains by seed", "headroom"], rows),
+    ]
+
+
+def _cross_check(lines: Sequence[Line]) -> list[str]:
+    other = scores_of(lines, "sb3")
+    if not other:
+        return []
+    scores, arms = scores_of(lines), list(dict.fromkeys(arm for task in other.values() for arm in task))
+    rows = [
+        [TASKS[task].env, library, *_areas(found, task, arms)[1:]]
+        for task in other
+        for library, found in (("sbx", scores), ("Stable-Baselines3", other))
+    ]
+    return [
+        "## The same in Stable-Baselines3",
+        "Areas of its own SAC (the same settings, other code, other initial networks).",
+        _table(["task", "agent", *(f"`{arm}`" for arm in arms)], rows),
+    ]
+
+
+def _has_headroom(gains: Sequence[float]) -> str:
+    if len(gains) < 3:
+        return f"open: {len(gains)} of 3 seeds"
+    return "yes" if np.mean(gains) > 0.0 and np.mean(gains) >= np.std(gains, ddof=1) else "no"
+
+
+def _rest() -> list[str]:
+    arms = ", ".join(f"`{arm}`" for arm in ARMS)
+    return [f"Arms that can be run: {arms}. Rendered on {time.strftime('%Y-%m-%d')}."]
+
+
+def _table(header: Sequence[str], rows: Rows) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

@@ -1,0 +1,129 @@
+"""Which runs each stage wants, and the queue that makes them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+from .lines import append, read, repair
+from .prepare import Runner
+from .run import ONE_THREAD, settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Tasks x arms x seeds and the file of their lines, in ``benchmarks/results``."""
+
+    tasks: tuple[str, ...]
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    file: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run."""
+
+    task: str
+    arm: str
+    seed: int
+    agent: str = "sbx"
+
+
+#: Seeds that choose, and seeds that report (protocol.md).
+CHOOSING, REPORTING = tuple(range(5)), tuple(range(100, 110))
+
+STAGES: dict[str, Stage] = {
+    "pilot": Stage(
+        (
+            "inverted-double-pendulum",
+            "halfcheetah",
+            "walker2d",
+            "pusher",
+            "cartpole-swingup",
+            "swimmer",
+            "hopper",
+            "ant",
+            "pendulum",
+        ),
+        ("utd1", "utd10", "oracle"),
+        CHOOSING,
+        "learning_pilot.jsonl",
+    ),
+    "a": Stage(
+        ("halfcheetah", "walker2d", "pusher", "inverted-double-pendulum"),
+        ("utd10", "oracle", "bootstrap", "default", "utd1", "utd20-delay"),
+        CHOOSING,
+        "learning_stage_a.jsonl",
+    ),
+}
+
+
+def jobs(stage: Stage, agent: str = "sbx", seeds: Sequence[int] | None = None) -> list[Job]:
+    """All runs, seed by seed, so that what is complete first can be compared."""
+    return [Job(task, arm, seed, agent) for seed in seeds or stage.seeds for task in stage.tasks for arm in stage.arms]
+
+
+def missing(wanted: Sequence[Job], path: Path) -> list[Job]:
+    """The runs that have no line yet.
+
+    Raises:
+        ValueError: a line was made with other settings than the same names stand for now.
+    """
+    done = {}
+    for line in read(path):
+        done[Job(line["task"], line["arm"], line["seed"], line["agent"])] = line["settings"]
+    for job in wanted:
+        # Through JSON, as the line went: it knows no tuples.
+        present = json.loads(json.dumps(settings(job.task, job.arm)))
+        if job in done and done[job] != present:
+            raise ValueError(
+                f"{path} has a line of {job} with settings {done[job]}; now these names stand for {present}. "
+                "Give the new settings a name of their own, or write to another file."
+            )
+    return [job for job in wanted if job not in done]
+
+
+def work(wanted: Sequence[Job], path: Path, runner: Runner, cores: Sequence[int]) -> int:
+    """Make the runs that are missing, one at a time on each core; the number that failed."""
+    repair(path)
+    todo = missing(wanted, path)
+    logger.info("%d of %d runs to make, on cores %s.", len(todo), len(wanted), list(cores))
+    free: SimpleQueue[int] = SimpleQueue()
+    for core in cores:
+        free.put(core)
+
+    def make(job: Job) -> bool:
+        core = free.get()
+        try:
+            return _run(job, path, runner, core)
+        finally:
+            free.put(core)
+
+    with ThreadPoolExecutor(len(cores)) as pool:
+        return sum(not made for made in pool.map(make, todo))
+
+
+def _run(job: Job, path: Path, runner: Runner, core: int) -> bool:
+    command = [str(runner.python), "-m", "benchmarks.learning.run", "--task", job.task, "--arm", job.arm]
+    command += ["--seed", str(job.seed), "--agent", job.agent, "--core", str(core)]
+    done = subprocess.run(command, cwd=runner.folder, env=os.environ | ONE_THREAD, capture_output=True, text=True)
+    if done.returncode:
+        logger.error("%s failed:\n%s", job, done.stderr[-4_000:])
+        return False
+    line = json.loads(done.stdout.splitlines()[-1])
+    append(path, line)
+    logger.info(
+        "%s: final %.1f, area %.1f, %.0f CPU seconds, %.0f s.",
+        job, line["final"], line["area"], line["cpu_seconds"], line["wall_seconds"],
+    )  # fmt: skip
+    return True

@@ -1,0 +1,130 @@
+"""The arithmetic of protocol.md: paired differences in units of a task's headroom, and their interquartile mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: ``scores[task][arm][seed]``.
+Scores = Mapping[str, Mapping[str, Mapping[int, float]]]
+
+RESAMPLES = 10_000
+#: A lower end above this is harmless (protocol.md).
+HARM = -0.05
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against an opponent.
+
+    Attributes:
+        tasks: compared, those whose oracle beat the control and that have seeds of both arms.
+        seeds: the smallest number of pairs of a task.
+        mean: interquartile mean of the differences, in units of the headroom.
+        low, high: ends of its 95 % interval.
+        improvement: probability that a run of the arm beats a run of the opponent, mean over tasks.
+    """
+
+    tasks: tuple[str, ...]
+    seeds: int
+    mean: float
+    low: float
+    high: float
+    improvement: float
+
+    @property
+    def verdict(self) -> str:
+        """In the words of the protocol, against this opponent."""
+        if self.low > 0.0:
+            return "better"
+        if self.high < 0.0:
+            return "worse"
+        return "no worse" if self.low > HARM else "not shown"
+
+
+def headroom(scores: Scores, task: str, control: str) -> float:
+    """Mean score of oracle minus mean score of the control over the seeds that both have; NaN without one."""
+    pairs = paired(scores, task, "oracle", control)
+    return float(np.mean([first - second for first, second in pairs])) if pairs else float("nan")
+
+
+def paired(scores: Scores, task: str, arm: str, opponent: str) -> list[tuple[float, float]]:
+    """The scores of the seeds that both arms have."""
+    first, second = (scores.get(task, {}).get(name, {}) for name in (arm, opponent))
+    return [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
+
+
+def differences(
+    scores: Scores, tasks: Sequence[str], arm: str, opponent: Mapping[str, str], control: Mapping[str, str]
+) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    """Paired differences in units of each task's headroom, ``[seeds, tasks]``, and the tasks that have one.
+
+    All tasks get as many seeds as the one with the fewest.
+    """
+    columns = {}
+    for task in tasks:
+        unit = headroom(scores, task, control[task])
+        pairs = paired(scores, task, arm, opponent[task])
+        if unit > 0.0 and pairs:
+            columns[task] = [(first - second) / unit for first, second in pairs]
+    seeds = min((len(column) for column in columns.values()), default=0)
+    table = np.array([column[:seeds] for column in columns.values()], np.float64).reshape(len(columns), seeds).T
+    return tuple(columns), table
+
+
+def interval(table: NDArray[np.float64], resamples: int = RESAMPLES) -> tuple[float, float, float]:
+    """Interquartile mean of ``[seeds, tasks]`` and its 95 % interval, seeds drawn anew within each task.
+
+    The ends are NaN where there is one seed, of which nothing can be drawn anew.
+    """
+    from rliable import library, metrics
+
+    if len(table) == 1:
+        return float(metrics.aggregate_iqm(table)), math.nan, math.nan
+    # rliable draws from NumPy's global stream.
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        points, intervals = library.get_interval_estimates(
+            {"difference": table}, lambda rows: np.array([metrics.aggregate_iqm(rows)]), reps=resamples
+        )
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+    low, high = intervals["difference"][:, 0]
+    return float(points["difference"][0]), float(low), float(high)
+
+
+def compare(
+    scores: Scores,
+    tasks: Sequence[str],
+    arm: str,
+    opponent: Mapping[str, str],
+    control: Mapping[str, str],
+    resamples: int = RESAMPLES,
+) -> Comparison | None:
+    """One line of the primary comparison; None where there is no pair of runs on a task with headroom.
+
+    Args:
+        scores: areas under the curve.
+        tasks: those with headroom by the protocol.
+        arm: the treatment.
+        opponent: arm by task.
+        control: arm by task.
+        resamples: of the bootstrap.
+    """
+    from rliable import metrics
+
+    compared, table = differences(scores, tasks, arm, opponent, control)
+    if not table.size:
+        return None
+    mean, low, high = interval(table, resamples)
+    # Scaling a task leaves the order of its scores, so the raw ones will do; tasks may differ in seeds.
+    chances = []
+    for task in compared:
+        first, second = zip(*paired(scores, task, arm, opponent[task]), strict=True)
+        chances.append(metrics.probability_of_improvement(np.array(first)[:, None], np.array(second)[:, None]))
+    return Comparison(compared, len(table), mean, low, high, float(np.mean(chances)))

@@ -1,0 +1,100 @@
+"""Configuration of network, training and sampler. Each part checks itself when it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .checks import check_positive, check_whole
+from .network import ACTIVATIONS, Activation
+from .solvers import SOLVERS, Solver
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of the residual MLP; see `synther_buffers.diffusion.network.ResidualMLP`."""
+
+    width: int
+    depth: int
+    embedding_dim: int
+    fourier_dim: int = 16
+    activation: Activation = "relu"
+
+    def __post_init__(self) -> None:
+        """Reject values out of range with an error that names them."""
+        for name in ("width", "depth", "embedding_dim"):
+            check_whole(f"network.{name}", getattr(self, name), 1)
+        check_whole("network.fourier_dim", self.fourier_dim, 2)
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"network.activation is {self.activation!r}; known: {', '.join(ACTIVATIONS)}.")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a denoiser is trained.
+
+    Attributes:
+        batch_size: rows per step, drawn with replacement.
+        learning_rate: peak of AdamW's learning rate; a cosine takes it to 0 (Loshchilov and Hutter 2017).
+        warmup_steps: steps, a tenth of the training at most, over which the rate rises to its place on the cosine;
+            large rates diverge without.
+        betas, weight_decay: AdamW's.
+        max_grad_norm: gradients are clipped to this norm.
+        p_mean, p_std: of ln sigma (EDM, Table 1).
+        ema_decay, ema_every: moving average of the weights every `ema_every` steps. The decay ramps up as
+            (1 + k) / (10 + k), so that a short training is not an average of its first weights.
+        bfloat16: run the network in bfloat16 (weights, optimiser and loss stay float32).
+    """
+
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int = 0
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    p_mean: float = -1.2
+    p_std: float = 1.2
+    ema_decay: float = 0.995
+    ema_every: int = 10
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        """Reject values out of range with an error that names them."""
+        check_whole("training.batch_size", self.batch_size, 1)
+        check_whole("training.ema_every", self.ema_every, 1)
+        check_whole("training.warmup_steps", self.warmup_steps, 0)
+        for name in ("learning_rate", "max_grad_norm", "p_std"):
+            check_positive(f"training.{name}", getattr(self, name))
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"training.ema_decay is {self.ema_decay}; it must be at least 0 and below 1.")
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How noise becomes rows.
+
+    Attributes:
+        solver: with its settings, `HeunSolver` or `DPMSolver`. Its sigma_max is raised where the data reach beyond it.
+        bfloat16: evaluate the network in bfloat16; everything outside it stays float32.
+        block_rows: rows that go through the solver together; None is 2,048, on CUDA 65,536. A drawn row depends on it
+            by rounding at most.
+    """
+
+    solver: Solver
+    bfloat16: bool = False
+    block_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        """Reject values out of range with an error that names them."""
+        if not isinstance(self.solver, Solver):
+            raise TypeError(f"sampler.solver is {self.solver!r}; wanted a solver, such as DPMSolver(num_steps=16).")
+        if self.block_rows is not None:
+            check_whole("sampler.block_rows", self.block_rows, 1)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle; version 3 had a solver's name, and the settings of all solvers, side by side."""
+        if isinstance(name := state["solver"], str):
+            own = {field.name for field in fields(SOLVERS[name])}
+            solver = SOLVERS[name](**{key: value for key, value in state.items() if key in own})
+            state = {"solver": solver, "bfloat16": state["bfloat16"], "block_rows": None}
+        self.__dict__.update(state)

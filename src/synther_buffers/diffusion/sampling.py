@@ -1,0 +1,202 @@
+"""From noise to rows with a trained denoiser: in blocks, within the data's range, in the precision that serves."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import SamplerConfig
+from .cuda_graph import CudaGraph
+from .edm import Preconditioner
+from .solvers import Noise, Watch
+
+logger = logging.getLogger(__name__)
+
+#: Rows whose noise comes from one generator. Every block is a whole number of slabs, so that a row's noise depends on
+#: the seed and on its place in the draw alone.
+SLAB_ROWS = 2_048
+#: Rows of a block where the configuration leaves it open: on a CPU its activations stay in the cache, a GPU is busy.
+_BLOCK_ROWS, _BLOCK_ROWS_CUDA = 2_048, 65_536
+#: Evaluations from which on capturing a CUDA graph pays: it waits for the device and empties PyTorch's cache.
+_EVALUATIONS_TO_CAPTURE = 100
+
+
+class BlockDenoiser:
+    """``D(x, sigma)`` for up to `num_rows` rows at one noise level, clamped to the range of the data.
+
+    An expected clean row lies between the smallest and the largest rows there are. A network may answer otherwise where
+    it has seen no data, and a solver that follows it once goes there again: one row in many thousands would run away to
+    infinity. So D is clamped to the range of the data, a little widened: ties at its ends would spoil ranks.
+
+    Args:
+        denoiser: D; its weights are copied now.
+        num_rows: of a block at most.
+        low, high: range of the data's columns, ``[D]``; D may leave it by a quarter of its width.
+        bfloat16: run the network in bfloat16; everything outside it stays float32.
+        capture: evaluate through a CUDA graph, on CUDA.
+    """
+
+    def __init__(
+        self, denoiser: Preconditioner, num_rows: int, low: Tensor, high: Tensor, *, bfloat16: bool, capture: bool
+    ) -> None:
+        self.num_rows = num_rows
+        self._denoiser = copy.deepcopy(denoiser).requires_grad_(False)
+        if bfloat16:
+            for parameter in self._denoiser.network.parameters():  # buffers keep their precision
+                parameter.data = parameter.data.to(torch.bfloat16)
+        slack = 0.25 * (high - low)
+        self._low, self._high = low - slack, high + slack
+        self._graph = CudaGraph(low.device, "sampler's evaluation") if capture and low.is_cuda else None
+        if self._graph is not None:
+            self._x = torch.zeros((num_rows, len(low)), device=low.device, dtype=torch.float32)
+            self._sigma = torch.ones(1, device=low.device, dtype=torch.float32)
+            self._denoised = torch.zeros_like(self._x)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """The expected clean rows, ``[n, D]``, given noisy ones ``[n, D]`` float32 at a level ``[1]``."""
+        if self._graph is None:
+            return self._evaluate(x, sigma)
+        # A graph has one shape; rows beyond n are computed and ignored.
+        self._x[: len(x)].copy_(x)
+        self._sigma.copy_(sigma)
+        self._graph(self._evaluate_buffers)
+        return self._denoised[: len(x)].clone()
+
+    def _evaluate(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self._denoiser(x, sigma).clamp_(self._low, self._high)
+
+    def _evaluate_buffers(self) -> None:
+        self._denoised.copy_(self._evaluate(self._x, self._sigma))
+
+
+class RowSampler:
+    """Draws the rows of one request, ``[num_rows, D]``.
+
+    A row depends on the seed and on its index. The size of the blocks matters for rounding alone, so a block that does
+    not fit a GPU's memory can be drawn again in two halves.
+
+    Args:
+        denoiser: D, trained.
+        config: solver, precision, rows of a block.
+        num_rows: of the request, all calls of `draw` together.
+        low, high: range of the data's columns, ``[D]`` float32, on the device where rows are drawn.
+        sigma_max: the noise level to start from.
+        seed: of all noise.
+    """
+
+    def __init__(
+        self,
+        denoiser: Preconditioner,
+        config: SamplerConfig,
+        *,
+        num_rows: int,
+        low: Tensor,
+        high: Tensor,
+        sigma_max: float,
+        seed: int,
+    ) -> None:
+        self.num_rows, self.seed = num_rows, seed
+        self._denoiser, self._config = denoiser, config
+        self._low, self._high = low, high
+        self._sigmas = config.solver.noise_levels(sigma_max)
+        most = config.block_rows or (_BLOCK_ROWS_CUDA if low.is_cuda else _BLOCK_ROWS)
+        # Blocks of one size as far as possible: the last one of a graph costs as much as the others.
+        num_blocks = max(math.ceil(num_rows / most), 1)
+        self._use_blocks_of(max(math.ceil(num_rows / num_blocks), 1))
+
+    @torch.no_grad()
+    def draw(self, start: int, count: int, watch: Watch | None = None) -> Tensor:
+        """Rows `start` to ``start + count`` of the request, ``[count, D]`` float32.
+
+        Args:
+            start: a multiple of `SLAB_ROWS`.
+            count: rows.
+            watch: sees the rows of each block at every noise level.
+
+        Raises:
+            ValueError: rows that are not part of the request, or do not begin with a slab.
+        """
+        if start % SLAB_ROWS or start < 0 or count < 0 or start + count > self.num_rows:
+            raise ValueError(
+                f"start={start} and count={count}; wanted a multiple of {SLAB_ROWS} and at most {self.num_rows} rows."
+            )
+        out = torch.empty((count, len(self._low)), device=self._low.device, dtype=torch.float32)
+        done = 0
+        with torch.autocast(out.device.type, enabled=False):
+            while done < count:
+                block = out[done : done + self.block_rows]
+                if self._draw_block(start + done, block, watch):
+                    done += len(block)
+                else:
+                    self._halve_blocks()
+        return out
+
+    def _draw_block(self, start: int, out: Tensor, watch: Watch | None) -> bool:
+        """Fill `out`; False where that does not fit the memory of a GPU and smaller blocks might."""
+        try:
+            noise = row_noise(self.seed, start, out)
+            x = self._sigmas[0] * noise()
+            out.copy_(self._config.solver.solve(self._evaluate, x, self._sigmas, noise, watch))
+        except torch.cuda.OutOfMemoryError:
+            if self.block_rows <= SLAB_ROWS or watch is not None:  # who watches must not see half a block twice
+                raise
+            return False
+        return True
+
+    def _halve_blocks(self) -> None:
+        self._use_blocks_of(self.block_rows // 2)
+        torch.cuda.empty_cache()
+        logger.warning(
+            "The GPU's memory is too small for the sampler's blocks; it goes on with blocks of %d rows.",
+            self.block_rows,
+        )
+
+    def _use_blocks_of(self, num_rows: int) -> None:
+        """From now on use blocks of so many rows, rounded up to whole slabs."""
+        self.block_rows = math.ceil(num_rows / SLAB_ROWS) * SLAB_ROWS
+        self._blocks: BlockDenoiser | None = None
+
+    def _evaluate(self, x: Tensor, sigma: Tensor) -> Tensor:
+        if self._blocks is None:
+            evaluations = math.ceil(self.num_rows / self.block_rows) * self._config.solver.num_function_evaluations
+            self._blocks = BlockDenoiser(
+                self._denoiser,
+                self.block_rows,
+                self._low,
+                self._high,
+                bfloat16=self._config.bfloat16,
+                capture=evaluations >= _EVALUATIONS_TO_CAPTURE,
+            )
+        return self._blocks(x, sigma)
+
+
+def row_noise(seed: int, start: int, rows: Tensor) -> Noise:
+    """Standard normal noise for consecutive rows of a draw, the same in whatever blocks they are drawn.
+
+    Args:
+        seed: of the draw.
+        start: index of the first row, a multiple of `SLAB_ROWS`.
+        rows: a float32 tensor ``[n, D]`` on the device; its values do not matter.
+
+    Returns:
+        A function that returns new noise ``[n, D]`` at each call.
+    """
+    first, count = start // SLAB_ROWS, math.ceil(len(rows) / SLAB_ROWS)
+    generators = []
+    for slab in range(first, first + count):
+        state = np.random.SeedSequence([seed, slab]).generate_state(1, np.uint64)
+        generators.append(torch.Generator(rows.device).manual_seed(int(state[0] >> np.uint64(1))))
+
+    def noise() -> Tensor:
+        slabs = torch.empty((count * SLAB_ROWS, rows.shape[1]), device=rows.device, dtype=torch.float32)
+        for part, generator in zip(slabs.split(SLAB_ROWS), generators, strict=True):
+            part.normal_(generator=generator)
+        return slabs[: len(rows)]
+
+    return noise

@@ -1,0 +1,146 @@
+"""The options that every adapter takes: names, types, defaults, checks and meanings, once.
+
+`SyntheticOptions` is what they are. `SyntheticKeywords` repeats the names and types (not the defaults) in the one form
+that type checkers and editors read off a ``**options: Unpack[SyntheticKeywords]``; `lists_options` puts names and
+defaults into what `inspect.signature`, ``help()`` and the documentation show. A test holds the two together.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ParamSpec, TypedDict, TypeVar
+
+import torch
+
+from ..upsampling.factory import UpsamplerOption, resolve_factory
+from ..upsampling.presets import resolve_device
+from ..upsampling.protocol import UpsamplerFactory
+from ..validation import fraction, suggestion, whole_number
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class SyntheticKeywords(TypedDict, total=False):
+    """The fields of `SyntheticOptions` as keywords."""
+
+    upsampler: UpsamplerOption
+    upsampler_device: str | torch.device
+    retrain_every: int
+    start_after: int | None
+    num_synthetic: int | None
+    synthetic_fraction: float
+    seed: int | None
+    progress_bar: bool
+    refresh_log: str | Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticOptions:
+    """The keywords that the buffers of all frameworks share.
+
+    Args:
+        upsampler: a preset's name (``auto`` picks by device), an `UpsamplerConfig`, a mapping of what differs from the
+            device's preset (``{"train_steps": 2_000, "network": {"width": 64}}``), or a picklable factory
+            ``(spec, *, device, seed, progress_bar) -> Upsampler``.
+        upsampler_device: where it trains; ``auto`` is CUDA where there is one.
+        retrain_every: real transitions between refreshes (the paper: 10,000).
+        start_after: real transitions before the first refresh; None for `retrain_every`.
+        num_synthetic: rows of the synthetic set; None for what the upsampler's configuration says, or 100,000 where it
+            says nothing.
+        synthetic_fraction: share of each batch that is synthetic, from 0 to 1 (the paper: 0.5). At 0 nothing is
+            trained at all.
+        seed: of everything random in the synthetic part; None for the seed that was last set in torch. The global
+            random streams are neither read nor moved.
+        progress_bar: show one on terminals during refreshes.
+        refresh_log: file to append a JSON line to at each refresh, or None.
+
+    Raises:
+        ValueError: a value out of range, an unknown preset or an unusable device.
+        TypeError: a value of the wrong type.
+    """
+
+    upsampler: UpsamplerOption = "auto"
+    upsampler_device: str | torch.device = "auto"
+    retrain_every: int = 10_000
+    start_after: int | None = None
+    num_synthetic: int | None = None
+    synthetic_fraction: float = 0.5
+    seed: int | None = None
+    progress_bar: bool = True
+    refresh_log: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check every value; from here on a mapping is a configuration, and only `num_synthetic` and the log are None.
+
+        `num_synthetic` is resolved with the upsampler, which may be one of the user's own.
+        """
+        every = whole_number("retrain_every", self.retrain_every, 1)
+        start = every if self.start_after is None else whole_number("start_after", self.start_after, 1)
+        if not isinstance(self.refresh_log, str | Path | None):
+            raise TypeError(f"refresh_log is {self.refresh_log!r}; wanted the path of a file, or None.")
+        if not isinstance(self.progress_bar, bool):
+            raise TypeError(f"progress_bar is {self.progress_bar!r}; wanted True or False.")
+        self.factory()
+        resolved = {
+            "retrain_every": every,
+            "start_after": start,
+            "synthetic_fraction": fraction(
+                "synthetic_fraction", self.synthetic_fraction, "between 0 (all real) and 1 (all synthetic)"
+            ),
+            # Reading the seed draws nothing.
+            "seed": torch.initial_seed() if self.seed is None else whole_number("seed", self.seed, 0),
+            "refresh_log": None if self.refresh_log is None else Path(self.refresh_log),
+        }
+        if self.num_synthetic is not None:
+            resolved["num_synthetic"] = whole_number("num_synthetic", self.num_synthetic, 1)
+        for name, value in resolved.items():
+            object.__setattr__(self, name, value)
+
+    def factory(self) -> UpsamplerFactory:
+        """What makes the upsampler, with its configuration resolved for the device."""
+        return resolve_factory(self.upsampler, resolve_device(self.upsampler_device))
+
+
+#: Names of the options, in order.
+OPTIONS = tuple(field.name for field in fields(SyntheticOptions))
+
+
+def split_keywords(owner: str, keywords: Mapping[str, Any], framework: Iterable[str] = ()) -> tuple[Any, Any]:
+    """The keywords of a constructor: those of `SyntheticOptions`, and the framework's.
+
+    Args:
+        owner: the class, for the message.
+        keywords: as the user gave them.
+        framework: names that the framework's own class takes.
+
+    Returns:
+        ``(options, others)``, two dicts.
+
+    Raises:
+        TypeError: a name that neither knows; with a suggestion if it looks like a misspelt one.
+    """
+    known = {*OPTIONS, *framework}
+    for name in keywords:
+        if name not in known:
+            raise TypeError(
+                f"{owner} does not know the keyword {name!r}.{suggestion(name, known)} "
+                f"It takes {', '.join(OPTIONS)}, and the framework's own."
+            )
+    ours = {name: value for name, value in keywords.items() if name in OPTIONS}
+    return ours, {name: value for name, value in keywords.items() if name not in OPTIONS}
+
+
+def lists_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Show the options by name and default in a signature that takes them as ``**keywords``.
+
+    Changes nothing of how the function is called; type checkers read the `TypedDict` instead.
+    """
+    shown = inspect.signature(function)
+    *others, keywords = shown.parameters.values()
+    options = inspect.signature(SyntheticOptions).parameters.values()
+    function.__signature__ = shown.replace(parameters=[*others, *options, keywords])  # type: ignore[attr-defined]
+    return function

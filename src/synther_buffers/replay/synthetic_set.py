@@ -1,0 +1,69 @@
+"""The synthetic rows in service, and drawing from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..transitions import Transitions
+
+
+class SyntheticSet:
+    """Rows on a device, drawn uniformly with replacement by a generator of their own.
+
+    Args:
+        device: where the rows live.
+        seed: of the draws.
+
+    Attributes:
+        rows: the rows, None before the first refresh.
+    """
+
+    def __init__(self, device: torch.device, seed: int) -> None:
+        self.device = device
+        self.rows: Transitions | None = None
+        self._generator = torch.Generator(device).manual_seed(seed)
+
+    def draw_indices(self, num_rows: int) -> Tensor:
+        """Indices into `rows`, ``[num_rows]`` int64 on the set's device.
+
+        Raises:
+            RuntimeError: there are no rows yet.
+        """
+        return torch.randint(len(self.served()), (num_rows,), generator=self._generator, device=self.device)
+
+    def served(self) -> Transitions:
+        """The rows.
+
+        Raises:
+            RuntimeError: there are none yet.
+        """
+        if self.rows is None:
+            raise RuntimeError("there are no synthetic rows before the first refresh; ask split() how to mix.")
+        return self.rows
+
+    def to(self, device: torch.device) -> None:
+        """Move the rows to another device."""
+        if device == self.device:
+            return
+        # A generator cannot move; the new one goes on from a draw of the old one.
+        seed = int(torch.randint(2**62, (), generator=self._generator, device=self.device))
+        rows = None if self.rows is None else self.rows.to(device)
+        self.device, self._generator, self.rows = device, torch.Generator(device).manual_seed(seed), rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows and generator: CPU tensors and plain data."""
+        return {
+            "rows": None if self.rows is None else self.rows.to("cpu").flat(),
+            "drawn_on": self.device.type,
+            "generator": self._generator.get_state().cpu(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned. On another kind of device the draws go on from a new seed."""
+        rows = None if state["rows"] is None else Transitions.from_flat(state["rows"]).to(self.device)
+        if state["drawn_on"] == self.device.type:
+            self._generator.set_state(state["generator"])
+        self.rows = rows

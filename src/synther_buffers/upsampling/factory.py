@@ -1,0 +1,77 @@
+"""From what a user gives as `upsampler` to an upsampler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..transitions import TransitionSpec
+from .diffusion_upsampler import DiffusionUpsampler
+from .presets import UpsamplerConfig, check_float64, merge_config, resolve_config
+from .protocol import Upsampler, UpsamplerFactory
+
+#: Rows of a synthetic set where nobody said how many.
+_NUM_SYNTHETIC = 100_000
+
+
+@dataclass(frozen=True)
+class DiffusionFactory:
+    """Makes diffusion upsamplers of one configuration, the same on every machine."""
+
+    config: UpsamplerConfig
+
+    def __call__(self, spec: TransitionSpec, *, device: torch.device | str, seed: int, progress_bar: bool) -> Upsampler:
+        """See `UpsamplerFactory`."""
+        return DiffusionUpsampler(spec, self.config, device, seed, progress_bar)
+
+
+#: A preset's name, a configuration, a mapping of what differs from the device's preset, or a factory.
+UpsamplerOption = str | UpsamplerConfig | Mapping[str, Any] | UpsamplerFactory
+
+
+def resolve_factory(upsampler: UpsamplerOption, device: torch.device) -> UpsamplerFactory:
+    """The factory that a buffer's `upsampler` argument describes: a preset, a configuration, or a factory itself.
+
+    Raises:
+        ValueError: unknown preset or name in a mapping, a value out of range, a device without float64.
+        TypeError: a live upsampler (a buffer takes plain configuration, so that it can be pickled small), or nothing
+            that can be called.
+    """
+    if isinstance(upsampler, Mapping):
+        upsampler = merge_config(resolve_config("auto", device), upsampler, "upsampler")
+    if isinstance(upsampler, str | UpsamplerConfig):
+        check_float64(device)
+        return DiffusionFactory(resolve_config(upsampler, device))
+    if isinstance(upsampler, Upsampler) and not isinstance(upsampler, type):
+        raise TypeError(
+            f"upsampler is a live {type(upsampler).__name__}; pass its configuration, or a factory "
+            "(spec, *, device, seed, progress_bar) -> Upsampler, so that saving the agent does not save the model too."
+        )
+    if not callable(upsampler):
+        raise TypeError(f"upsampler is {upsampler!r}; wanted the name of a preset, an UpsamplerConfig or a factory.")
+    factory: UpsamplerFactory = upsampler
+    return factory
+
+
+def make_upsampler(
+    factory: UpsamplerFactory, spec: TransitionSpec, *, device: str | torch.device, seed: int, progress_bar: bool
+) -> Upsampler:
+    """What the factory makes.
+
+    Raises:
+        TypeError: it returns something else than an `Upsampler`.
+    """
+    made: Any = factory(spec, device=device, seed=seed, progress_bar=progress_bar)
+    missing = [name for name in ("config", "fit", "sample", "state_dict", "load_state_dict") if not hasattr(made, name)]
+    if missing:
+        raise TypeError(f"the factory {factory!r} returned {made!r}, which has no {', '.join(missing)}.")
+    upsampler: Upsampler = made
+    return upsampler
+
+
+def default_num_synthetic(factory: UpsamplerFactory) -> int:
+    """Rows of a synthetic set where nobody said how many."""
+    return factory.config.num_synthetic if isinstance(factory, DiffusionFactory) else _NUM_SYNTHETIC

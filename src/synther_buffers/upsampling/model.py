@@ -1,0 +1,161 @@
+"""A fitted model: a value that draws rows. Nothing in it changes once it is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..diffusion.edm import Preconditioner
+from ..diffusion.network import ResidualMLP
+from ..diffusion.sampling import SLAB_ROWS, RowSampler
+from ..transitions import Transitions, TransitionSpec
+from ..transitions.codec import Codec
+from ..transitions.values import Thresholds
+from .presets import UpsamplerConfig
+from .progress import progress
+from .seeds import derive_seed, generator
+from .terminals import TerminalClassifier
+
+#: Fewer rows than this are decoded by the thresholds that were measured after training, on as many generated rows.
+CALIBRATION_ROWS = 4_096
+#: From this many rows on a draw has the terminal rate of the data itself.
+_OWN_RATE_ROWS = 1_000
+#: Rows that are generated before they are decoded, which happens in float64.
+_CHUNK_ROWS, _CHUNK_ROWS_CUDA = 16_384, 131_072
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """From noise to the matrix of encoded rows.
+
+    Attributes:
+        config: of the whole upsampler.
+        denoiser: D, trained.
+        low, high: range of the encoded training rows, ``[D]`` float32, on the device where rows are drawn.
+        sigma_max: noise level to start from.
+    """
+
+    config: UpsamplerConfig
+    denoiser: Preconditioner
+    low: Tensor
+    high: Tensor
+    sigma_max: float
+
+    @property
+    def device(self) -> torch.device:
+        return self.low.device
+
+    def sampler(self, num_rows: int, seed: int, *, block_rows: int | None = None) -> RowSampler:
+        """What draws the matrix of one request, ``[num_rows, D]``."""
+        config = self.config.sampler
+        return RowSampler(
+            self.denoiser,
+            config if block_rows is None else replace(config, block_rows=block_rows),
+            num_rows=num_rows,
+            low=self.low,
+            high=self.high,
+            sigma_max=self.sigma_max,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """What training made, and all that drawing rows needs.
+
+    Attributes:
+        spec: the fields of a transition.
+        denoising: from noise to encoded rows.
+        codec: from encoded rows to transitions.
+        thresholds: of decoding, for draws too small to measure their own.
+        terminals: says which rows are terminal.
+        terminal_shift: of its log-odds, for draws too small to measure their own.
+    """
+
+    spec: TransitionSpec
+    denoising: Denoising
+    codec: Codec
+    thresholds: Thresholds
+    terminals: TerminalClassifier
+    terminal_shift: float
+
+    @torch.inference_mode(False)
+    def sample(self, num_samples: int, seed: int, *, progress_bar: bool = False) -> Transitions:
+        """Synthetic transitions, in new memory on the model's device; the same seed gives the same rows.
+
+        Raises:
+            FloatingPointError: the model generated values that are not finite.
+        """
+        sampler = self.denoising.sampler(num_samples, derive_seed(seed, "rows"))
+        models_terminals = self.denoising.config.model_terminals
+        out = self.spec.empty(num_samples, self.denoising.device)
+        thresholds, logits = self.thresholds, []
+        finite = torch.ones((), dtype=torch.bool, device=self.denoising.device)
+        chunk_rows = self._chunk_rows(num_samples)
+        with progress("sampling", num_samples, shown=progress_bar) as bar:
+            for start in range(0, num_samples, chunk_rows):
+                count = min(chunk_rows, num_samples - start)
+                matrix = sampler.draw(start, count)
+                finite &= torch.isfinite(matrix).all()
+                if start == 0 and count >= CALIBRATION_ROWS:
+                    thresholds = self.codec.thresholds(matrix)
+                rows = out[start : start + count]
+                self.codec.decode(matrix, rows, thresholds)
+                if models_terminals:
+                    logits.append(self.terminals.logits(rows))
+                bar.update_to(start + count)
+        check_finite(finite)
+        if logits:
+            all_logits = torch.cat(logits)
+            many = num_samples >= _OWN_RATE_ROWS
+            shift = self.terminals.calibrate(all_logits) if many else self.terminal_shift
+            flags = generator(derive_seed(seed, "flags"), self.denoising.device)
+            out.terminated.copy_(self.terminals.draw(all_logits, shift, flags))
+        return out
+
+    @torch.inference_mode(False)
+    def denoising_path(self, num_samples: int, seed: int) -> list[tuple[float, Tensor]]:
+        """How noise becomes rows: the matrix at every noise level.
+
+        Returns:
+            Pairs of a noise level sigma and the encoded rows there, ``[num_samples, D]`` float32 on the model's
+            device, from the noise of the largest level to the rows at level 0.
+        """
+        path: list[tuple[float, Tensor]] = []
+        # One block: who watches sees all rows at once.
+        sampler = self.denoising.sampler(num_samples, derive_seed(seed, "rows"), block_rows=num_samples)
+        sampler.draw(0, num_samples, lambda sigma, x: path.append((sigma, x)))
+        return path
+
+    def _chunk_rows(self, num_samples: int) -> int:
+        """Rows that are generated before they are decoded: chunks as equal as whole slabs of noise allow."""
+        most = _CHUNK_ROWS_CUDA if self.denoising.device.type == "cuda" else _CHUNK_ROWS
+        num_chunks = max(math.ceil(num_samples / most), 1)
+        return max(math.ceil(num_samples / num_chunks / SLAB_ROWS), 1) * SLAB_ROWS
+
+
+def new_denoiser(
+    config: UpsamplerConfig, dim: int, device: torch.device | str, weights: torch.Generator
+) -> Preconditioner:
+    """An untrained denoiser of rows with `dim` columns, with initial weights from a CPU generator."""
+    network = ResidualMLP(dim, **vars(config.network), generator=weights, device=torch.device(device))
+    return Preconditioner(network, config.sigma_data)
+
+
+def codec_options(config: UpsamplerConfig) -> dict[str, bool]:
+    """What of the configuration is the codec's."""
+    names = ("next_observation_change", "normalize_reward", "model_terminals")
+    return {name: getattr(config, name) for name in names}
+
+
+def check_finite(finite: Tensor) -> None:
+    """Raise unless it is True; asking a GPU means to wait for it, so once for all rows.
+
+    Raises:
+        FloatingPointError: it is False.
+    """
+    if not bool(finite):
+        raise FloatingPointError("the model generated values that are not finite.")

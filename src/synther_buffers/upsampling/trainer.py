@@ -1,0 +1,178 @@
+"""Training: real transitions and the last model in, a new model and a report out."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..diffusion.edm import Preconditioner
+from ..diffusion.training import NonFiniteLossError, evaluate_denoiser, train_denoiser
+from ..transitions import Transitions, TransitionSpec
+from ..transitions.codec import Codec
+from .model import CALIBRATION_ROWS, Denoising, FittedModel, check_finite, codec_options, new_denoiser
+from .presets import UpsamplerConfig
+from .progress import progress
+from .protocol import FitReport
+from .seeds import derive_seed, generator
+from .terminals import TerminalClassifier
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Makes fitted models of one configuration.
+
+    Attributes:
+        spec: the fields of a transition.
+        config: of the upsampler.
+        device: where it trains.
+        seed: of this fit.
+        progress_bar: show one on terminals.
+    """
+
+    spec: TransitionSpec
+    config: UpsamplerConfig
+    device: torch.device
+    seed: int
+    progress_bar: bool
+
+    @torch.inference_mode(False)
+    def fit(
+        self,
+        transitions: Transitions,
+        held_out: Transitions | None,
+        previous: FittedModel | None,
+        why_from_scratch: str = "first fit",
+    ) -> tuple[FittedModel, FitReport]:
+        """A new model of the rows; `previous` stays as it is.
+
+        Training goes on from the previous model if the data still lie in its normalisation. That is given up for a
+        training from scratch if it diverges, or ends worse on the held-out rows than the previous model.
+
+        Args:
+            transitions: finite rows of the spec, at least one, on any device.
+            held_out: rows to judge by.
+            previous: the model to go on from; None to start from scratch.
+            why_from_scratch: what the report says of that.
+
+        Raises:
+            ValueError: rows that do not match the spec, or none.
+            NonFiniteLossError: training diverged.
+            FloatingPointError: the model generates values that are not finite.
+        """
+        start = time.perf_counter()
+        self.spec.check(transitions)
+        if len(transitions) == 0:
+            raise ValueError("transitions has no rows; at least one is needed to learn from.")
+        clock = _Clock()
+        reason = "" if previous is not None else why_from_scratch
+        if previous is not None and (drift := previous.codec.drift(transitions)) > 1.0:
+            reason = f"the data left the model's normalisation (drift {drift:.2f} > 1)"
+        steps = 0
+        if previous is not None and not reason:
+            codec = self._codec(transitions, previous.codec)
+            rows, judged = codec.encode(transitions, self.device), self._encode_held_out(codec, held_out)
+            clock.lap("normalize")
+            before = self._validation_loss(previous.denoising.denoiser, judged)
+            steps += self.config.warm_steps
+            try:
+                denoiser, loss = self._train(previous.denoising.denoiser, rows, self.config.warm_steps)
+                if self._validation_loss(denoiser, judged) > before:
+                    reason = "a warm start ended worse on held-out rows than it began"
+            except NonFiniteLossError as error:
+                reason = f"a warm start diverged: {error}"
+            clock.lap("train")
+        if reason:
+            codec = self._codec(transitions, None)
+            rows, judged = codec.encode(transitions, self.device), self._encode_held_out(codec, held_out)
+            clock.lap("normalize")
+            denoiser, loss = self._train(self._new_denoiser(codec.dim), rows, self.config.train_steps)
+            steps += self.config.train_steps
+        held_out_loss = self._validation_loss(denoiser, judged)
+        low, high = rows.aminmax(dim=0)
+        denoising = Denoising(self.config, denoiser, low, high, self._sigma_max(rows, previous))
+        del rows
+        clock.lap("train")
+        terminals = TerminalClassifier(self.spec, self.device)
+        if self.config.model_terminals:
+            terminals.fit(transitions, self.config.terminal_steps, generator(derive_seed(self.seed, "terminals")))
+        clock.lap("terminals")
+        model = self._calibrated(denoising, codec, terminals)
+        clock.lap("calibrate")
+        seconds = time.perf_counter() - start
+        return model, FitReport(loss, held_out_loss, steps, seconds, not reason, reason, clock.phases)
+
+    def _codec(self, transitions: Transitions, previous: Codec | None) -> Codec:
+        """Encodes and decodes rows like these; with the previous normalisation, in which the weights have meaning."""
+        normalizer = None if previous is None else previous.normalizer
+        return Codec.fit(self.spec, transitions, normalizer=normalizer, **codec_options(self.config))
+
+    def _encode_held_out(self, codec: Codec, held_out: Transitions | None) -> Tensor | None:
+        return None if held_out is None or len(held_out) == 0 else codec.encode(held_out, self.device)
+
+    def _new_denoiser(self, dim: int) -> Preconditioner:
+        weights = generator(derive_seed(self.seed, "network"))
+        return new_denoiser(self.config, dim, self.device, weights)
+
+    def _train(self, denoiser: Preconditioner, rows: Tensor, num_steps: int) -> tuple[Preconditioner, float]:
+        """The trained denoiser, and its loss."""
+        draws = generator(derive_seed(self.seed, "training", num_steps), self.device)
+        with progress("training", num_steps, shown=self.progress_bar) as bar:
+            return train_denoiser(
+                denoiser,
+                rows,
+                num_steps,
+                self.config.training,
+                draws,
+                lambda done, loss: bar.update_to(done, loss=f"{loss:.4f}"),
+            )
+
+    def _validation_loss(self, denoiser: Preconditioner, rows: Tensor | None) -> float:
+        """On held-out rows, always with the same noise; NaN without rows."""
+        if rows is None:
+            return math.nan
+        draws = generator(derive_seed(self.seed, "validation"), self.device)
+        return evaluate_denoiser(denoiser, rows, self.config.training, draws)
+
+    def _sigma_max(self, rows: Tensor, previous: FittedModel | None) -> float:
+        """Where sampling starts: the noise has to reach the largest of the rows."""
+        largest, wanted = float(rows.abs().max()), self.config.sampler.solver.sigma_max
+        sigma_max = max(wanted, 2.0 * largest)
+        if sigma_max > wanted and (previous is None or previous.denoising.sigma_max != sigma_max):
+            logger.warning(
+                "The largest normalised value is %.1f; sampling starts at sigma_max=%.1f instead of %.1f to reach it.",
+                largest, sigma_max, wanted,
+            )  # fmt: skip
+        return sigma_max
+
+    def _calibrated(self, denoising: Denoising, codec: Codec, terminals: TerminalClassifier) -> FittedModel:
+        """The model with its thresholds, measured on rows of its own. This also shows that they are finite."""
+        matrix = denoising.sampler(CALIBRATION_ROWS, derive_seed(self.seed, "calibration")).draw(0, CALIBRATION_ROWS)
+        check_finite(torch.isfinite(matrix).all())
+        thresholds = codec.thresholds(matrix)
+        shift = 0.0
+        if self.config.model_terminals:
+            rows = self.spec.empty(len(matrix), self.device)
+            codec.decode(matrix, rows, thresholds)
+            shift = terminals.calibrate(terminals.logits(rows))
+        return FittedModel(self.spec, denoising, codec, thresholds, terminals, shift)
+
+
+class _Clock:
+    """Seconds spent in each phase."""
+
+    def __init__(self) -> None:
+        self.phases: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Count the time since the last lap towards a phase."""
+        now = time.perf_counter()
+        self.phases[name] = self.phases.get(name, 0.0) + now - self._last
+        self._last = now
