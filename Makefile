@@ -51,6 +51,7 @@ bench-smoke: $(VENV)/.installed
 	$(BIN)/python benchmarks/buffer_overhead.py --toy --out build/bench/buffer_overhead.json
 	$(BIN)/python benchmarks/refresh.py --toy --out build/bench/refresh.json
 	$(BIN)/python benchmarks/terminals.py --toy --out build/bench/terminals.json
+	$(BIN)/python benchmarks/joint_structure.py --toy --out build/bench/joint_structure.json
 	$(BIN)/python benchmarks/precision.py --toy --out build/bench/precision.json
 	$(BIN)/python benchmarks/training_step.py --toy --out build/bench/training_step.json
 	$(BIN)/python benchmarks/published.py --toy --out build/bench/published.json
@@ -74,6 +75,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/buffer_overhead.py
 	$(BIN)/python benchmarks/refresh.py
 	$(BIN)/python benchmarks/terminals.py
+	$(BIN)/python benchmarks/joint_structure.py
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/training_step.py --compile
 	$(BIN)/python benchmarks/published.py $(if $(SOURCE),--source $(SOURCE))
