@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 import torch
 from measuring import RESULTS, machine, use_settings
+from pictures import fidelity_cost
 from replay_data import ReplayData
 
 from synther_buffers import PRESETS, DiffusionUpsampler, SamplerConfig, UpsamplerConfig
 from synther_buffers.evaluation.metrics import evaluate
-from synther_buffers.plots import fidelity_cost
 from synther_buffers.upsampling.presets import resolve_config
 
 #: Rows per model and solver, of which the figures look at 5,000 (`synther_buffers.evaluation.metrics.MAX_ROWS`).

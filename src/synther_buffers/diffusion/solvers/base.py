@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import check_positive, check_whole
+from ...validation import positive, whole_number
 
 #: D, called with ``[n, D]`` rows and a ``[1]`` noise level.
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -43,8 +43,8 @@ class Solver(ABC):
 
     def __post_init__(self) -> None:
         """Reject values out of range with an error that names them."""
-        check_whole("sampler.solver.num_steps", self.num_steps, 1)
-        check_positive("sampler.solver.rho", self.rho)
+        object.__setattr__(self, "num_steps", whole_number("sampler.solver.num_steps", self.num_steps, 1))
+        object.__setattr__(self, "rho", positive("sampler.solver.rho", self.rho))
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(
                 f"sampler.solver.sigma_min={self.sigma_min} and sampler.solver.sigma_max={self.sigma_max}; "
