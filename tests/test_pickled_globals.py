@@ -103,13 +103,14 @@ def sb3_model(folder: Path) -> Iterator[bytes]:
     from stable_baselines3 import SAC
     from synther_buffers.sb3 import SynthERBuffer
 
-    model = SAC("MlpPolicy", "Pendulum-v1", replay_buffer_class=SynthERBuffer, replay_buffer_kwargs=SMALL, buffer_size=300)
+    model = SAC(
+        "MlpPolicy", "Pendulum-v1", replay_buffer_class=SynthERBuffer, replay_buffer_kwargs=SMALL, buffer_size=300
+    )
     model.save(folder / "model.zip")
     yield from pickles_in_zip((folder / "model.zip").read_bytes())
 
 
 def tianshou_buffers(folder: Path) -> Iterator[bytes]:
-    import h5py
     from synther_buffers.tianshou import SynthERPrioritizedReplayBuffer, SynthERReplayBuffer
     from tianshou.data import Batch
 
@@ -128,13 +129,21 @@ def tianshou_buffers(folder: Path) -> Iterator[bytes]:
         assert buffer.synthetic.num_refreshes == 1
         yield from pickles_in(pickle.dumps(buffer))
         buffer.save_hdf5(str(folder / "buffer.hdf5"))
-        found: list[bytes] = []
-        with h5py.File(folder / "buffer.hdf5") as file:
-            file.visititems(lambda _, item: found.append(item[()].tobytes()) if isinstance(item, h5py.Dataset) else None)
+        found = datasets_in(folder / "buffer.hdf5")
         assert any(data.startswith(b"\x80") for data in found)
         for data in found:
             if data.startswith(b"\x80") and data.endswith(b"."):
                 yield from pickles_in(data)
+
+
+def datasets_in(path: Path) -> list[bytes]:
+    """The bytes of every dataset of an HDF5 file."""
+    import h5py
+
+    found: list[bytes] = []
+    with h5py.File(path) as file:
+        file.visititems(lambda _, item: found.append(item[()].tobytes()) if hasattr(item, "dtype") else None)
+    return found
 
 
 def torchrl_buffers(folder: Path) -> Iterator[bytes]:

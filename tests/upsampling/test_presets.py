@@ -169,7 +169,6 @@ class TestRanges:
         with pytest.raises(ValueError, match=rf"{part}\.{name} is {value}; it must be {wanted}"):
             replace(CONFIG, **{part: replace(getattr(CONFIG, part), **{name: value})})
 
-
     def test_numpy_numbers_become_plain_ones(self) -> None:
         training = replace(CONFIG.training, batch_size=np.int64(64), learning_rate=np.float32(0.5))
         config = replace(CONFIG, train_steps=np.int32(10), training=training)
