@@ -13,7 +13,7 @@ def whole_number(name: str, value: Any, minimum: int) -> int:
     """`value` as an int.
 
     Raises:
-        TypeError: no whole number; True and False are none either.
+        TypeError: not a whole number; True and False are refused too.
         ValueError: below `minimum`.
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
@@ -42,7 +42,7 @@ def fraction(name: str, value: Any, meaning: str = "between 0 and 1") -> float:
     Args:
         name: of the argument.
         value: as given.
-        meaning: ends the sentence "it must lie ...".
+        meaning: completes "it must lie ..." in the error.
 
     Raises:
         TypeError: no number.

@@ -36,7 +36,7 @@ class TrainingConfig:
         batch_size: rows per step, drawn with replacement.
         learning_rate: peak of AdamW's learning rate; a cosine takes it to 0 (Loshchilov and Hutter 2017).
         warmup_steps: steps, a tenth of the training at most, over which the rate rises to its place on the cosine;
-            large rates diverge without.
+            without it large rates diverge.
         betas, weight_decay: AdamW's.
         max_grad_norm: gradients are clipped to this norm.
         p_mean, p_std: of ln sigma (EDM, Table 1).
@@ -74,8 +74,8 @@ class SamplerConfig:
     Attributes:
         solver: with its settings, `HeunSolver` or `DPMSolver`. Its sigma_max is raised where the data reach beyond it.
         bfloat16: evaluate the network in bfloat16; everything outside it stays float32.
-        block_rows: rows that go through the solver together; None is 2,048, on CUDA 65,536. A drawn row depends on it
-            by rounding at most.
+        block_rows: rows that go through the solver together; None is 2,048, on CUDA 65,536. It changes drawn rows only
+            by rounding.
     """
 
     solver: Solver

@@ -1,7 +1,7 @@
-"""What every solver has: noise levels, a number of evaluations, and the way from noise to rows.
+"""The interface of a solver: noise levels, a number of evaluations, and `solve`.
 
-A solver goes down noise levels ``sigma_0 > ... > sigma_{N-1} > sigma_N = 0``, from ``x ~ N(0, sigma_0^2)``. It knows
-nothing of networks: any callable D with an exact answer tests it.
+A solver goes down noise levels ``sigma_0 > ... > sigma_{N-1} > sigma_N = 0``, from ``x ~ N(0, sigma_0^2)``. It takes
+any callable D, so tests can use one in closed form.
 """
 
 from __future__ import annotations
