@@ -263,7 +263,7 @@ def main() -> None:
     if args.timing:
         timing = {"machine": machine(), "entries": time_entries(ReplayData.read(paths[0]), 3, 10, 4_096)}
         timing_path(args.out).write_text(json.dumps(timing, indent=2) + "\n")
-    lines = [json.loads(line) for line in args.out.open()] if args.out.exists() else []
+    lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     for seed in range(0 if args.timing else args.seeds):
         for path in paths:
             data = ReplayData.read(path)
