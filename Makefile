@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STEPS ?= 3000
 export MUJOCO_GL ?= disable
 
-.PHONY: gpu demo test test-fast lint types imports wheel docs check bench-smoke bench clean
+.PHONY: gpu demo test test-fast lint types imports wheel docs check release bench-smoke bench clean
 
 # A strict editable install: the type checker and import-linter see the adapters under synther_buffers.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -45,6 +45,13 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -n -W --keep-going -q docs build/docs
 
 check: test lint types imports wheel docs bench-smoke
+
+# The wheel and the source distribution in dist/, as they would be uploaded.
+release: check
+	rm -rf dist
+	$(BIN)/pip install --quiet build twine
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
 
 bench-smoke: $(VENV)/.installed
 	$(BIN)/python benchmarks/import_time.py --toy --out build/bench/import_time.json

@@ -1,4 +1,4 @@
-"""SyntheticReplay: when to refresh, the synthetic set, and the mixing. What every framework's adapter is built on."""
+"""SyntheticReplay, on which every adapter is built: when to refresh, the synthetic set, and how a batch is mixed."""
 
 from __future__ import annotations
 
@@ -113,14 +113,14 @@ class SyntheticReplay:
         return self._schedule.num_observed
 
     def observe_total(self, total: int) -> None:
-        """Say how many real transitions have been written in all. Only counts; nothing is trained in a write."""
+        """Set how many real transitions have been written in all. This only counts; training happens in `refresh`."""
         self._schedule.num_observed = total
 
     def check_capacity(self, argument: str, capacity: int) -> None:
-        """See that a store of `capacity` real rows can hold what a refresh is to learn.
+        """Check that a buffer of `capacity` real rows can hold what a refresh learns.
 
         Args:
-            argument: what the framework calls it.
+            argument: the framework's name for the capacity, for the error.
             capacity: rows in all.
 
         Raises:
