@@ -209,14 +209,24 @@ def test_5_a_failed_first_refresh_leaves_batches_real(caplog):
     assert "Synthetic refresh at 400 real transitions failed" in caplog.text
 
 
-def test_finite_rows_whose_variance_is_not_are_learned():
+def test_rewards_whose_variance_float32_cannot_hold_are_learned():
     rows = gaussian(400)
     rows.reward = torch.full((400,), torch.finfo(torch.float32).max)
     rows.reward[::2] *= -1
-    rows.observation *= 1e300
     replay = refreshed(TINY, rows)
     assert replay.split(10) == (5, 5)
     assert all(torch.isfinite(tensor).all() for tensor in replay.rows.flat().values())
+
+
+def test_a_column_too_large_to_learn_fails_the_refresh_by_name(caplog):
+    rows = gaussian(400)
+    rows.observation *= 1e300
+    replay = make(TINY)
+    replay.observe_total(400)
+    assert replay.refresh(rows) is None
+    assert replay.split(10) == (10, 0)
+    assert "observation[0]" in caplog.text
+    assert "at most 1e+150 in magnitude" in caplog.text
 
 
 @pytest.mark.parametrize(
