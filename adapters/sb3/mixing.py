@@ -36,7 +36,8 @@ class SynthERMixin(ReplayBuffer):
         synthetic: the `SyntheticReplay`, with the schedule, the synthetic rows and the reports of the refreshes.
 
     Raises:
-        ValueError: an argument out of range, `optimize_memory_usage`, or a ring smaller than `retrain_every`.
+        ValueError: an argument out of range, or `optimize_memory_usage`; at the first `add` a ring smaller than
+            `retrain_every`.
         TypeError: an argument of the wrong type, or an observation space of another class's.
     """
 
@@ -78,7 +79,7 @@ class SynthERMixin(ReplayBuffer):
             **others,
         )
         self.synthetic = SyntheticReplay(self._make_spec(), device=self.device, **chosen)
-        self.synthetic.check_capacity("buffer_size", self.buffer_size * self.n_envs)
+        self.synthetic.limit_capacity("buffer_size", buffer_size, self.buffer_size * self.n_envs)
         self._num_adds = 0
         self._batch_rows: dict[str, Tensor] = {}
         self._batch_rows_of: Transitions | None = None
@@ -98,7 +99,12 @@ class SynthERMixin(ReplayBuffer):
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def add(self, *args: Any, **kwargs: Any) -> None:
-        """Store one transition of each environment; see the buffer's own `add`."""
+        """Store one transition of each environment; see the buffer's own `add`.
+
+        Raises:
+            ValueError: the ring is smaller than `retrain_every`.
+        """
+        self.synthetic.check_capacity()
         super().add(*args, **kwargs)
         self._num_adds += 1
         self.synthetic.observe_total(self._num_adds * self.n_envs)

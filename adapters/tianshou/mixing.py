@@ -54,8 +54,8 @@ class SynthERMixin(SyntheticSlots):
         synthetic: the `SyntheticReplay`, with the schedule, the synthetic rows and the reports of the refreshes.
 
     Raises:
-        ValueError: an argument out of range, one that leaves out next observations or stacks frames, or a
-            `total_size` smaller than `retrain_every`.
+        ValueError: an argument out of range, or one that leaves out next observations or stacks frames; at the first
+            row a `total_size` smaller than `retrain_every`.
         TypeError: an argument of the wrong type, or one that the plain buffer does not know.
     """
 
@@ -71,7 +71,7 @@ class SynthERMixin(SyntheticSlots):
         super().__init__(total_size, buffer_num, **others)  # type: ignore[call-arg, arg-type]
         # No spec: a Tianshou buffer never sees the spaces, so that it is inferred from the rows.
         self.synthetic = SyntheticReplay(None, **chosen)
-        self.synthetic.check_capacity("total_size", self.maxsize)
+        self.synthetic.limit_capacity("total_size", total_size, self.maxsize)
         mixes = self.synthetic.synthetic_fraction > 0
         if mixes:
             self._refuse_options()
@@ -119,9 +119,10 @@ class SynthERMixin(SyntheticSlots):
 
         Raises:
             ValueError: no ``obs_next``, an image observation, rewards of several agents, or a sub-buffer that is not
-                there.
+                there; or a `total_size` smaller than `retrain_every`.
             TypeError: observations or actions that are not numbers.
         """
+        self.synthetic.check_capacity()
         if buffer_ids is None and self.buffer_num == 1 and np.ndim(batch.terminated) == 0:
             batch = Batch.stack([batch])
         numbers = list(range(self.buffer_num)) if buffer_ids is None else np.asarray(buffer_ids).tolist()

@@ -526,10 +526,24 @@ def test_a_live_upsampler_is_refused(adapter):
         make(adapter, upsampler=live)
 
 
-def test_a_store_smaller_than_a_refresh_is_refused(adapter):
-    with pytest.raises(ValueError, match=rf"retrain_every=201 is more than {adapter.capacity}=200"):
-        make(adapter, 200, retrain_every=201)
-    make(adapter, 200, retrain_every=201, synthetic_fraction=0.0)
+def test_a_store_smaller_than_a_refresh_is_refused_when_it_is_written(adapter):
+    buffer = make(adapter, 200, retrain_every=201)  # whoever only acts with a loaded agent has a store of one row
+    with pytest.raises(ValueError, match=rf"retrain_every=201 is more than {adapter.capacity}=200: .* Lower retrain"):
+        fill(adapter, [buffer], 0, 1)
+    assert adapter.size(buffer) == 0
+    again = make(adapter, 200, retrain_every=201, synthetic_fraction=0.0)
+    fill(adapter, [again], 0, 1)
+    assert adapter.size(again) == 1
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "restart"])
+def test_a_copy_of_a_store_that_is_too_small_says_so_too(adapter, way, tmp_path):
+    if way == "restart" and adapter.name.startswith("torchrl"):
+        pytest.skip("TorchRL saves no empty storage")
+    buffer = make(adapter, 200, retrain_every=201)
+    buffer = copy.deepcopy(buffer) if way == "deepcopy" else adapter.restart(buffer, tmp_path)
+    with pytest.raises(ValueError, match="retrain_every=201 is more than"):
+        fill(adapter, [buffer], 0, 1)
 
 
 # -- the real thing ----------------------------------------------------------------------------------------------------

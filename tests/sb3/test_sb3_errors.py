@@ -103,11 +103,34 @@ def test_hindsight_replay_is_refused():
 
 def test_a_ring_smaller_than_the_refresh_interval_is_refused():
     with pytest.raises(ValueError, match=r"retrain_every=120 is more than buffer_size=100: .* Lower retrain_every"):
-        make_buffer(SynthERBuffer, 100)
+        count_into(make_buffer(SynthERBuffer, 100), 0, 1)
     # 130 // 4 = 32 slots of 4 rows: 128.
     assert make_buffer(SynthERBuffer, 130, n_envs=4).buffer_size == 32
-    with pytest.raises(ValueError, match="retrain_every=129 is more than buffer_size=128"):
-        make_buffer(SynthERBuffer, 130, n_envs=4, retrain_every=129)
+    with pytest.raises(ValueError, match="retrain_every=129 is more than the 128 rows that buffer_size=130 holds"):
+        count_into(make_buffer(SynthERBuffer, 130, n_envs=4, retrain_every=129), 0, 1)
+    # Neither is 10,000 a multiple of three, nor does anybody know of the other 9,999.
+    with pytest.raises(ValueError, match="is more than the 9999 rows that buffer_size=10000 holds"):
+        count_into(make_buffer(SynthERBuffer, 10_000, n_envs=3, retrain_every=10_000), 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("cls", "policy", "space"),
+    [
+        (SynthERBuffer, "MlpPolicy", box(2)),
+        (SynthERDictBuffer, "MultiInputPolicy", DICT),
+        (SynthERNStepBuffer, "MlpPolicy", box(2)),
+    ],
+)
+def test_an_agent_that_is_loaded_to_act_needs_no_room_for_rows(tmp_path, cls, policy, space):
+    """As rl-zoo3's enjoy loads it."""
+    env = vec(RandomEnv, space, box(1))
+    SAC(policy, env, **kwargs_for(cls)).save(tmp_path / "agent")
+    loaded = SAC.load(tmp_path / "agent", buffer_size=1)
+    action, _ = loaded.predict(env.reset())
+    assert action.shape == (1, 1)
+    loaded.set_env(env)
+    with pytest.raises(ValueError, match="retrain_every=120 is more than buffer_size=1: "):
+        loaded.learn(10)
 
 
 # -- arguments out of range, as the user gives them ----------------------------------------------------------------

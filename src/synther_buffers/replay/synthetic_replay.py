@@ -68,6 +68,7 @@ class SyntheticReplay:
         )
         if spec is not None:
             self._make_upsampler(spec)  # a factory that does not work is found out now, not at the first refresh
+        self._too_small: str | None = None
         self._start_afresh(resolve_device(device))
 
     def _start_afresh(self, device: torch.device) -> None:
@@ -113,24 +114,40 @@ class SyntheticReplay:
         return self._schedule.num_observed
 
     def observe_total(self, total: int) -> None:
-        """Say how many real transitions have been written in all. Only counts; nothing is trained in a write."""
+        """Say how many real transitions have been written in all. Only counts; nothing is trained in a write.
+
+        Raises:
+            ValueError: there are some, but the store is too small for a refresh.
+        """
+        if total:
+            self.check_capacity()
         self._schedule.num_observed = total
 
-    def check_capacity(self, argument: str, capacity: int) -> None:
-        """See that a store of `capacity` real rows can hold what a refresh is to learn.
+    def limit_capacity(self, argument: str, given: int, capacity: int) -> None:
+        """Say how many real rows the store holds. Whether that is enough matters once it is written.
+
+        An agent that is loaded to act and not to learn has a store as small as can be.
 
         Args:
-            argument: what the framework calls it.
-            capacity: rows in all.
+            argument: what the framework calls the size.
+            given: its value, as the user gave it.
+            capacity: rows in all, which may be others for several environments.
+        """
+        if self.synthetic_fraction > 0 and self.retrain_every > capacity:
+            store = f"{argument}={given}" if given == capacity else f"the {capacity} rows that {argument}={given} holds"
+            self._too_small = (
+                f"retrain_every={self.retrain_every} is more than {store}: rows would be overwritten before a refresh "
+                f"could learn them. Lower retrain_every or raise {argument}."
+            )
+
+    def check_capacity(self) -> None:
+        """See that the store can hold what a refresh is to learn; adapters do so before they write.
 
         Raises:
             ValueError: it is smaller than `retrain_every`.
         """
-        if self.synthetic_fraction > 0 and self.retrain_every > capacity:
-            raise ValueError(
-                f"retrain_every={self.retrain_every} is more than {argument}={capacity}: rows would be "
-                f"overwritten before a refresh could learn them. Lower retrain_every or raise {argument}."
-            )
+        if self._too_small is not None:
+            raise ValueError(self._too_small)
 
     @property
     def refresh_due(self) -> bool:
@@ -429,6 +446,7 @@ class SyntheticReplay:
             "infers_spec": self._infers_spec,
             "num_synthetic": self.num_synthetic,
             "device": str(self.device),
+            "too_small": self._too_small,
             "state": self.state_dict(),
         }
 
@@ -440,6 +458,7 @@ class SyntheticReplay:
             options = replace(options, upsampler_device="auto")
         self.options, self.num_synthetic = options, pickled["num_synthetic"]
         self.spec, self._infers_spec = pickled["spec"], pickled["infers_spec"]
+        self._too_small = pickled.get("too_small")
         self._factory = options.factory()
         self._start_afresh(torch.device(device if _usable(device) else "cpu"))
         self.load_state_dict(pickled["state"])
