@@ -86,11 +86,15 @@ class SynthERMixin(ReplayBuffer):
 
     def _make_spec(self) -> TransitionSpec:
         """The fields of this buffer's transitions."""
-        action_space = self.action_space
+        action_space, bounds = self.action_space, None
         if isinstance(action_space, spaces.Box):
-            # As they are stored: scaled to [-1, 1], flattened, and never in float64.
+            # As they are stored: flattened, and never in float64. SB3's algorithms scale them to [-1, 1], but a loop of
+            # one's own need not: so the rows alone say in what range they are.
             action_space = spaces.Box(-1, 1, (self.action_dim,), self.actions.dtype.type)
-        return TransitionSpec.from_spaces(self.observation_space, action_space, discounts=self._discounts())
+            bounds = (-np.inf, np.inf)
+        return TransitionSpec.from_spaces(
+            self.observation_space, action_space, action_bounds=bounds, discounts=self._discounts()
+        )
 
     def _discounts(self) -> tuple[float, ...]:
         """The discount of each number of steps a row can span; none for one-step rows."""

@@ -288,6 +288,31 @@ def test_4_constant_columns_and_the_rate_of_terminals_are_reproduced(adapter):
     assert synthetic["next_observation"][synthetic["terminated"], 0].min() > 0.5
 
 
+@pytest.mark.parametrize(
+    ("space", "draw", "reaches"),
+    [
+        (spaces.Box(-2.0, 2.0, (1,), np.float32), lambda rng: rng.uniform(-2, 2), 1.8),
+        (spaces.Box(-np.inf, np.inf, (1,), np.float32), lambda rng: 3.0 * rng.normal(), 6.0),
+        (spaces.Box(-1.0, 1.0, (1,), np.float32), lambda rng: 40.0 + rng.uniform(-2, 2), 41.8),
+    ],
+    ids=["wider than 1", "unbounded", "outside its space"],
+)
+def test_4_actions_have_the_range_of_the_stored_ones(adapter, space, draw, reaches):
+    """A loop of one's own stores what it likes: nothing is said about bounds or a scale."""
+    config = replace(TINY, train_steps=300, model_terminals=False, num_synthetic=2_000)
+    buffer = make(adapter, 1_000, OBSERVATION, space, upsampler=config, retrain_every=1_000, num_synthetic=None)
+    rng = np.random.default_rng(0)
+    for step in range(1_000):
+        adapter.add(buffer, rows_of(step) | {"action": np.full((1, 1), draw(rng), np.float32)})
+    adapter.sample(buffer, 32)
+    stored, synthetic = adapter.stored(buffer)["action"], adapter.synthetic(buffer).rows.action.numpy()
+    assert synthetic.max() > reaches
+    assert synthetic.min() < (-reaches if reaches < 40.0 else 38.2)
+    assert stored.min() <= synthetic.min() <= synthetic.max() <= stored.max()
+    # So small a net smears a uniform distribution's edges, and what lies beyond the data is put at their limits.
+    assert ((synthetic == stored.min()) | (synthetic == stored.max())).mean() < 0.15
+
+
 # -- invariant 5: a refresh that fails ---------------------------------------------------------------------------------
 
 
