@@ -102,16 +102,35 @@ class SynthERMixin(ReplayBuffer):
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
-    def add(self, *args: Any, **kwargs: Any) -> None:
+    def add(
+        self,
+        obs: Any,
+        next_obs: Any,
+        action: NDArray[Any],
+        reward: NDArray[Any],
+        done: NDArray[Any],
+        infos: list[dict[str, Any]],
+    ) -> None:
         """Store one transition of each environment; see the buffer's own `add`.
 
         Raises:
-            ValueError: the ring is smaller than `retrain_every`.
+            ValueError: rows of another number of environments, or a ring smaller than `retrain_every`.
         """
         self.synthetic.check_capacity()
-        super().add(*args, **kwargs)
-        self._num_adds += 1
+        if np.size(done) != self.n_envs:
+            raise ValueError(
+                f"{np.size(done)} row(s) came in, but this buffer was made for n_envs={self.n_envs}: it may have been "
+                f"loaded from the file of a run with {self.n_envs} environment(s). Go on with as many "
+                f"(make_vec_env(..., n_envs={self.n_envs})), or leave load_replay_buffer out."
+            )
+        num_slots = self._num_slots_written()
+        super().add(obs, next_obs, action, reward, done, infos)
+        self._num_adds = num_slots + 1
         self.synthetic.observe_total(self._num_adds * self.n_envs)
+
+    def _num_slots_written(self) -> int:
+        """Slots ever written: those that `add` wrote, and at least those with rows; arrays may be filled directly."""
+        return max(self._num_adds, self.size())
 
     def reset(self) -> None:
         """Empty the buffer and forget the synthetic set, the model and the counters."""
@@ -130,6 +149,7 @@ class SynthERMixin(ReplayBuffer):
             env: normalises observations and rewards, of real and synthetic rows alike.
         """
         synthetic = self.synthetic
+        synthetic.observe_total(self._num_slots_written() * self.n_envs)
         if synthetic.refresh_due:
             synthetic.refresh(self.real_transitions, self.row_order)
         num_real, num_synthetic = synthetic.split(batch_size)
@@ -215,7 +235,7 @@ class SynthERMixin(ReplayBuffer):
 
     def row_order(self) -> RowOrder:
         """When each row was written, in the order of `real_transitions`."""
-        return RowOrder.of_ring(self.dones[: self.size()] > 0, self.pos, self._num_adds)
+        return RowOrder.of_ring(self.dones[: self.size()] > 0, self.pos, self._num_slots_written())
 
     # -- persistence -------------------------------------------------------------------------------------------------
 

@@ -171,6 +171,22 @@ def test_without_stable_baselines3_the_import_says_what_to_install(monkeypatch):
         importlib.import_module("synther_buffers.sb3")
 
 
+@pytest.mark.parametrize(("made_for", "given"), [(4, 2), (1, 3), (3, 1)])
+@pytest.mark.parametrize("cls", [SynthERBuffer, SynthERDictBuffer, SynthERNStepBuffer])
+def test_rows_of_another_number_of_environments(tmp_path, cls, made_for, given):
+    """A buffer that was loaded into a model with other environments than it was saved with."""
+    space, policy = (DICT, "MultiInputPolicy") if cls is SynthERDictBuffer else (box(2), "MlpPolicy")
+    first = SAC(policy, vec(RandomEnv, space, box(1), n_envs=made_for), **kwargs_for(cls))
+    first.learn(12)
+    first.save_replay_buffer(tmp_path / "buffer")
+    second = SAC(policy, vec(RandomEnv, space, box(1), n_envs=given), **kwargs_for(cls))
+    second.load_replay_buffer(tmp_path / "buffer")
+    message = rf"{given} row\(s\) came in, but this buffer was made for n_envs={made_for}: .*n_envs={made_for}\)"
+    with pytest.raises(ValueError, match=message):
+        second.learn(12)
+    assert second.replay_buffer.size() == 12 // made_for
+
+
 # -- a refresh that fails ------------------------------------------------------------------------------------------
 
 

@@ -44,6 +44,19 @@ def test_a_ring_smaller_than_the_refresh_interval_is_refused_when_it_is_written(
         make_buffer(cls, 100, 3).add(rows(0, 3))
 
 
+@CLASSES
+@pytest.mark.parametrize("given", [2, 5])
+def test_rows_of_another_number_of_environments(cls, given):
+    """A buffer that was loaded into a script with other environments than it was saved with."""
+    buffer = make_buffer(cls, buffer_num=4)
+    with pytest.raises(ValueError, match=rf"the batch has {given} rows for 4 sub-buffers \(buffer_num=4\)"):
+        buffer.add(rows(0, given))
+    with pytest.raises(ValueError, match=rf"the batch has {given} rows for 3 sub-buffers \(buffer_ids\)"):
+        buffer.add(rows(0, given), [0, 1, 3])
+    assert len(buffer) == 0
+    assert [child._ep_len for child in buffer.buffers] == [0] * 4
+
+
 def test_priorities_belong_to_the_prioritised_class():
     with pytest.raises(TypeError, match=r"SynthERReplayBuffer does not know the keyword 'alpha'"):
         make_buffer(alpha=0.6)
