@@ -20,6 +20,7 @@ from toys import SPEC, TINY, equal, fails_at, global_state
 from synther_buffers import FitReport, Transitions
 from synther_buffers.replay.refresh import run_refresh
 from synther_buffers.upsampling.diffusion_upsampler import DiffusionUpsampler
+from synther_buffers.upsampling.presets import resolve_config
 
 OBSERVATION, ACTION = spaces.Box(-np.inf, np.inf, (2,), np.float32), spaces.Box(-1.0, 1.0, (1,), np.float32)
 MARK = -7.0
@@ -533,6 +534,9 @@ def test_a_batch_is_the_algorithms_to_write_into(adapter):
         ({"seed": -1}, ValueError, "seed is -1"),
         ({"upsampler": "huge"}, ValueError, "unknown preset 'huge'; known presets: auto, cpu"),
         ({"upsampler": 3}, TypeError, "upsampler is 3; wanted the name of a preset"),
+        ({"upsampler": {"train_step": 9}}, ValueError, "unknown train_step. Did you mean 'train_steps'?"),
+        ({"upsampler": {"network": {"depht": 9}}}, ValueError, "unknown network.depht. Did you mean 'depth'?"),
+        ({"retrain_evry": 9}, TypeError, "does not know the keyword 'retrain_evry'. Did you mean 'retrain_every'?"),
         ({"upsampler_device": "abacus"}, ValueError, "the device 'abacus' cannot be used here"),
         ({"progress_bar": 1}, TypeError, "progress_bar is 1; wanted True or False"),
         ({"refresh_log": 3}, TypeError, "refresh_log is 3; wanted the path of a file"),
@@ -543,6 +547,20 @@ def test_bad_arguments_are_named(adapter, kwargs, error, message):
     with pytest.raises(error) as raised:
         make(adapter, **kwargs)
     assert message in str(raised.value)
+
+
+def test_a_mapping_says_what_differs_from_the_devices_preset(adapter, tmp_path):
+    """What YAML and JSON can write; it comes back from a restart too."""
+    changes = {"train_steps": 10, "terminal_steps": 10, "network": {"width": 16, "depth": 1}}
+    buffer = make(adapter, upsampler=changes, upsampler_device="cpu", num_synthetic=50)
+    fill(adapter, [buffer], 0, 120)
+    adapter.sample(buffer, 32)
+    preset = resolve_config("auto", torch.device("cpu"))
+    network = replace(preset.network, width=16, depth=1)
+    wanted = replace(preset, train_steps=10, terminal_steps=10, network=network)
+    for each in (buffer, adapter.restart(buffer, tmp_path)):
+        assert adapter.synthetic(each).num_refreshes == 1
+        assert adapter.synthetic(each).upsampler.settings == wanted
 
 
 def test_a_live_upsampler_is_refused(adapter):
