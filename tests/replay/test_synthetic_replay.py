@@ -589,11 +589,28 @@ def test_without_a_spec_the_upsampler_is_checked_all_the_same(upsampler, error, 
         unspecified(upsampler)
 
 
-def test_a_store_smaller_than_a_refresh_is_refused():
-    make().check_capacity("size", 200)
-    make(synthetic_fraction=0.0).check_capacity("size", 1)
-    with pytest.raises(ValueError, match=r"retrain_every=200 is more than size=199: .* raise size\."):
-        make().check_capacity("size", 199)
+@pytest.mark.parametrize(
+    ("given", "capacity", "message"),
+    [
+        (199, 199, r"retrain_every=200 is more than size=199: .* raise size\."),
+        (201, 198, r"retrain_every=200 is more than the 198 rows that size=201 holds: .* raise size\."),
+    ],
+)
+def test_a_store_smaller_than_a_refresh_is_refused_at_the_first_row(given, capacity, message):
+    replay = make()
+    replay.limit_capacity("size", given, capacity)
+    replay.observe_total(0)
+    for copied in (replay, pickle.loads(pickle.dumps(replay))):
+        with pytest.raises(ValueError, match=message):
+            copied.observe_total(1)
+
+
+@pytest.mark.parametrize(("fraction", "capacity"), [(0.5, 200), (0.0, 1)])
+def test_a_store_that_holds_a_refresh_is_not_refused(fraction, capacity):
+    replay = make(synthetic_fraction=fraction)
+    replay.limit_capacity("size", capacity, capacity)
+    replay.observe_total(1)
+    assert replay.num_observed == 1
 
 
 def test_extra_fields_are_learned_and_generated():

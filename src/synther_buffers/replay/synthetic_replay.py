@@ -68,6 +68,7 @@ class SyntheticReplay:
         )
         if spec is not None:
             self._make_upsampler(spec)  # a factory that does not work is found out now, not at the first refresh
+        self._too_small: str | None = None
         self._start_afresh(resolve_device(device))
 
     def _start_afresh(self, device: torch.device) -> None:
@@ -113,24 +114,40 @@ class SyntheticReplay:
         return self._schedule.num_observed
 
     def observe_total(self, total: int) -> None:
-        """Set how many real transitions have been written in all. This only counts; training happens in `refresh`."""
+        """Set how many real transitions have been written in all. This only counts; training happens in `refresh`.
+
+        Raises:
+            ValueError: there are some, but the store is too small for a refresh.
+        """
+        if total:
+            self.check_capacity()
         self._schedule.num_observed = total
 
-    def check_capacity(self, argument: str, capacity: int) -> None:
-        """Check that a buffer of `capacity` real rows can hold what a refresh learns.
+    def limit_capacity(self, argument: str, given: int, capacity: int) -> None:
+        """Set how many real rows the store holds. Whether these are enough is checked when rows are written.
+
+        An agent that is loaded to act and not to learn has a store as small as can be.
 
         Args:
-            argument: the framework's name for the capacity, for the error.
-            capacity: rows in all.
+            argument: what the framework calls the size.
+            given: its value, as the user gave it.
+            capacity: rows in all, which may be others for several environments.
+        """
+        if self.synthetic_fraction > 0 and self.retrain_every > capacity:
+            store = f"{argument}={given}" if given == capacity else f"the {capacity} rows that {argument}={given} holds"
+            self._too_small = (
+                f"retrain_every={self.retrain_every} is more than {store}: rows would be overwritten before a refresh "
+                f"could learn them. Lower retrain_every or raise {argument}."
+            )
+
+    def check_capacity(self) -> None:
+        """Check that the store can hold what a refresh learns; adapters call it before they write.
 
         Raises:
             ValueError: it is smaller than `retrain_every`.
         """
-        if self.synthetic_fraction > 0 and self.retrain_every > capacity:
-            raise ValueError(
-                f"retrain_every={self.retrain_every} is more than {argument}={capacity}: rows would be "
-                f"overwritten before a refresh could learn them. Lower retrain_every or raise {argument}."
-            )
+        if self._too_small is not None:
+            raise ValueError(self._too_small)
 
     @property
     def refresh_due(self) -> bool:
@@ -429,6 +446,7 @@ class SyntheticReplay:
             "infers_spec": self._infers_spec,
             "num_synthetic": self.num_synthetic,
             "device": str(self.device),
+            "too_small": self._too_small,
             "state": self.state_dict(),
         }
 
@@ -440,6 +458,7 @@ class SyntheticReplay:
             options = replace(options, upsampler_device="auto")
         self.options, self.num_synthetic = options, pickled["num_synthetic"]
         self.spec, self._infers_spec = pickled["spec"], pickled["infers_spec"]
+        self._too_small = pickled.get("too_small")
         self._factory = options.factory()
         self._start_afresh(torch.device(device if _usable(device) else "cpu"))
         self.load_state_dict(pickled["state"])
