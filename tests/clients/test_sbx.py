@@ -5,8 +5,8 @@ import pytest
 
 sbx = pytest.importorskip("sbx", reason="needs synther-buffers[clients]")
 
-from clients_helpers import TINY, recorded
-from synther_buffers.sb3 import SynthERBuffer, SynthERCallback
+from clients_helpers import TINY, recorded  # noqa: E402
+from synther_buffers.sb3 import SynthERBuffer, SynthERCallback  # noqa: E402
 
 #: Algorithm, environment, gradient steps at each environment step, further arguments.
 ALGORITHMS = {
