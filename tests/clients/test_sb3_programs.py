@@ -39,7 +39,8 @@ def test_evaluate_save_and_resume(tmp_path, vec_env, n_envs):
         )
         save = CheckpointCallback(every, str(tmp_path), "agent", save_replay_buffer=True)
         model = agent(envs).learn(240, callback=[evaluate, save, SynthERCallback()])
-        assert np.load(tmp_path / "evaluations.npz")["timesteps"].tolist() == [120, 240]
+        with np.load(tmp_path / "evaluations.npz") as evaluations:
+            assert evaluations["timesteps"].tolist() == [120, 240]
         assert [report.num_observed for report in model.replay_buffer.synthetic.reports] == [100, 200]
 
         resumed = SAC.load(tmp_path / "agent_120_steps", env=envs)
