@@ -62,7 +62,7 @@ def test_a_sentinel_is_on_the_rows_where_another_column_says_so() -> None:
     rng = np.random.default_rng(0)
     state = rng.uniform(0.0, 1.0, (10_000, 5))
     state[:, 1] = np.where(state[:, 0] > 0.95, 999.0, state[:, 1])
-    rows = fitted(rows_of(state, rng.normal(size=10_000)), 2_000).sample(4_096)
+    rows = fitted(rows_of(state, rng.normal(size=10_000)), 4_000).sample(4_096)
     for found in (rows.observation, rows.next_observation):
         sentinel, rule = found[:, 1] == 999.0, found[:, 0] > 0.95
         assert float(sentinel.float().mean()) == pytest.approx(0.05, abs=0.01)
