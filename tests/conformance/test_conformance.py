@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from batches import synthetic_places
+from batches import assert_every_slice_is_fair, synthetic_places
 from gymnasium import spaces
 from toys import SPEC, TINY, equal, fails_at, global_state
 
@@ -455,6 +455,14 @@ def test_every_batch_has_exactly_its_share(adapter, batch_size, fraction, num_sy
         batch = adapter.sample(buffer, batch_size)
         assert {len(value) for value in batch.values()} == {batch_size}
         assert marked(batch) == num_synthetic
+
+
+def test_9_every_slice_of_32_rows_is_between_30_and_70_percent_synthetic(adapter):
+    n_envs = adapter.num_envs
+    buffer = make(adapter, n_envs=n_envs)
+    fill(adapter, [buffer], 0, 60, n_envs)
+    for _ in range(3):
+        assert_every_slice_is_fair(adapter.sample(buffer, 32 * 20)["reward"] == MARK)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.25])
