@@ -615,6 +615,19 @@ def test_training_mixes_every_batch_and_repeats_itself(adapter):
     assert sum(row.tobytes() in last for row in final) == 32
 
 
+@pytest.mark.parametrize(("utd", "told"), [(1, 1), (6, 0)])
+def test_a_run_with_few_updates_is_told_what_to_set_once(adapter, log, utd, told):
+    advice = {"sb3": "gradient_steps=10", "tianshou": "gradient_steps_per_sample=10.0", "torchrl": "a step ten times"}
+    run = adapter.train("Pendulum-v1", 170, utd=utd, upsampler=Marked, retrain_every=60, num_synthetic=300, seed=0)
+    assert adapter.synthetic(run.buffer).num_refreshes == 2
+    said = [
+        record.getMessage() for record in log.records if "gradient steps for each real transition" in record.message
+    ]
+    assert len(said) == told
+    assert all(f"takes about {utd:.1f} " in message for message in said)
+    assert all(advice[adapter.name.split("-")[0]] in message for message in said)
+
+
 @pytest.mark.slow
 def test_it_learns_pendulum_with_half_of_every_batch_synthetic(adapter):
     if adapter.variant:
