@@ -34,7 +34,7 @@ class Actor(nn.Module):
         self.register_buffer("reach", (high - low) / 2)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions ``[N, A]`` in the environment's units, their log-probabilities ``[N]``, the deterministic actions."""
+        """Actions ``[N, A]`` in the environment's units, log-probabilities ``[N]``, and the deterministic actions."""
         mean, log_std = self.net(obs).chunk(2, dim=-1)
         gaussian = torch.distributions.Normal(mean, log_std.clamp(-5.0, 2.0).exp())
         drawn = gaussian.rsample()
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> tuple[SAC, SynthERBuffer]:
             with torch.no_grad():
                 action = agent.actor(torch.as_tensor(observation, dtype=torch.float32)[None])[0][0].numpy()
         following, reward, terminated, truncated, _ = env.step(action)
-        # As SB3 writes it: one row of each environment, `done` at every end, which ends are time limits in the infos.
+        # As SB3 writes it: one row of each environment, `done` at every end; the infos say which are time limits.
         # The action is stored in the environment's units; the synthetic ones come back in the same.
         infos = [{"TimeLimit.truncated": truncated and not terminated}]
         done = np.array([terminated or truncated])

@@ -42,8 +42,8 @@ def test_the_pages_file_and_commands(tmp_path, monkeypatch, capsys):
     buffer = load_from_pkl(Path("logs/sac/Pendulum-v1_2/replay_buffer.pkl"))
     assert (buffer.size(), buffer.synthetic.num_refreshes) == (440, 4)
     refreshes = log_of(Path("refreshes.jsonl"))
-    # learning_starts=100: the first batch comes at step 101. The zoo counts steps from 0 when it goes on, so that none
-    # is drawn from 220 to 320.
+    # learning_starts=100: the first batch comes at step 101. The zoo counts steps from 0 when it goes on, so no
+    # batch is drawn from 220 to 320.
     assert [line["num_observed"] for line in refreshes] == [101, 201, 321, 421]
     assert [line["refresh"] for line in refreshes] == [1, 2, 3, 4]
 

@@ -349,7 +349,7 @@ def test_6_building_writing_and_refreshing_leave_the_process_as_it_was(adapter):
         adapter.sample(other, 64 if other is buffer else 32)
         states.append(global_state())
     assert adapter.synthetic(buffer).num_refreshes == 1
-    assert states[0] == states[1] or not adapter.draws_from_global_streams
+    assert states[0] == states[1]
 
 
 @pytest.mark.parametrize("upsampler", [Marked, TINY])

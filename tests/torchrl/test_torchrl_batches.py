@@ -180,7 +180,7 @@ def test_an_old_index_gives_the_same_rows_again():
     last = torch.cat((torch.tensor([-1]), synthetic[-2:]))
     assert buffer.storage.get(last)["next", "reward"].flatten().tolist() == [1, MARK, MARK]
     assert float(buffer.storage.get(int(synthetic[-1]))["next", "reward"]) == MARK
-    assert buffer.storage.get(np.array(synthetic[-1:]))["next", "reward"].tolist() == [[MARK]]
+    assert buffer.storage.get(synthetic[-1:].numpy())["next", "reward"].tolist() == [[MARK]]
     with pytest.raises(IndexError, match="names synthetic rows that a refresh has replaced"):
         buffer.storage.get(torch.tensor([-(2**40) - 90]))
 

@@ -1,4 +1,4 @@
-"""SyntheticReplay: when to refresh, the synthetic set, and the mixing. What every framework's adapter is built on."""
+"""SyntheticReplay, on which every adapter is built: when to refresh, the synthetic set, and how a batch is mixed."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class SyntheticReplay:
         return self._schedule.num_observed
 
     def observe_total(self, total: int) -> None:
-        """Say how many real transitions have been written in all. Only counts; nothing is trained in a write.
+        """Set how many real transitions have been written in all. This only counts; training happens in `refresh`.
 
         Raises:
             ValueError: there are some, but the store is too small for a refresh.
@@ -135,7 +135,7 @@ class SyntheticReplay:
         self._schedule.num_observed = total
 
     def limit_capacity(self, argument: str, given: int, capacity: int) -> None:
-        """Say how many real rows the store holds. Whether that is enough matters once it is written.
+        """Set how many real rows the store holds. Whether these are enough is checked when rows are written.
 
         An agent that is loaded to act and not to learn has a store as small as can be.
 
@@ -152,7 +152,7 @@ class SyntheticReplay:
             )
 
     def check_capacity(self) -> None:
-        """See that the store can hold what a refresh is to learn; adapters do so before they write.
+        """Check that the store can hold what a refresh learns; adapters call it before they write.
 
         Raises:
             ValueError: it is smaller than `retrain_every`.
