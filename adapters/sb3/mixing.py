@@ -78,7 +78,8 @@ class SynthERMixin(ReplayBuffer):
             handle_timeout_termination,
             **others,
         )
-        self.synthetic = SyntheticReplay(self._make_spec(), device=self.device, **chosen)
+        advice = f"Pass gradient_steps={10 * n_envs}, which with train_freq=1 are ten."
+        self.synthetic = SyntheticReplay(self._make_spec(), device=self.device, update_advice=advice, **chosen)
         self.synthetic.limit_capacity("buffer_size", buffer_size, self.buffer_size * self.n_envs)
         self._num_adds = 0
         self._batch_rows: dict[str, Tensor] = {}

@@ -70,7 +70,8 @@ class SynthERMixin(SyntheticSlots):
         # The class to the right takes the sizes.
         super().__init__(total_size, buffer_num, **others)  # type: ignore[call-arg, arg-type]
         # No spec: a Tianshou buffer never sees the spaces, so that it is inferred from the rows.
-        self.synthetic = SyntheticReplay(None, **chosen)
+        advice = "Set update_step_num_gradient_steps_per_sample=10.0 in the trainer's parameters."
+        self.synthetic = SyntheticReplay(None, update_advice=advice, **chosen)
         self.synthetic.limit_capacity("total_size", total_size, self.maxsize)
         mixes = self.synthetic.synthetic_fraction > 0
         if mixes:

@@ -88,7 +88,8 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         super().__init__(max_size, **others)
         self.modelled_keys = normalized_keys(modelled_keys)
         # The set moves to the storage's device with the first refresh; before, that device may still be unknown.
-        self.synthetic = SyntheticReplay(None, device="cpu", **chosen)
+        advice = "Draw a batch and take a step ten times for each collected transition."
+        self.synthetic = SyntheticReplay(None, device="cpu", update_advice=advice, **chosen)
         self.synthetic.limit_capacity("max_size", max_size, self.max_size)
         self._is_checked = False
         self._num_set = self._num_forgotten = 0

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
+from clients_helpers import TINY, recorded
+from synther_buffers.sb3 import SynthERBuffer, SynthERCallback
 
 sbx = pytest.importorskip("sbx", reason="needs synther-buffers[clients]")
-
-from clients_helpers import TINY, recorded  # noqa: E402
-from synther_buffers.sb3 import SynthERBuffer, SynthERCallback  # noqa: E402
 
 #: Algorithm, environment, gradient steps at each environment step, further arguments.
 ALGORITHMS = {
@@ -17,7 +16,9 @@ ALGORITHMS = {
 }
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "CrossQ" else ()) for name in ALGORITHMS]
+)
 def test_every_update_gets_a_fair_mix(name):
     env, updates, more = ALGORITHMS[name]
     model = getattr(sbx, name)(

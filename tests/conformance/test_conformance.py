@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from batches import synthetic_places
+from batches import assert_every_slice_is_fair, synthetic_places
 from gymnasium import spaces
 from toys import SPEC, TINY, equal, fails_at, global_state
 
@@ -457,6 +457,14 @@ def test_every_batch_has_exactly_its_share(adapter, batch_size, fraction, num_sy
         assert marked(batch) == num_synthetic
 
 
+def test_9_every_slice_of_32_rows_is_between_30_and_70_percent_synthetic(adapter):
+    n_envs = adapter.num_envs
+    buffer = make(adapter, n_envs=n_envs)
+    fill(adapter, [buffer], 0, 60, n_envs)
+    for _ in range(3):
+        assert_every_slice_is_fair(adapter.sample(buffer, 32 * 20)["reward"] == MARK)
+
+
 @pytest.mark.parametrize("share", [0.5, 0.25])
 def test_9_every_slice_of_a_batch_is_a_fair_mix(adapter, share):
     buffer = make(adapter, synthetic_fraction=share)
@@ -605,6 +613,19 @@ def test_training_mixes_every_batch_and_repeats_itself(adapter):
     last = {row.tobytes() for row in adapter.synthetic(run.buffer).rows.observation.numpy()}
     final = run.batches[-1]["observation"]
     assert sum(row.tobytes() in last for row in final) == 32
+
+
+@pytest.mark.parametrize(("utd", "told"), [(1, 1), (6, 0)])
+def test_a_run_with_few_updates_is_told_what_to_set_once(adapter, log, utd, told):
+    advice = {"sb3": "gradient_steps=10", "tianshou": "gradient_steps_per_sample=10.0", "torchrl": "a step ten times"}
+    run = adapter.train("Pendulum-v1", 170, utd=utd, upsampler=Marked, retrain_every=60, num_synthetic=300, seed=0)
+    assert adapter.synthetic(run.buffer).num_refreshes == 2
+    said = [
+        record.getMessage() for record in log.records if "gradient steps for each real transition" in record.message
+    ]
+    assert len(said) == told
+    assert all(f"takes about {utd:.1f} " in message for message in said)
+    assert all(advice[adapter.name.split("-")[0]] in message for message in said)
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from .reports import RefreshReport, append_to_log, log_report
 from .rows import finite_rows, non_finite_columns, reaches_held_out
 from .schedule import RefreshSchedule
 from .synthetic_set import SyntheticSet
+from .update_ratio import UpdateRatio
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 MIN_ROWS = 100
 #: A larger share of rows that are not finite skips the refresh.
 MAX_NON_FINITE = 0.01
+#: Fewer gradient steps for each real transition than this are worth a warning.
+FEW_UPDATES = 5.0
 
 
 class SyntheticReplay:
@@ -43,6 +46,7 @@ class SyntheticReplay:
         spec: the fields of a transition; None where no spaces tell them: the first refresh then infers them from its
             rows (`TransitionSpec.infer`), and a later one that meets new categories widens them and starts afresh.
         device: where the synthetic set lives.
+        update_advice: a sentence that says how to take more gradient steps in the framework, for a warning.
         **options: those of `synther_buffers.SyntheticOptions`.
 
     Attributes:
@@ -57,7 +61,12 @@ class SyntheticReplay:
 
     @lists_options
     def __init__(
-        self, spec: TransitionSpec | None, *, device: str | torch.device = "cpu", **options: Unpack[SyntheticKeywords]
+        self,
+        spec: TransitionSpec | None,
+        *,
+        device: str | torch.device = "cpu",
+        update_advice: str = "Take more of them.",
+        **options: Unpack[SyntheticKeywords],
     ) -> None:
         self.options = chosen = SyntheticOptions(**split_keywords("SyntheticReplay", options)[0])
         self._infers_spec = spec is None
@@ -69,6 +78,7 @@ class SyntheticReplay:
         if spec is not None:
             self._make_upsampler(spec)  # a factory that does not work is found out now, not at the first refresh
         self._too_small: str | None = None
+        self._update_advice = update_advice
         self._start_afresh(resolve_device(device))
 
     def _start_afresh(self, device: torch.device) -> None:
@@ -79,6 +89,7 @@ class SyntheticReplay:
         self._upsampler: Upsampler | None = None
         self._hold_out = HoldOut()
         self._num_batches = 0
+        self._update_ratio = UpdateRatio()
         self._warned: set[str] = set()
 
     # -- settings ----------------------------------------------------------------------------------------------------
@@ -174,6 +185,7 @@ class SyntheticReplay:
         self._num_batches += 1
         if self._num_batches == 1:
             self._announce()
+        self._update_ratio.count(batch_size, self.num_observed)
         if self._set.rows is None:
             return batch_size, 0
         # The small constant keeps 0.3 * 10 from being rounded down to 2.
@@ -229,6 +241,7 @@ class SyntheticReplay:
         Returns:
             What was done, or None if the refresh was skipped or failed.
         """
+        self._warn_of_few_updates()
         try:
             # Inference tensors of the caller's context could not be trained on.
             with torch.inference_mode(False):
@@ -352,6 +365,16 @@ class SyntheticReplay:
                 self.start_after, self.num_observed, 100 * self.synthetic_fraction,
             )  # fmt: skip
 
+    def _warn_of_few_updates(self) -> None:
+        """Say once that the algorithm takes too few gradient steps for synthetic rows to matter."""
+        ratio = self._update_ratio.measure(self.num_observed, self.retrain_every // 2)
+        if ratio is not None and ratio < FEW_UPDATES:
+            self._warn_once(
+                "updates",
+                f"The algorithm takes about {ratio:.1f} gradient steps for each real transition. Synthetic rows have "
+                f"little to gain there; they are made for many (the paper: 20). {self._update_advice}",
+            )
+
     def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:
             self._warned.add(key)
@@ -447,6 +470,7 @@ class SyntheticReplay:
             "num_synthetic": self.num_synthetic,
             "device": str(self.device),
             "too_small": self._too_small,
+            "update_advice": self._update_advice,
             "state": self.state_dict(),
         }
 
@@ -459,6 +483,7 @@ class SyntheticReplay:
         self.options, self.num_synthetic = options, pickled["num_synthetic"]
         self.spec, self._infers_spec = pickled["spec"], pickled["infers_spec"]
         self._too_small = pickled.get("too_small")
+        self._update_advice = pickled.get("update_advice", "")
         self._factory = options.factory()
         self._start_afresh(torch.device(device if _usable(device) else "cpu"))
         self.load_state_dict(pickled["state"])
