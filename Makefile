@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STEPS ?= 3000
 export MUJOCO_GL ?= disable
 
-.PHONY: gpu demo test test-fast lint types imports wheel docs check bench-smoke bench clean
+.PHONY: gpu demo test test-fast lint types imports wheel docs check release bench-smoke bench clean
 
 # A strict editable install: the type checker and import-linter see the adapters under synther_buffers.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -46,11 +46,19 @@ docs: $(VENV)/.installed
 
 check: test lint types imports wheel docs bench-smoke
 
+# The wheel and the source distribution in dist/, as they would be uploaded.
+release: check
+	rm -rf dist
+	$(BIN)/pip install --quiet build twine
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+
 bench-smoke: $(VENV)/.installed
 	$(BIN)/python benchmarks/import_time.py --toy --out build/bench/import_time.json
 	$(BIN)/python benchmarks/buffer_overhead.py --toy --out build/bench/buffer_overhead.json
 	$(BIN)/python benchmarks/refresh.py --toy --out build/bench/refresh.json
 	$(BIN)/python benchmarks/terminals.py --toy --out build/bench/terminals.json
+	$(BIN)/python benchmarks/joint_structure.py --toy --out build/bench/joint_structure.json
 	$(BIN)/python benchmarks/precision.py --toy --out build/bench/precision.json
 	$(BIN)/python benchmarks/training_step.py --toy --out build/bench/training_step.json
 	$(BIN)/python benchmarks/published.py --toy --out build/bench/published.json
@@ -74,6 +82,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/buffer_overhead.py
 	$(BIN)/python benchmarks/refresh.py
 	$(BIN)/python benchmarks/terminals.py
+	$(BIN)/python benchmarks/joint_structure.py
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/training_step.py --compile
 	$(BIN)/python benchmarks/published.py $(if $(SOURCE),--source $(SOURCE))

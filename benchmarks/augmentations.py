@@ -30,12 +30,12 @@ from typing import Any
 import numpy as np
 import torch
 from measuring import machine
+from pictures import strength_sweeps
 from replay_data import ReplayData
 
 from synther_buffers import PRESETS, DiffusionUpsampler, UpsamplerConfig
 from synther_buffers.evaluation.fidelity import measure_fidelity
 from synther_buffers.evaluation.metrics import closest_distance, simulate
-from synther_buffers.plots import strength_sweeps
 from synther_buffers.upsampling.augmentation import AmplitudeScaling, Bootstrap, DynamicsNoise, GaussianNoise
 from synther_buffers.upsampling.presets import resolve_config, resolve_device
 from synther_buffers.upsampling.protocol import Upsampler

@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 import torch
 from measuring import RESULTS, machine, use_settings
+from pictures import fidelity_cost
 from replay_data import ReplayData
 
 from synther_buffers import PRESETS, DiffusionUpsampler, SamplerConfig, UpsamplerConfig
 from synther_buffers.evaluation.metrics import evaluate
-from synther_buffers.plots import fidelity_cost
 from synther_buffers.upsampling.presets import resolve_config
 
 #: Rows per model and solver, of which the figures look at 5,000 (`synther_buffers.evaluation.metrics.MAX_ROWS`).
@@ -263,7 +263,7 @@ def main() -> None:
     if args.timing:
         timing = {"machine": machine(), "entries": time_entries(ReplayData.read(paths[0]), 3, 10, 4_096)}
         timing_path(args.out).write_text(json.dumps(timing, indent=2) + "\n")
-    lines = [json.loads(line) for line in args.out.open()] if args.out.exists() else []
+    lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     for seed in range(0 if args.timing else args.seeds):
         for path in paths:
             data = ReplayData.read(path)

@@ -90,7 +90,10 @@ def main() -> None:
     refreshes = len(read_refreshes(folders["with synthetic"]))
     if refreshes < 2:
         sys.exit(f"{refreshes} refreshes in {args.steps} steps; give more --steps.")
-    finals = {name: np.load(directory / "evaluations.npz")["results"][-1] for name, directory in folders.items()}
+    finals = {}
+    for name, directory in folders.items():
+        with np.load(directory / "evaluations.npz") as evaluations:
+            finals[name] = evaluations["results"][-1]
     path = draw(folders, args, args.logdir / "demo.png", verdict(finals))
     print(f"\nThe picture is {path.resolve()} ({minutes:.1f} minutes).")
 

@@ -130,7 +130,7 @@ class Record:
 def read_refreshes(logdir: Path) -> list[dict]:
     """The refresh log of a run."""
     log = logdir / "refreshes.jsonl"
-    return [json.loads(line) for line in log.open()] if log.exists() else []
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def draw(runs: dict[str, Path], args: argparse.Namespace, path: Path, caption: str = "") -> Path:

@@ -201,7 +201,7 @@ def read_results(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     Raises:
         ValueError: they are of other settings.
     """
-    lines = [json.loads(line) for line in path.open()] if path.exists() else []
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for line in lines:
         if differs := [key for key in settings if line["settings"].get(key) != settings[key]]:
             raise ValueError(f"{path} holds results with another {', '.join(differs)}; choose another --out.")
@@ -275,7 +275,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     if args.report is not None:
-        lines = [json.loads(line) for line in args.out.open()]
+        lines = [json.loads(line) for line in args.out.read_text().splitlines()]
         order = [*ARMS, *LEARNERS]  # processes that ran at the same time wrote in any order
         lines.sort(key=lambda line: (order.index(line["learner"]), order.index(line["arm"]), line["seed"]))
         write_report(lines, args.report)

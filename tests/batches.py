@@ -18,3 +18,11 @@ def mask(num_rows: int, num_synthetic: int | None = None) -> np.ndarray:
     """True where a batch has a synthetic row."""
     count = num_rows // 2 if num_synthetic is None else num_synthetic
     return is_synthetic_place(num_rows - count, count)
+
+
+def assert_every_slice_is_fair(is_synthetic: np.ndarray, length: int = 32) -> None:
+    """Of every `length` consecutive rows of a batch, 30 to 70 % are synthetic, wherever a client cuts it."""
+    counts = np.convolve(is_synthetic, np.ones(length, int), "valid")
+    assert len(counts) > 1, "the batch is no longer than a slice"
+    assert 0.3 * length <= counts.min()
+    assert counts.max() <= 0.7 * length

@@ -47,7 +47,7 @@ def test_toy_run(tmp_path, monkeypatch, capsys):
     out, table, picture = tmp_path / "lines.jsonl", tmp_path / "docs" / "table.md", tmp_path / "images" / "picture.png"
     flags = ["--toy", "--data", data, "--seeds", "2", "--out", out, "--report", table, "--picture", picture]
     run(monkeypatch, *flags)
-    lines = [json.loads(line) for line in out.open()]
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
     # Twelve strengths, the model and the control for each seed; the held-out rows once.
     assert len(lines) == 2 * 14 + 1
     by_key = {(line["source"], line["strength"], line["seed"]): line for line in lines}
@@ -160,7 +160,8 @@ def test_the_answer_by_hand():
 def test_errors(flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     written = write_rows(tmp_path / "hopper.npz", "Hopper-v5", 120)
-    columns = {name: array for name, array in np.load(written).items() if name != "about"}
+    with np.load(written) as file:
+        columns = {name: array for name, array in file.items() if name != "about"}
     np.savez("plain.npz", **columns)
     np.savez("pole.npz", **columns, about=json.dumps({"env": "CartPole-v1"}))
     Path("text.jsonl").write_text("no JSON\n")

@@ -187,7 +187,7 @@ def test_evaluate_against_a_simulator():
     )  # fmt: skip
     write_dataset("pendulum.npz", rows)
     told = run_json("evaluate", "pendulum.npz", "pendulum.npz", "--env", "InvertedPendulum-v5")
-    assert told["simulator"] is not None
+    assert told["simulator"]["share_simulated"] == 1.0
     assert "nothing-v0" in run("evaluate", "pendulum.npz", "pendulum.npz", "--env", "nothing-v0", code=2).stderr
 
 

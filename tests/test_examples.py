@@ -30,11 +30,11 @@ def test_an_example_runs_and_leaves_its_picture(script, tmp_path):
     output = run(script, tmp_path, *flags)
     assert "step 400 of 400" in output
     assert "final evaluation: " in output
-    refreshes = [json.loads(line) for line in (tmp_path / "refreshes.jsonl").open()]
+    refreshes = [json.loads(line) for line in (tmp_path / "refreshes.jsonl").read_text().splitlines()]
     assert [line["num_observed"] for line in refreshes] == [150, 300]
-    evaluations = np.load(tmp_path / "evaluations.npz")
-    assert evaluations["timesteps"][-1] == 400
-    assert evaluations["results"].shape[1] == 3
+    with np.load(tmp_path / "evaluations.npz") as evaluations:
+        assert evaluations["timesteps"][-1] == 400
+        assert evaluations["results"].shape[1] == 3
     assert (tmp_path / "result.png").stat().st_size > 10_000
     assert list(tmp_path.rglob("events.out.tfevents*")), "TensorBoard logs"
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pickle
-import pickletools
-from collections.abc import Iterator
 
 import pytest
 from gymnasium import spaces
+from opcodes import names_in
 
 ADAPTERS = {
     "synther_buffers.sb3": {"SynthERBuffer", "SynthERDictBuffer", "SynthERNStepBuffer"},
@@ -15,29 +14,6 @@ ADAPTERS = {
     "synther_buffers.torchrl": {"SynthERStorage", "SynthERMemmapStorage", "SynthERPrioritizedSampler"},
 }
 BOX = spaces.Box(-1.0, 1.0, (1,))
-
-
-def names_in(pickled: bytes) -> Iterator[tuple[str, str]]:
-    """Module and name of every class and function that a pickle looks up."""
-    pushed: list[str | None] = []
-    memo: dict[int, str | None] = {}
-    last: str | None = None
-    for opcode, argument, _ in pickletools.genops(pickled):
-        if opcode.name == "GLOBAL":
-            yield tuple(argument.split(" ", 1))
-        elif opcode.name == "STACK_GLOBAL":
-            yield pushed[-2], pushed[-1]
-        elif opcode.name == "MEMOIZE":
-            memo[len(memo)] = last
-        elif "PUT" in opcode.name:
-            memo[int(argument)] = last
-        last = None
-        if "UNICODE" in opcode.name:
-            last = argument
-        elif opcode.name.endswith("GET"):
-            last = memo[int(argument)]
-        if last is not None:
-            pushed.append(last)
 
 
 def ours(pickled: bytes) -> set[tuple[str, str]]:
@@ -83,7 +59,8 @@ def test_a_pickled_buffer_names_the_classes_as_users_import_them(framework, buff
     found = set()
     for buffer in buffers():
         pickled = pickle.dumps(buffer)
-        assert pickle.loads(pickled) is not None
+        if not isinstance(buffer, type):
+            assert type(pickle.loads(pickled)) is type(buffer)
         found |= of_adapters(pickled)
     module = next(module for module in ADAPTERS if framework.replace("stable_baselines3", "sb3") in module)
     assert found == {(module, name) for name in ADAPTERS[module]}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ..replay.reports import RefreshReport
 from ..replay.synthetic_replay import SyntheticReplay
+from .mixing import SynthERMixin
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +33,13 @@ class SynthERCallback(BaseCallback):
     def _on_training_start(self) -> None:
         replay = self._replay()
         if replay is None:
-            logger.warning(
-                "SynthERCallback has nothing to record: the replay buffer is %s. "
-                "Pass replay_buffer_class=SynthERBuffer.",
-                type(getattr(self.model, "replay_buffer", None)).__name__,
-            )
+            self._warn_of_a_plain_buffer()
             return
         self._recorded = _latest(replay)
-        total = replay.num_observed + self.model._total_timesteps - self.model.num_timesteps
+        # Rows that came into the buffer without its `add` are counted at the first batch.
+        buffer: Any = self.model.replay_buffer  # type: ignore[attr-defined]
+        total = max(replay.num_observed, buffer.size() * buffer.n_envs)
+        total += self.model._total_timesteps - self.model.num_timesteps
         if replay.synthetic_fraction > 0 and replay.num_refreshes == 0 and total < replay.start_after:
             logger.warning(
                 "This run ends after %d transitions, before the first refresh at start_after=%d: it will see no "
@@ -46,6 +47,23 @@ class SynthERCallback(BaseCallback):
                 total,
                 replay.start_after,
             )
+
+    def _warn_of_a_plain_buffer(self) -> None:
+        found = type(getattr(self.model, "replay_buffer", None)).__name__
+        wanted = getattr(self.model, "replay_buffer_class", None)
+        if isinstance(wanted, type) and issubclass(wanted, SynthERMixin):
+            logger.warning(
+                "No batch will have synthetic rows: the model was made with replay_buffer_class=%s, but its replay "
+                "buffer is a %s. load_replay_buffer has put it there, from a file that a plain buffer was saved in. "
+                "Leave the loading out, load a file that %s saved, or copy the plain buffer's arrays into the model's "
+                'own buffer (docs/sb3.md, "Saving and restoring").',
+                wanted.__name__, found, wanted.__name__,
+            )  # fmt: skip
+            return
+        logger.warning(
+            "SynthERCallback has nothing to record: the replay buffer is %s. Pass replay_buffer_class=SynthERBuffer.",
+            found,
+        )
 
     def _on_step(self) -> bool:
         return True

@@ -36,7 +36,8 @@ class SynthERMixin(ReplayBuffer):
         synthetic: the `SyntheticReplay`, with the schedule, the synthetic rows and the reports of the refreshes.
 
     Raises:
-        ValueError: an argument out of range, `optimize_memory_usage`, or a ring smaller than `retrain_every`.
+        ValueError: an argument out of range, or `optimize_memory_usage`; at the first `add` a ring smaller than
+            `retrain_every`.
         TypeError: an argument of the wrong type, or an observation space of another class's.
     """
 
@@ -77,19 +78,24 @@ class SynthERMixin(ReplayBuffer):
             handle_timeout_termination,
             **others,
         )
-        self.synthetic = SyntheticReplay(self._make_spec(), device=self.device, **chosen)
-        self.synthetic.check_capacity("buffer_size", self.buffer_size * self.n_envs)
+        advice = f"Pass gradient_steps={10 * n_envs}, which with train_freq=1 are ten."
+        self.synthetic = SyntheticReplay(self._make_spec(), device=self.device, update_advice=advice, **chosen)
+        self.synthetic.limit_capacity("buffer_size", buffer_size, self.buffer_size * self.n_envs)
         self._num_adds = 0
         self._batch_rows: dict[str, Tensor] = {}
         self._batch_rows_of: Transitions | None = None
 
     def _make_spec(self) -> TransitionSpec:
         """The fields of this buffer's transitions."""
-        action_space = self.action_space
+        action_space, bounds = self.action_space, None
         if isinstance(action_space, spaces.Box):
-            # As they are stored: scaled to [-1, 1], flattened, and never in float64.
+            # As they are stored: flattened, and never in float64. SB3's algorithms scale them to [-1, 1], but a loop of
+            # one's own need not: so the rows alone say in what range they are.
             action_space = spaces.Box(-1, 1, (self.action_dim,), self.actions.dtype.type)
-        return TransitionSpec.from_spaces(self.observation_space, action_space, discounts=self._discounts())
+            bounds = (-np.inf, np.inf)
+        return TransitionSpec.from_spaces(
+            self.observation_space, action_space, action_bounds=bounds, discounts=self._discounts()
+        )
 
     def _discounts(self) -> tuple[float, ...]:
         """The discount of each number of steps a row can span; none for one-step rows."""
@@ -97,11 +103,35 @@ class SynthERMixin(ReplayBuffer):
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
-    def add(self, *args: Any, **kwargs: Any) -> None:
-        """Store one transition of each environment; see the buffer's own `add`."""
-        super().add(*args, **kwargs)
-        self._num_adds += 1
+    def add(
+        self,
+        obs: Any,
+        next_obs: Any,
+        action: NDArray[Any],
+        reward: NDArray[Any],
+        done: NDArray[Any],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """Store one transition of each environment; see the buffer's own `add`.
+
+        Raises:
+            ValueError: rows of another number of environments, or a ring smaller than `retrain_every`.
+        """
+        self.synthetic.check_capacity()
+        if np.size(done) != self.n_envs:
+            raise ValueError(
+                f"{np.size(done)} row(s) came in, but this buffer was made for n_envs={self.n_envs}: it may have been "
+                f"loaded from the file of a run with {self.n_envs} environment(s). Go on with as many "
+                f"(make_vec_env(..., n_envs={self.n_envs})), or leave load_replay_buffer out."
+            )
+        num_slots = self._num_slots_written()
+        super().add(obs, next_obs, action, reward, done, infos)
+        self._num_adds = num_slots + 1
         self.synthetic.observe_total(self._num_adds * self.n_envs)
+
+    def _num_slots_written(self) -> int:
+        """Slots ever written: those that `add` wrote, and at least those with rows; arrays may be filled directly."""
+        return max(self._num_adds, self.size())
 
     def reset(self) -> None:
         """Empty the buffer and forget the synthetic set, the model and the counters."""
@@ -120,6 +150,7 @@ class SynthERMixin(ReplayBuffer):
             env: normalises observations and rewards, of real and synthetic rows alike.
         """
         synthetic = self.synthetic
+        synthetic.observe_total(self._num_slots_written() * self.n_envs)
         if synthetic.refresh_due:
             synthetic.refresh(self.real_transitions, self.row_order)
         num_real, num_synthetic = synthetic.split(batch_size)
@@ -205,7 +236,7 @@ class SynthERMixin(ReplayBuffer):
 
     def row_order(self) -> RowOrder:
         """When each row was written, in the order of `real_transitions`."""
-        return RowOrder.of_ring(self.dones[: self.size()] > 0, self.pos, self._num_adds)
+        return RowOrder.of_ring(self.dones[: self.size()] > 0, self.pos, self._num_slots_written())
 
     # -- persistence -------------------------------------------------------------------------------------------------
 

@@ -54,8 +54,8 @@ class SynthERMixin(SyntheticSlots):
         synthetic: the `SyntheticReplay`, with the schedule, the synthetic rows and the reports of the refreshes.
 
     Raises:
-        ValueError: an argument out of range, one that leaves out next observations or stacks frames, or a
-            `total_size` smaller than `retrain_every`.
+        ValueError: an argument out of range, or one that leaves out next observations or stacks frames; at the first
+            row a `total_size` smaller than `retrain_every`.
         TypeError: an argument of the wrong type, or one that the plain buffer does not know.
     """
 
@@ -70,8 +70,9 @@ class SynthERMixin(SyntheticSlots):
         # The class to the right takes the sizes.
         super().__init__(total_size, buffer_num, **others)  # type: ignore[call-arg, arg-type]
         # No spec: a Tianshou buffer never sees the spaces, so that it is inferred from the rows.
-        self.synthetic = SyntheticReplay(None, **chosen)
-        self.synthetic.check_capacity("total_size", self.maxsize)
+        advice = "Set update_step_num_gradient_steps_per_sample=10.0 in the trainer's parameters."
+        self.synthetic = SyntheticReplay(None, update_advice=advice, **chosen)
+        self.synthetic.limit_capacity("total_size", total_size, self.maxsize)
         mixes = self.synthetic.synthetic_fraction > 0
         if mixes:
             self._refuse_options()
@@ -119,12 +120,20 @@ class SynthERMixin(SyntheticSlots):
 
         Raises:
             ValueError: no ``obs_next``, an image observation, rewards of several agents, or a sub-buffer that is not
-                there.
+                there; rows for another number of sub-buffers; a `total_size` smaller than `retrain_every`.
             TypeError: observations or actions that are not numbers.
         """
+        self.synthetic.check_capacity()
         if buffer_ids is None and self.buffer_num == 1 and np.ndim(batch.terminated) == 0:
             batch = Batch.stack([batch])
         numbers = list(range(self.buffer_num)) if buffer_ids is None else np.asarray(buffer_ids).tolist()
+        if len(batch.rew) != len(numbers):
+            said = f"buffer_num={self.buffer_num}" if buffer_ids is None else "buffer_ids"
+            raise ValueError(
+                f"the batch has {len(batch.rew)} rows for {len(numbers)} sub-buffers ({said}); wanted one for each. "
+                "A buffer that was loaded has as many sub-buffers as it was saved with: pass the buffer_ids of your "
+                "environments, or use as many environments."
+            )
         for number in numbers:
             if not 0 <= number < self.buffer_num:
                 raise ValueError(
@@ -228,11 +237,17 @@ class SynthERMixin(SyntheticSlots):
         """Forget the synthetic set and the model, and count the rows that are there."""
         self.synthetic.reset()
         self._placed = (None, None)
-        for number, (offset, child) in enumerate(zip(self._offset, self.buffers, strict=True)):
-            slots = child.sample_indices(0) + offset
-            self._write_index[slots] = np.arange(len(slots))
-            self._num_written[number] = len(slots)
+        self._num_written = [0] * self.buffer_num
+        self._count_rows()
         self.synthetic.observe_total(sum(self._num_written))
+
+    def _count_rows(self) -> None:
+        """Number the rows of the sub-buffers that have more than were ever seen to be written."""
+        for number, (offset, child) in enumerate(zip(self._offset, self.buffers, strict=True)):
+            if len(child) > self._num_written[number]:
+                slots = child.sample_indices(0) + offset
+                self._write_index[slots] = np.arange(len(slots))
+                self._num_written[number] = len(slots)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -245,6 +260,9 @@ class SynthERMixin(SyntheticSlots):
         if batch_size is None or batch_size <= 0:
             return super().sample_indices(batch_size)
         synthetic = self.synthetic
+        if len(self) > synthetic.num_observed:  # they came in without `add`
+            self._count_rows()
+            synthetic.observe_total(sum(self._num_written))
         if synthetic.refresh_due:
             synthetic.refresh(self.real_transitions, self.row_order)
         # Cal-QL replaces the storage.

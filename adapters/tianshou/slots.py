@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import EllipsisType
-from typing import Any
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -137,6 +137,18 @@ class SyntheticSlots(ReplayBufferManager):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._set_batch_for_children()
+
+    @classmethod
+    def load_hdf5(cls, path: str, device: str | None = None) -> Self:
+        """Load what `save_hdf5` saved.
+
+        Raises:
+            ValueError: the file of another class; the message names it.
+        """
+        try:
+            return super().load_hdf5(path, device)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def save_hdf5(self, path: str, compression: str | None = None) -> None:
         """Save everything: the real rows as arrays, the synthetic set, the model and the schedule as pickled bytes."""

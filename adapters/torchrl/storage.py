@@ -75,7 +75,7 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         synthetic: the `SyntheticReplay`, with the schedule, the synthetic rows and the reports of the refreshes.
 
     Raises:
-        ValueError: an argument out of range, or a storage smaller than `retrain_every`.
+        ValueError: an argument out of range; at the first row a storage smaller than `retrain_every`.
         TypeError: an argument of the wrong type, or a `HERReplayBuffer`.
     """
 
@@ -88,8 +88,9 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         super().__init__(max_size, **others)
         self.modelled_keys = normalized_keys(modelled_keys)
         # The set moves to the storage's device with the first refresh; before, that device may still be unknown.
-        self.synthetic = SyntheticReplay(None, device="cpu", **chosen)
-        self.synthetic.check_capacity("max_size", self.max_size)
+        advice = "Draw a batch and take a step ten times for each collected transition."
+        self.synthetic = SyntheticReplay(None, device="cpu", update_advice=advice, **chosen)
+        self.synthetic.limit_capacity("max_size", max_size, self.max_size)
         self._is_checked = False
         self._num_set = self._num_forgotten = 0
         self._warned_of: set[str] = set()
@@ -147,11 +148,13 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         """Store rows; see the storage's own `set`.
 
         Raises:
-            ValueError: the rows are no transitions, or not of the storage's shape.
+            ValueError: the rows are no transitions, or not of the storage's shape, or the storage is smaller than
+                `retrain_every`.
             TypeError: the data are no tensordict.
         """
         num_rows = 0
         if self._is_mixing:
+            self.synthetic.check_capacity()
             num_rows = self._checked_rows(cursor, data) if set_cursor else 0
             self._may_mix(warn=False)
         if self._gatherer is not None and not self._gatherer.knows(data):

@@ -1,7 +1,7 @@
 """Modules and classes under the names that version 3 pickled them by, so that its files still load.
 
-Saved buffers of Stable-Baselines3 and Tianshou are pickles by nature, which name classes by module. Classes that reach
-a file today do so under their public path and need no entry here.
+Stable-Baselines3 and Tianshou save buffers as pickles, which name classes by module. Classes that are saved today are
+named by their public path (`public_paths.py`) and need no entry here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Usage:
 
 
 def install() -> None:
-    """Let the unpickler find them."""
+    """Make the old names importable, where the unpickler looks."""
     for old, new in _MODULES.items():
         sys.modules.setdefault(f"{__package__}.{old}", import_module(f".{new}", __package__))
     replay = import_module(".replay", __package__)

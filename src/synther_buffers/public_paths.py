@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def exported_from(module: str, *classes: type) -> None:
-    """Let classes say that they are of the module that exports them, whatever file defines them.
+    """Set the module of classes to the one that exports them, whatever file defines them.
 
     A pickle names a class by its module and its name. Called once where the classes are exported,
     ``exported_from(__name__, SynthERBuffer)``, this makes it ``synther_buffers.sb3.SynthERBuffer``, in messages and in

@@ -13,7 +13,7 @@ def whole_number(name: str, value: Any, minimum: int) -> int:
     """`value` as an int.
 
     Raises:
-        TypeError: no whole number; True and False are none either.
+        TypeError: not a whole number; True and False are refused too.
         ValueError: below `minimum`.
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
@@ -23,22 +23,40 @@ def whole_number(name: str, value: Any, minimum: int) -> int:
     return int(value)
 
 
+def positive(name: str, value: Any) -> float:
+    """`value` as a float above 0.
+
+    Raises:
+        TypeError: no number.
+        ValueError: 0 or below, NaN included.
+    """
+    number = _number(name, value, "wanted a number above 0")
+    if not number > 0.0:
+        raise ValueError(f"{name} is {value}; it must be positive.")
+    return number
+
+
 def fraction(name: str, value: Any, meaning: str = "between 0 and 1") -> float:
     """`value` as a float from 0 to 1.
 
     Args:
         name: of the argument.
         value: as given.
-        meaning: ends the sentence "it must lie ...".
+        meaning: completes "it must lie ..." in the error.
 
     Raises:
         TypeError: no number.
         ValueError: outside 0 to 1, NaN included.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); wanted a number from 0 to 1.")
-    if not 0.0 <= value <= 1.0:
+    number = _number(name, value, "wanted a number from 0 to 1")
+    if not 0.0 <= number <= 1.0:
         raise ValueError(f"{name} is {value}; it must lie {meaning}.")
+    return number
+
+
+def _number(name: str, value: Any, wanted: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); {wanted}.")
     return float(value)
 
 

@@ -52,8 +52,6 @@ class Adapter(ABC):
     variant = False
     #: Ways in which the framework's own buffer can be copied.
     copies_by = ("deepcopy", "pickle", "restart")
-    #: Whether the framework draws real rows from torch's or NumPy's global stream.
-    draws_from_global_streams = True
 
     @abstractmethod
     def make(

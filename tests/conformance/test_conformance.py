@@ -13,13 +13,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from batches import synthetic_places
+from batches import assert_every_slice_is_fair, synthetic_places
 from gymnasium import spaces
 from toys import SPEC, TINY, equal, fails_at, global_state
 
 from synther_buffers import FitReport, Transitions
 from synther_buffers.replay.refresh import run_refresh
 from synther_buffers.upsampling.diffusion_upsampler import DiffusionUpsampler
+from synther_buffers.upsampling.presets import resolve_config
 
 OBSERVATION, ACTION = spaces.Box(-np.inf, np.inf, (2,), np.float32), spaces.Box(-1.0, 1.0, (1,), np.float32)
 MARK = -7.0
@@ -288,6 +289,31 @@ def test_4_constant_columns_and_the_rate_of_terminals_are_reproduced(adapter):
     assert synthetic["next_observation"][synthetic["terminated"], 0].min() > 0.5
 
 
+@pytest.mark.parametrize(
+    ("space", "draw", "reaches"),
+    [
+        (spaces.Box(-2.0, 2.0, (1,), np.float32), lambda rng: rng.uniform(-2, 2), 1.8),
+        (spaces.Box(-np.inf, np.inf, (1,), np.float32), lambda rng: 3.0 * rng.normal(), 6.0),
+        (spaces.Box(-1.0, 1.0, (1,), np.float32), lambda rng: 40.0 + rng.uniform(-2, 2), 41.8),
+    ],
+    ids=["wider than 1", "unbounded", "outside its space"],
+)
+def test_4_actions_have_the_range_of_the_stored_ones(adapter, space, draw, reaches):
+    """A loop of one's own stores what it likes: nothing is said about bounds or a scale."""
+    config = replace(TINY, train_steps=300, model_terminals=False, num_synthetic=2_000)
+    buffer = make(adapter, 1_000, OBSERVATION, space, upsampler=config, retrain_every=1_000, num_synthetic=None)
+    rng = np.random.default_rng(0)
+    for step in range(1_000):
+        adapter.add(buffer, rows_of(step) | {"action": np.full((1, 1), draw(rng), np.float32)})
+    adapter.sample(buffer, 32)
+    stored, synthetic = adapter.stored(buffer)["action"], adapter.synthetic(buffer).rows.action.numpy()
+    assert synthetic.max() > reaches
+    assert synthetic.min() < (-reaches if reaches < 40.0 else 38.2)
+    assert stored.min() <= synthetic.min() <= synthetic.max() <= stored.max()
+    # So small a net smears a uniform distribution's edges, and what lies beyond the data is put at their limits.
+    assert ((synthetic == stored.min()) | (synthetic == stored.max())).mean() < 0.15
+
+
 # -- invariant 5: a refresh that fails ---------------------------------------------------------------------------------
 
 
@@ -323,7 +349,7 @@ def test_6_building_writing_and_refreshing_leave_the_process_as_it_was(adapter):
         adapter.sample(other, 64 if other is buffer else 32)
         states.append(global_state())
     assert adapter.synthetic(buffer).num_refreshes == 1
-    assert states[0] == states[1] or not adapter.draws_from_global_streams
+    assert states[0] == states[1]
 
 
 @pytest.mark.parametrize("upsampler", [Marked, TINY])
@@ -431,6 +457,14 @@ def test_every_batch_has_exactly_its_share(adapter, batch_size, fraction, num_sy
         assert marked(batch) == num_synthetic
 
 
+def test_9_every_slice_of_32_rows_is_between_30_and_70_percent_synthetic(adapter):
+    n_envs = adapter.num_envs
+    buffer = make(adapter, n_envs=n_envs)
+    fill(adapter, [buffer], 0, 60, n_envs)
+    for _ in range(3):
+        assert_every_slice_is_fair(adapter.sample(buffer, 32 * 20)["reward"] == MARK)
+
+
 @pytest.mark.parametrize("share", [0.5, 0.25])
 def test_9_every_slice_of_a_batch_is_a_fair_mix(adapter, share):
     buffer = make(adapter, synthetic_fraction=share)
@@ -508,6 +542,9 @@ def test_a_batch_is_the_algorithms_to_write_into(adapter):
         ({"seed": -1}, ValueError, "seed is -1"),
         ({"upsampler": "huge"}, ValueError, "unknown preset 'huge'; known presets: auto, cpu"),
         ({"upsampler": 3}, TypeError, "upsampler is 3; wanted the name of a preset"),
+        ({"upsampler": {"train_step": 9}}, ValueError, "unknown train_step. Did you mean 'train_steps'?"),
+        ({"upsampler": {"network": {"depht": 9}}}, ValueError, "unknown network.depht. Did you mean 'depth'?"),
+        ({"retrain_evry": 9}, TypeError, "does not know the keyword 'retrain_evry'. Did you mean 'retrain_every'?"),
         ({"upsampler_device": "abacus"}, ValueError, "the device 'abacus' cannot be used here"),
         ({"progress_bar": 1}, TypeError, "progress_bar is 1; wanted True or False"),
         ({"refresh_log": 3}, TypeError, "refresh_log is 3; wanted the path of a file"),
@@ -520,16 +557,44 @@ def test_bad_arguments_are_named(adapter, kwargs, error, message):
     assert message in str(raised.value)
 
 
+def test_a_mapping_says_what_differs_from_the_devices_preset(adapter, tmp_path):
+    """What YAML and JSON can write; it comes back from a restart too."""
+    changes = {"train_steps": 10, "terminal_steps": 10, "network": {"width": 16, "depth": 1}}
+    buffer = make(adapter, upsampler=changes, upsampler_device="cpu", num_synthetic=50)
+    fill(adapter, [buffer], 0, 120)
+    adapter.sample(buffer, 32)
+    preset = resolve_config("auto", torch.device("cpu"))
+    network = replace(preset.network, width=16, depth=1)
+    wanted = replace(preset, train_steps=10, terminal_steps=10, network=network)
+    for each in (buffer, adapter.restart(buffer, tmp_path)):
+        assert adapter.synthetic(each).num_refreshes == 1
+        assert adapter.synthetic(each).upsampler.settings == wanted
+
+
 def test_a_live_upsampler_is_refused(adapter):
     live = DiffusionUpsampler(SPEC, TINY, "cpu")
     with pytest.raises(TypeError, match="upsampler is a live DiffusionUpsampler; pass its configuration"):
         make(adapter, upsampler=live)
 
 
-def test_a_store_smaller_than_a_refresh_is_refused(adapter):
-    with pytest.raises(ValueError, match=rf"retrain_every=201 is more than {adapter.capacity}=200"):
-        make(adapter, 200, retrain_every=201)
-    make(adapter, 200, retrain_every=201, synthetic_fraction=0.0)
+def test_a_store_smaller_than_a_refresh_is_refused_when_it_is_written(adapter):
+    buffer = make(adapter, 200, retrain_every=201)  # whoever only acts with a loaded agent has a store of one row
+    with pytest.raises(ValueError, match=rf"retrain_every=201 is more than {adapter.capacity}=200: .* Lower retrain"):
+        fill(adapter, [buffer], 0, 1)
+    assert adapter.size(buffer) == 0
+    again = make(adapter, 200, retrain_every=201, synthetic_fraction=0.0)
+    fill(adapter, [again], 0, 1)
+    assert adapter.size(again) == 1
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "restart"])
+def test_a_copy_of_a_store_that_is_too_small_says_so_too(adapter, way, tmp_path):
+    if way == "restart" and adapter.name.startswith("torchrl"):
+        pytest.skip("TorchRL saves no empty storage")
+    buffer = make(adapter, 200, retrain_every=201)
+    buffer = copy.deepcopy(buffer) if way == "deepcopy" else adapter.restart(buffer, tmp_path)
+    with pytest.raises(ValueError, match="retrain_every=201 is more than"):
+        fill(adapter, [buffer], 0, 1)
 
 
 # -- the real thing ----------------------------------------------------------------------------------------------------
@@ -548,6 +613,19 @@ def test_training_mixes_every_batch_and_repeats_itself(adapter):
     last = {row.tobytes() for row in adapter.synthetic(run.buffer).rows.observation.numpy()}
     final = run.batches[-1]["observation"]
     assert sum(row.tobytes() in last for row in final) == 32
+
+
+@pytest.mark.parametrize(("utd", "told"), [(1, 1), (6, 0)])
+def test_a_run_with_few_updates_is_told_what_to_set_once(adapter, log, utd, told):
+    advice = {"sb3": "gradient_steps=10", "tianshou": "gradient_steps_per_sample=10.0", "torchrl": "a step ten times"}
+    run = adapter.train("Pendulum-v1", 170, utd=utd, upsampler=Marked, retrain_every=60, num_synthetic=300, seed=0)
+    assert adapter.synthetic(run.buffer).num_refreshes == 2
+    said = [
+        record.getMessage() for record in log.records if "gradient steps for each real transition" in record.message
+    ]
+    assert len(said) == told
+    assert all(f"takes about {utd:.1f} " in message for message in said)
+    assert all(advice[adapter.name.split("-")[0]] in message for message in said)
 
 
 @pytest.mark.slow

@@ -120,7 +120,7 @@ def test_made_in_inference_mode_it_can_still_be_trained_and_loaded() -> None:
     with torch.inference_mode():
         network = make_network()
     network(X, NOISE).sum().backward()
-    assert network.row_in.weight.grad is not None
+    assert network.row_in.weight.grad.abs().sum() > 0
     network.load_state_dict(make_network(seed=1).state_dict())
 
 

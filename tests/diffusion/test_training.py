@@ -205,12 +205,13 @@ class TestOnCuda:
 # -- the loop --------------------------------------------------------------------------------------------------------
 
 
-class TestLearning:
-    @pytest.fixture(scope="class")
-    def trained(self) -> tuple[Preconditioner, float]:
-        config = TrainingConfig(batch_size=512, learning_rate=5e-3)
-        return train_denoiser(make_denoiser(width=64), gaussian_rows(50_000), 600, config, generator())
+@pytest.fixture(scope="module")
+def trained() -> tuple[Preconditioner, float]:
+    config = TrainingConfig(batch_size=512, learning_rate=5e-3)
+    return train_denoiser(make_denoiser(width=64), gaussian_rows(50_000), 600, config, generator())
 
+
+class TestLearning:
     def test_approaches_the_optimal_loss_of_a_gaussian(self, trained: tuple[Preconditioner, float]) -> None:
         average, loss = trained
         optimal = optimal_loss(CONFIG)

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import get_type_hints
 
 import pytest
 import torch
-from toys import SPEC, Resampler
+from toys import SPEC, Resampler, gaussian
+from typer.testing import CliRunner
 
 from synther_buffers import PRESETS, SyntheticOptions, SyntheticReplay, UpsamplerConfig
+from synther_buffers.cli import app
+from synther_buffers.datasets import write_dataset
 from synther_buffers.replay import options
 from synther_buffers.replay.options import OPTIONS, SyntheticKeywords, split_keywords
 from synther_buffers.upsampling.presets import resolve_config
@@ -133,3 +137,18 @@ def test_a_mapping_is_merged_into_the_preset_of_the_device():
 def test_a_mapping_with_mistakes(mapping, error, message):
     with pytest.raises(error, match=message):
         SyntheticOptions(upsampler=mapping, upsampler_device="cpu")
+
+
+def test_the_command_line_takes_the_same_mapping_as_json(tmp_path, monkeypatch):
+    """``--config`` and `upsampler` mean the same: the same rows come out."""
+    changes = {"train_steps": 10, "terminal_steps": 10, "network": {"width": 16, "depth": 1}}
+    monkeypatch.chdir(tmp_path)
+    write_dataset("real.hdf5", gaussian(400))
+    Path("changes.json").write_text(json.dumps(changes))
+    config = SyntheticOptions(upsampler=changes, upsampler_device="cpu").factory().config
+    Path("whole.json").write_text(json.dumps(config.to_dict()))
+    for name in ("changes", "whole"):
+        arguments = ["upsample", "real.hdf5", "-o", f"{name}.npz", "-n", "100", "--config", f"{name}.json"]
+        result = CliRunner().invoke(app, [*arguments, "--device", "cpu", "--seed", "3", "--quiet"])
+        assert result.exit_code == 0, result.output
+    assert Path("changes.npz").read_bytes() == Path("whole.npz").read_bytes()

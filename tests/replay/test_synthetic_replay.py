@@ -96,7 +96,8 @@ def test_splits_add_up_and_never_exceed_the_fraction(batch_size, fraction):
     replay._set.rows = walk(10)
     real, synthetic = replay.split(batch_size)
     assert real + synthetic == batch_size
-    assert 0 <= synthetic <= batch_size * fraction + 1e-6
+    assert real >= 0
+    assert synthetic <= batch_size * fraction + 1e-6
     assert synthetic > batch_size * fraction - 1
 
 
@@ -200,15 +201,32 @@ def test_5_a_failed_refresh_leaves_the_last_set_in_service(caplog):
 
 
 def test_5_a_failed_first_refresh_leaves_batches_real(caplog):
+    replay = make(fails_at(1, Resampler))
+    replay.observe_total(400)
+    with caplog.at_level(logging.ERROR):
+        assert replay.refresh(walk(400)) is None
+    assert replay.split(10) == (10, 0)
+    assert "Synthetic refresh at 400 real transitions failed" in caplog.text
+
+
+def test_rewards_whose_variance_float32_cannot_hold_are_learned():
+    rows = gaussian(400)
+    rows.reward = torch.full((400,), torch.finfo(torch.float32).max)
+    rows.reward[::2] *= -1
+    replay = refreshed(TINY, rows)
+    assert replay.split(10) == (5, 5)
+    assert all(torch.isfinite(tensor).all() for tensor in replay.rows.flat().values())
+
+
+def test_a_column_too_large_to_learn_fails_the_refresh_by_name(caplog):
+    rows = gaussian(400)
+    rows.observation *= 1e300
     replay = make(TINY)
     replay.observe_total(400)
-    broken = gaussian(400)
-    broken.reward = torch.full((400,), torch.finfo(torch.float32).max)
-    broken.reward[::2] *= -1  # finite rows whose variance is not
-    broken.observation *= 1e300
-    with caplog.at_level(logging.ERROR):
-        replay.refresh(broken)
-    assert replay.split(10) == (10, 0) or all(torch.isfinite(t).all() for t in replay.rows.flat().values())
+    assert replay.refresh(rows) is None
+    assert replay.split(10) == (10, 0)
+    assert "observation[0]" in caplog.text
+    assert "at most 1e+150 in magnitude" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -329,11 +347,17 @@ def test_8_a_batch_costs_a_draw_and_nothing_else(monkeypatch):
         replay.sample(10)
 
 
+@pytest.mark.cuda
 def test_moves_to_another_device_and_back():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
     replay = refreshed()
-    assert replay.to("cpu") is replay
-    if torch.cuda.is_available():
-        assert replay.to("cuda").sample(4).device.type == "cuda"
+    assert replay.to("cuda").sample(4).device.type == "cuda"
+    assert equal(replay.to("cpu").rows, refreshed().rows)
+
+
+def test_moving_to_the_device_where_it_is_changes_no_draw():
+    assert equal(refreshed().to("cpu").sample(50), refreshed().sample(50))
 
 
 def test_reset_forgets_everything():
@@ -565,11 +589,28 @@ def test_without_a_spec_the_upsampler_is_checked_all_the_same(upsampler, error, 
         unspecified(upsampler)
 
 
-def test_a_store_smaller_than_a_refresh_is_refused():
-    make().check_capacity("size", 200)
-    make(synthetic_fraction=0.0).check_capacity("size", 1)
-    with pytest.raises(ValueError, match=r"retrain_every=200 is more than size=199: .* raise size\."):
-        make().check_capacity("size", 199)
+@pytest.mark.parametrize(
+    ("given", "capacity", "message"),
+    [
+        (199, 199, r"retrain_every=200 is more than size=199: .* raise size\."),
+        (201, 198, r"retrain_every=200 is more than the 198 rows that size=201 holds: .* raise size\."),
+    ],
+)
+def test_a_store_smaller_than_a_refresh_is_refused_at_the_first_row(given, capacity, message):
+    replay = make()
+    replay.limit_capacity("size", given, capacity)
+    replay.observe_total(0)
+    for copied in (replay, pickle.loads(pickle.dumps(replay))):
+        with pytest.raises(ValueError, match=message):
+            copied.observe_total(1)
+
+
+@pytest.mark.parametrize(("fraction", "capacity"), [(0.5, 200), (0.0, 1)])
+def test_a_store_that_holds_a_refresh_is_not_refused(fraction, capacity):
+    replay = make(synthetic_fraction=fraction)
+    replay.limit_capacity("size", capacity, capacity)
+    replay.observe_total(1)
+    assert replay.num_observed == 1
 
 
 def test_extra_fields_are_learned_and_generated():

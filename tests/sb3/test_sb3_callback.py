@@ -28,6 +28,28 @@ NAMES = {
 }
 
 
+def test_a_loaded_file_of_a_plain_buffer_is_named_as_the_cause(tmp_path, log):
+    plain = SAC("MlpPolicy", CounterEnv(), **small(buffer_size=1_000)).learn(20)
+    plain.save_replay_buffer(tmp_path / "plain")
+    model = SAC("MlpPolicy", CounterEnv(), **kwargs_for(SynthERBuffer))
+    model.load_replay_buffer(tmp_path / "plain")
+    model.learn(10, callback=SynthERCallback())
+    (message,) = (record.getMessage() for record in log.records if record.name.endswith("callback"))
+    assert message.startswith(
+        "No batch will have synthetic rows: the model was made with replay_buffer_class=SynthERBuffer, but its replay "
+        "buffer is a ReplayBuffer. load_replay_buffer has put it there, from a file that a plain buffer was saved in."
+    )
+    assert "Leave the loading out" in message
+
+
+def test_rows_that_came_without_add_are_no_run_that_is_too_short(log):
+    model = SAC("MlpPolicy", CounterEnv(), **kwargs_for(SynthERBuffer))
+    model.replay_buffer.pos = 115
+    model.learn(10, callback=SynthERCallback())
+    assert "This run ends" not in log.text
+    assert model.replay_buffer.synthetic.num_observed == 125
+
+
 def logged_model(folder, **kwargs):
     model = SAC("MlpPolicy", CounterEnv(length=20), verbose=1, **kwargs_for(SynthERBuffer, **kwargs))
     model.set_logger(configure(str(folder), ["csv", "json"]))

@@ -103,11 +103,34 @@ def test_hindsight_replay_is_refused():
 
 def test_a_ring_smaller_than_the_refresh_interval_is_refused():
     with pytest.raises(ValueError, match=r"retrain_every=120 is more than buffer_size=100: .* Lower retrain_every"):
-        make_buffer(SynthERBuffer, 100)
+        count_into(make_buffer(SynthERBuffer, 100), 0, 1)
     # 130 // 4 = 32 slots of 4 rows: 128.
     assert make_buffer(SynthERBuffer, 130, n_envs=4).buffer_size == 32
-    with pytest.raises(ValueError, match="retrain_every=129 is more than buffer_size=128"):
-        make_buffer(SynthERBuffer, 130, n_envs=4, retrain_every=129)
+    with pytest.raises(ValueError, match="retrain_every=129 is more than the 128 rows that buffer_size=130 holds"):
+        count_into(make_buffer(SynthERBuffer, 130, n_envs=4, retrain_every=129), 0, 1)
+    # Neither is 10,000 a multiple of three, nor does anybody know of the other 9,999.
+    with pytest.raises(ValueError, match="is more than the 9999 rows that buffer_size=10000 holds"):
+        count_into(make_buffer(SynthERBuffer, 10_000, n_envs=3, retrain_every=10_000), 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("cls", "policy", "space"),
+    [
+        (SynthERBuffer, "MlpPolicy", box(2)),
+        (SynthERDictBuffer, "MultiInputPolicy", DICT),
+        (SynthERNStepBuffer, "MlpPolicy", box(2)),
+    ],
+)
+def test_an_agent_that_is_loaded_to_act_needs_no_room_for_rows(tmp_path, cls, policy, space):
+    """As rl-zoo3's enjoy loads it."""
+    env = vec(RandomEnv, space, box(1))
+    SAC(policy, env, **kwargs_for(cls)).save(tmp_path / "agent")
+    loaded = SAC.load(tmp_path / "agent", buffer_size=1)
+    action, _ = loaded.predict(env.reset())
+    assert action.shape == (1, 1)
+    loaded.set_env(env)
+    with pytest.raises(ValueError, match="retrain_every=120 is more than buffer_size=1: "):
+        loaded.learn(10)
 
 
 # -- arguments out of range, as the user gives them ----------------------------------------------------------------
@@ -146,6 +169,22 @@ def test_without_stable_baselines3_the_import_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "synther_buffers.sb3")
     with pytest.raises(ImportError, match=r'pip install "synther-buffers\[sb3\]"'):
         importlib.import_module("synther_buffers.sb3")
+
+
+@pytest.mark.parametrize(("made_for", "given"), [(4, 2), (1, 3), (3, 1)])
+@pytest.mark.parametrize("cls", [SynthERBuffer, SynthERDictBuffer, SynthERNStepBuffer])
+def test_rows_of_another_number_of_environments(tmp_path, cls, made_for, given):
+    """A buffer that was loaded into a model with other environments than it was saved with."""
+    space, policy = (DICT, "MultiInputPolicy") if cls is SynthERDictBuffer else (box(2), "MlpPolicy")
+    first = SAC(policy, vec(RandomEnv, space, box(1), n_envs=made_for), **kwargs_for(cls))
+    first.learn(12)
+    first.save_replay_buffer(tmp_path / "buffer")
+    second = SAC(policy, vec(RandomEnv, space, box(1), n_envs=given), **kwargs_for(cls))
+    second.load_replay_buffer(tmp_path / "buffer")
+    message = rf"{given} row\(s\) came in, but this buffer was made for n_envs={made_for}: .*n_envs={made_for}\)"
+    with pytest.raises(ValueError, match=message):
+        second.learn(12)
+    assert second.replay_buffer.size() == 12 // made_for
 
 
 # -- a refresh that fails ------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from batches import synthetic_places
+from batches import assert_every_slice_is_fair, synthetic_places
 from gymnasium import spaces
 from synther_buffers.tianshou import SynthERPrioritizedReplayBuffer, SynthERReplayBuffer
 from tianshou.data import Batch, Collector, PrioritizedReplayBuffer, ReplayBuffer, VectorReplayBuffer
@@ -143,6 +143,19 @@ def test_half_of_a_batch_is_synthetic(cls, size, num_synthetic):
     assert synthetic.sum() == num_synthetic
     np.testing.assert_array_equal(index >= buffer.maxsize, synthetic)
     assert_same(batch, buffer[index])
+
+
+@CLASSES
+@pytest.mark.parametrize("buffer_num", [1, 3])
+@pytest.mark.parametrize("name", ["vector", "dict"])
+def test_every_slice_of_a_batch_is_a_fair_mix(cls, buffer_num, name):
+    """Some clients sample for many updates at once and cut the batch."""
+    buffer = make_buffer(cls, buffer_num=buffer_num)
+    for number, batch in enumerate(random_rows(*SPACES[name], 150)):
+        buffer.add(batch, [number % buffer_num])
+    batch, indices = buffer.sample(32 * 20)
+    assert_every_slice_is_fair(batch.rew == MARK)
+    assert_every_slice_is_fair(indices >= buffer.maxsize)
 
 
 @CLASSES

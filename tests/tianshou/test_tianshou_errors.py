@@ -18,7 +18,6 @@ CLASSES = pytest.mark.parametrize("cls", PLAIN)
         ({"ignore_obs_next": True}, ValueError, "ignore_obs_next=True is not supported"),
         ({"stack_num": 4}, ValueError, "stack_num=4 is not supported"),
         ({"save_only_last_obs": True}, ValueError, "save_only_last_obs=True is not supported"),
-        ({"size": 119}, ValueError, "retrain_every=120 is more than total_size=119"),
         ({"size": 0}, ValueError, "total_size is 0"),
         ({"size": 4.5}, TypeError, "total_size is 4.5"),
         ({"buffer_num": 0}, ValueError, "buffer_num is 0"),
@@ -33,6 +32,29 @@ CLASSES = pytest.mark.parametrize("cls", PLAIN)
 def test_constructor(cls, arguments, error, message):
     with pytest.raises(error, match=message):
         make_buffer(cls, **arguments)
+
+
+@CLASSES
+def test_a_ring_smaller_than_the_refresh_interval_is_refused_when_it_is_written(cls):
+    with pytest.raises(ValueError, match="retrain_every=120 is more than total_size=119"):
+        make_buffer(cls, 119).add(rows(0))
+    # 121 rows for two environments are 61 each; 100 for three 34 each: the user's number is the one to be named.
+    make_buffer(cls, 121, 2, retrain_every=122).add(rows(0, 2))
+    with pytest.raises(ValueError, match="retrain_every=120 is more than the 102 rows that total_size=100 holds"):
+        make_buffer(cls, 100, 3).add(rows(0, 3))
+
+
+@CLASSES
+@pytest.mark.parametrize("given", [2, 5])
+def test_rows_of_another_number_of_environments(cls, given):
+    """A buffer that was loaded into a script with other environments than it was saved with."""
+    buffer = make_buffer(cls, buffer_num=4)
+    with pytest.raises(ValueError, match=rf"the batch has {given} rows for 4 sub-buffers \(buffer_num=4\)"):
+        buffer.add(rows(0, given))
+    with pytest.raises(ValueError, match=rf"the batch has {given} rows for 3 sub-buffers \(buffer_ids\)"):
+        buffer.add(rows(0, given), [0, 1, 3])
+    assert len(buffer) == 0
+    assert [child._ep_len for child in buffer.buffers] == [0] * 4
 
 
 def test_priorities_belong_to_the_prioritised_class():

@@ -144,7 +144,8 @@ def test_a_file_of_tianshous_class_is_refused(cls, tmp_path):
     plain, path = make_plain(cls, buffer_num=2), str(tmp_path / "buffer.hdf5")
     count_into(plain, 0, 10)
     plain.save_hdf5(path)
-    with pytest.raises(ValueError, match=f"not saved by {cls.__name__}: it has no settings of a synthetic set"):
+    message = rf"buffer.hdf5: this file was not saved by {cls.__name__}: it has no settings of a synthetic set"
+    with pytest.raises(ValueError, match=message):
         cls.load_hdf5(path)
 
 

@@ -146,6 +146,20 @@ def test_from_data(cls, tmp_path):
     assert buffer.synthetic.num_observed == 151
 
 
+def test_rows_that_came_without_add_count_too():
+    buffer = make_buffer(size=300)
+    buffer.set_batch(Batch(data(300)))
+    child = buffer.buffers[0]
+    child._size = buffer._lengths[0] = child._insertion_idx = 130
+    child.last_index[0] = buffer.last_index[0] = 129
+    assert num_synthetic(buffer) == 20
+    assert buffer.synthetic.num_observed == 130
+    assert buffer.row_order().write_index.tolist() == list(range(130))
+    buffer.add(rows(7))
+    assert buffer.synthetic.num_observed == 131
+    assert buffer.row_order().write_index.tolist() == list(range(131))
+
+
 def test_from_data_of_different_lengths():
     columns = data(150) | {"rew": np.ones(149)}
     with pytest.raises(ValueError, match=r"differ in length: .*'rew': 149"):

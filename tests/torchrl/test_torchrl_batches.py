@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from batches import mask
+from batches import assert_every_slice_is_fair, mask
 from synther_buffers.torchrl import SynthERMemmapStorage, SynthERStorage, is_synthetic
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, ReplayBuffer, TensorDictReplayBuffer
@@ -180,7 +180,7 @@ def test_an_old_index_gives_the_same_rows_again():
     last = torch.cat((torch.tensor([-1]), synthetic[-2:]))
     assert buffer.storage.get(last)["next", "reward"].flatten().tolist() == [1, MARK, MARK]
     assert float(buffer.storage.get(int(synthetic[-1]))["next", "reward"]) == MARK
-    assert buffer.storage.get(np.array(synthetic[-1:]))["next", "reward"].tolist() == [[MARK]]
+    assert buffer.storage.get(synthetic[-1:].numpy())["next", "reward"].tolist() == [[MARK]]
     with pytest.raises(IndexError, match="names synthetic rows that a refresh has replaced"):
         buffer.storage.get(torch.tensor([-(2**40) - 90]))
 
@@ -459,12 +459,22 @@ def test_a_storage_of_two_dimensions():
     assert set((learned // 1000).tolist()) == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize("cls", STORAGES)
 @pytest.mark.parametrize("ndim", [1, 2])
-def test_every_slice_of_a_batch_is_a_fair_mix(ndim):
-    buffer = make_buffer(ndim=ndim)
-    buffer.extend(rows(160) if ndim == 1 else rows(160).reshape(4, 40))
-    for cut in buffer.sample(32 * 20).split(32):
-        assert 10 <= num_marked(cut) <= 22
+@pytest.mark.parametrize("way", ["gathered", "read key by key", "n-step", "nested keys", "read again"])
+def test_every_slice_of_a_batch_is_a_fair_mix(cls, ndim, way):
+    """Some clients sample for many updates at once and cut the batch."""
+    more = {"sensors": {"left": torch.rand(160, 2)}, "next__sensors": {"left": torch.rand(160, 2)}}
+    data = rows(160, **(more if way == "nested keys" else {}))
+    buffer = make_buffer(cls, ndim=ndim, transform=MultiStepTransform(3, 0.9) if way == "n-step" else None)
+    buffer.extend(data if ndim == 1 else data.reshape(4, 40))
+    batch = buffer.sample(32 * 20)
+    if way == "read key by key":
+        buffer.storage._gatherer = None  # as after a new key has come
+        batch = buffer.sample(32 * 20)
+    if way == "read again":
+        batch = buffer.storage.get(batch["index"] if ndim == 1 else tuple(batch["index"].unbind(1)))
+    assert_every_slice_is_fair(batch["next", "reward"].flatten().numpy() == MARK)
 
 
 def test_an_info_index_tells_the_synthetic_rows_too():

@@ -147,17 +147,20 @@ def test_batches_of_another_shape_than_the_first():
         ({"retrain_evry": 100}, TypeError, "'retrain_evry'. Did you mean 'retrain_every'"),
         ({"modelled_keys": "cost"}, TypeError, "modelled_keys is 'cost'; wanted a sequence of keys"),
         ({"modelled_keys": [3]}, TypeError, "modelled_keys has 3; wanted a string or a tuple of strings"),
-        (
-            {"retrain_every": 401},
-            ValueError,
-            "retrain_every=401 is more than max_size=400: .* Lower retrain_every or raise max_size",
-        ),
     ],
 )
 @pytest.mark.parametrize("cls", STORAGES)
 def test_bad_arguments_are_named(cls, kwargs, error, message):
     with pytest.raises(error, match=message):
         make_storage(cls, **kwargs)
+
+
+@pytest.mark.parametrize("cls", STORAGES)
+def test_a_storage_smaller_than_the_refresh_interval_is_refused_when_it_is_written(cls):
+    buffer = make_buffer(cls, retrain_every=401)
+    with pytest.raises(ValueError, match=r"retrain_every=401 is more than max_size=400: .* or raise max_size"):
+        buffer.extend(rows(10))
+    assert len(buffer) == 0
 
 
 def test_a_declared_key_has_to_be_there():

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from batches import assert_every_slice_is_fair
 from synther_buffers.torchrl import SynthERMemmapStorage, SynthERPrioritizedSampler, SynthERStorage, is_synthetic
 from torchrl.data import (
     LazyTensorStorage,
@@ -126,6 +127,17 @@ def test_a_prioritised_batch_is_half_synthetic(cls, sampler_cls):
         assert num_marked(batch) == 16 == int(is_synthetic(batch["index"]).sum())
     assert torch.equal(real_of(batch)["observation"][:, 0], real_of(batch)["index"].float())
     assert batch["priority_weight"].shape == (33,)
+
+
+@needs_priorities
+@pytest.mark.parametrize("cls", [SynthERStorage, SynthERMemmapStorage])
+@pytest.mark.parametrize("ndim", [1, 2])
+def test_every_slice_of_a_prioritised_batch_is_a_fair_mix(cls, ndim):
+    buffer = prioritized(cls, ndim=ndim)
+    buffer.extend(rows(160) if ndim == 1 else rows(160).reshape(4, 40))
+    batch = buffer.sample(32 * 20)
+    assert_every_slice_is_fair(batch["next", "reward"].flatten().numpy() == -7.0)
+    assert_every_slice_is_fair(is_synthetic(batch["index"]).numpy())
 
 
 @needs_priorities

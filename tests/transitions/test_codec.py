@@ -14,7 +14,8 @@ from torch import Tensor
 from synther_buffers.transitions import Transitions, TransitionSpec
 from synther_buffers.transitions.codec import Codec
 from synther_buffers.transitions.normalizer import HEAVY_TAIL
-from synther_buffers.transitions.values import FEW_VALUES, Thresholds
+from synther_buffers.transitions.structure import FEW_VALUES
+from synther_buffers.transitions.values import Thresholds
 
 BOX = spaces.Box(-np.inf, np.inf, (1,))
 
@@ -87,9 +88,11 @@ class TestWidth:
         assert fitted(rows, spec).dim == 2 * 16 + 5 + 1 + 1 + 3
         assert fitted(rows, spec, model_terminals=False).dim == 2 * 16 + 5 + 1 + 3
 
-    def test_depends_on_the_spec_alone(self) -> None:
+    def test_depends_on_the_spec_alone_without_point_masses(self) -> None:
         spec = make_spec(spaces.Box(-1, 1, (3,)), spaces.Discrete(3))
-        one_valued = make_rows(spec, 50, observation=np.zeros((50, 3)), action=np.full(50, 2))
+        one_valued = make_rows(
+            spec, 50, observation=np.zeros((50, 3)), action=np.full(50, 2), next_observation=np.zeros((50, 3))
+        )
         for rows in (make_rows(spec, 1), make_rows(spec, 50), one_valued):
             assert fitted(rows, spec).encode(rows).shape == (len(rows), 3 + 3 + 1 + 3 + 1)
 

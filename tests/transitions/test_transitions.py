@@ -110,6 +110,37 @@ class TestFromSpaces:
             TransitionSpec.from_spaces(spaces.Dict({"camera": image, "speed": BOX}), BOX)
 
     @pytest.mark.parametrize(
+        ("shape", "dtype"), [((4, 3, 64, 64), np.uint8), ((84, 84), np.uint8), ((3, 64, 64), np.float32)]
+    )
+    def test_images_of_other_ranks_and_dtypes_are_refused(self, shape: tuple[int, ...], dtype: type) -> None:
+        with pytest.raises(ValueError, match=r"observation is an image \(.* Box of shape .*Encode images first"):
+            TransitionSpec.from_spaces(spaces.Box(0, 1, shape, dtype), BOX)
+
+    def test_stacked_vectors_are_no_image(self) -> None:
+        assert TransitionSpec.from_spaces(spaces.Box(0, 1, (4, 500)), BOX).observation[0].size == 2_000
+        with pytest.raises(ValueError, match="is an image"):
+            TransitionSpec.from_spaces(spaces.Box(0, 1, (4, 513)), BOX)
+
+    @pytest.mark.parametrize(
+        "space", [spaces.Discrete(50_000), spaces.Discrete(1_025), spaces.MultiDiscrete([3, 50_000])]
+    )
+    def test_too_many_categories_are_refused(self, space: spaces.Space) -> None:
+        found = f"{int(getattr(space, 'n', 50_000)):,}"
+        with pytest.raises(ValueError, match=rf"has {found} categories, which makes {found} columns; .* at most 1,024"):
+            TransitionSpec.from_spaces(space, BOX)
+        with pytest.raises(ValueError, match=rf"action has {found} categories"):
+            TransitionSpec.from_spaces(BOX, space)
+        assert TransitionSpec.from_spaces(spaces.Discrete(1_024), BOX).observation[0].width == 1_024
+
+    def test_too_many_columns_are_refused(self) -> None:
+        # Twice 2,046, two of the action, reward and terminated.
+        assert sum(f.width for f in TransitionSpec.from_spaces(spaces.Box(0, 1, (2_046,)), BOX).fields) == 4_096
+        with pytest.raises(ValueError, match=r"has 10,004 columns, 5,000 of them in observation; .* at most 4,096"):
+            TransitionSpec.from_spaces(spaces.Box(0, 1, (5_000,)), BOX)
+        with pytest.raises(ValueError, match=r"has 6,004 columns, 3,000 of them in observation"):
+            TransitionSpec.from_spaces(spaces.MultiDiscrete([1_000] * 3), BOX)
+
+    @pytest.mark.parametrize(
         "space", [spaces.Tuple((BOX, BOX)), spaces.Text(5), spaces.Sequence(BOX), spaces.Graph(BOX, BOX)]
     )
     def test_unsupported_space_is_refused(self, space: spaces.Space) -> None:
@@ -316,6 +347,17 @@ class TestInfer:
     def test_images_are_refused(self) -> None:
         with pytest.raises(ValueError, match=r"observation is an image \(uint8 of shape \(3, 8, 8\)\)"):
             TransitionSpec.infer(discrete_rows(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 1)))
+
+    @pytest.mark.parametrize(
+        ("shape", "dtype"), [((4, 3, 64, 64), torch.uint8), ((84, 84), torch.uint8), ((3, 64, 64), torch.float32)]
+    )
+    def test_images_of_other_ranks_and_dtypes_are_refused(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        with pytest.raises(ValueError, match="observation is an image"):
+            TransitionSpec.infer(discrete_rows(torch.zeros(2, *shape, dtype=dtype), torch.zeros(2, 1)))
+
+    def test_too_many_columns_are_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"has 10,003 columns, 5,000 of them in observation"):
+            TransitionSpec.infer(discrete_rows(torch.zeros(2, 5_000), torch.zeros(2, 1)))
 
     def test_no_rows_are_refused(self) -> None:
         with pytest.raises(ValueError, match="transitions has no rows"):

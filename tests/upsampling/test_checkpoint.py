@@ -71,7 +71,10 @@ def test_a_damaged_file_is_refused(saved, seed, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(data)
     error = refusal(path)  # a change may hit a number that any value suits
-    assert error is None or str(path) in error
+    if error is None:
+        assert seed % 4 != 0  # a file that was cut never loads
+    else:
+        assert str(path) in error
 
 
 @pytest.mark.parametrize("changes", [{"depth": 1_000_000}, {"width": 1_000_000}, {"embedding_dim": 99}, {"depth": 3}])

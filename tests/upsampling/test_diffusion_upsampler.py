@@ -23,7 +23,6 @@ from synther_buffers import (
     TransitionSpec,
     Upsampler,
 )
-from synther_buffers.diffusion.training import NonFiniteLossError
 from synther_buffers.evaluation.fidelity import measure_fidelity
 from synther_buffers.upsampling import checkpoint
 from synther_buffers.upsampling.factory import make_upsampler, resolve_factory
@@ -149,7 +148,8 @@ def test_one_terminal_in_fifty_thousand_rows():
     rows.terminated[123] = True
     upsampler = fitted(TINY, rows)
     assert upsampler.model.codec.encode(rows).abs().max() < 10
-    assert 0 <= int(upsampler.sample(50_000).terminated.sum()) <= 5
+    # Systematic sampling: as many flags as the probabilities sum up to, which is the data's rate.
+    assert int(upsampler.sample(50_000).terminated.sum()) == 1
 
 
 @pytest.mark.parametrize("terminated", [False, True])
@@ -306,7 +306,7 @@ def test_a_failed_fit_leaves_the_last_model():
     reference = pickle.loads(pickle.dumps(upsampler.state_dict()))
     broken = gaussian(500)
     broken.reward[7] = float("nan")
-    with pytest.raises(NonFiniteLossError, match="training loss became nan"):
+    with pytest.raises(ValueError, match="reward has NaN among its values"):
         upsampler.fit(broken)
     twin = DiffusionUpsampler(SPEC, TINY, "cpu")
     twin.load_state_dict(reference)

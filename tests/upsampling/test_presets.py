@@ -5,6 +5,7 @@ import pickletools
 from dataclasses import FrozenInstanceError, replace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -167,6 +168,17 @@ class TestRanges:
     def test_values_out_of_range_are_named(self, part: str, name: str, value: float, wanted: str) -> None:
         with pytest.raises(ValueError, match=rf"{part}\.{name} is {value}; it must be {wanted}"):
             replace(CONFIG, **{part: replace(getattr(CONFIG, part), **{name: value})})
+
+    def test_numpy_numbers_become_plain_ones(self) -> None:
+        training = replace(CONFIG.training, batch_size=np.int64(64), learning_rate=np.float32(0.5))
+        config = replace(CONFIG, train_steps=np.int32(10), training=training)
+        assert (type(config.train_steps), type(training.batch_size), type(training.learning_rate)) == (int, int, float)
+        assert UpsamplerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+    @pytest.mark.parametrize("value", ["0.1", None, True])
+    def test_a_rate_that_is_no_number(self, value: object) -> None:
+        with pytest.raises(TypeError, match=rf"training\.learning_rate is {value!r} .*; wanted a number above 0"):
+            replace(CONFIG.training, learning_rate=value)
 
 
 class TestResolve:

@@ -61,6 +61,13 @@ def trained(rows: Transitions, num_steps: int = 30, seed: int = 0) -> TerminalCl
     return classifier
 
 
+def auc(score: torch.Tensor, true: torch.Tensor) -> float:
+    """Share of pairs of a terminal and another row that the score puts in order."""
+    rank = score.argsort().argsort().double() + 1.0
+    positive, negative = int(true.sum()), int((~true).sum())
+    return (float(rank[true].sum()) - positive * (positive + 1) / 2) / (positive * negative)
+
+
 def flags(classifier: TerminalClassifier, rows: Transitions) -> torch.Tensor:
     logits = classifier.logits(rows)
     return classifier.draw(logits, classifier.calibrate(logits), generator(1))
@@ -126,6 +133,19 @@ class TestLearning:
         classifier = TerminalClassifier(spec, CPU)
         classifier.fit(rows, 300, generator())
         assert int((flags(classifier, rows) & rows.terminated).sum()) > 0.9 * int(rows.terminated.sum())
+
+    @pytest.mark.parametrize("unit", [1e-12, 1e-9, 1e-3, 1.0, 1e6, 1e12])
+    def test_units_do_not_matter(self, unit: float) -> None:
+        rows = make_rows(4_000, falls)
+        rows.observation.mul_(unit)
+        rows.next_observation.mul_(unit)
+        assert auc(trained(rows, num_steps=300).logits(rows), rows.terminated) > 0.95
+
+    def test_a_constant_column_does_not_matter_whatever_it_is(self) -> None:
+        rows = make_rows(2_000, falls)
+        rows.observation[:, 1] = 1e-30
+        rows.next_observation[:, 1] = 1e30
+        assert auc(trained(rows, num_steps=300).logits(rows), rows.terminated) > 0.95
 
 
 class TestDrawing:

@@ -94,10 +94,6 @@ class MinariDataset(Dataset):
     def num_dropped(self) -> int:
         return 0
 
-    @property
-    def num_episodes(self) -> int:
-        return len(self._lengths)
-
     def __len__(self) -> int:
         return sum(self._lengths.values())
 

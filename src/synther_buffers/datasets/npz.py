@@ -53,11 +53,12 @@ class NpzSource(Source):
     def headers(self) -> dict[str, tuple[tuple[int, ...], bool, np.dtype[Any]]]:
         """Shape, Fortran's order and dtype of the layout's members."""
         with self._open() as archive:
-            return {
-                name: self._header(name, archive.open(f"{name}.npy"))
-                for name in self.names
-                if name.split(SEPARATOR)[0] in self._wanted
-            }
+            found = {}
+            for name in self.names:
+                if name.split(SEPARATOR)[0] in self._wanted:
+                    with archive.open(f"{name}.npy") as member:
+                        found[name] = self._header(name, member)
+            return found
 
     def _header(self, name: str, member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .checks import check_positive, check_whole
+from ..validation import positive, whole_number
 from .network import ACTIVATIONS, Activation
 from .solvers import SOLVERS, Solver
 
@@ -22,9 +22,8 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         """Reject values out of range with an error that names them."""
-        for name in ("width", "depth", "embedding_dim"):
-            check_whole(f"network.{name}", getattr(self, name), 1)
-        check_whole("network.fourier_dim", self.fourier_dim, 2)
+        for name, minimum in (("width", 1), ("depth", 1), ("embedding_dim", 1), ("fourier_dim", 2)):
+            object.__setattr__(self, name, whole_number(f"network.{name}", getattr(self, name), minimum))
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"network.activation is {self.activation!r}; known: {', '.join(ACTIVATIONS)}.")
 
@@ -37,7 +36,7 @@ class TrainingConfig:
         batch_size: rows per step, drawn with replacement.
         learning_rate: peak of AdamW's learning rate; a cosine takes it to 0 (Loshchilov and Hutter 2017).
         warmup_steps: steps, a tenth of the training at most, over which the rate rises to its place on the cosine;
-            large rates diverge without.
+            without it large rates diverge.
         betas, weight_decay: AdamW's.
         max_grad_norm: gradients are clipped to this norm.
         p_mean, p_std: of ln sigma (EDM, Table 1).
@@ -60,11 +59,10 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Reject values out of range with an error that names them."""
-        check_whole("training.batch_size", self.batch_size, 1)
-        check_whole("training.ema_every", self.ema_every, 1)
-        check_whole("training.warmup_steps", self.warmup_steps, 0)
+        for name, minimum in (("batch_size", 1), ("ema_every", 1), ("warmup_steps", 0)):
+            object.__setattr__(self, name, whole_number(f"training.{name}", getattr(self, name), minimum))
         for name in ("learning_rate", "max_grad_norm", "p_std"):
-            check_positive(f"training.{name}", getattr(self, name))
+            object.__setattr__(self, name, positive(f"training.{name}", getattr(self, name)))
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"training.ema_decay is {self.ema_decay}; it must be at least 0 and below 1.")
 
@@ -76,8 +74,8 @@ class SamplerConfig:
     Attributes:
         solver: with its settings, `HeunSolver` or `DPMSolver`. Its sigma_max is raised where the data reach beyond it.
         bfloat16: evaluate the network in bfloat16; everything outside it stays float32.
-        block_rows: rows that go through the solver together; None is 2,048, on CUDA 65,536. A drawn row depends on it
-            by rounding at most.
+        block_rows: rows that go through the solver together; None is 2,048, on CUDA 65,536. It changes drawn rows only
+            by rounding.
     """
 
     solver: Solver
@@ -89,7 +87,7 @@ class SamplerConfig:
         if not isinstance(self.solver, Solver):
             raise TypeError(f"sampler.solver is {self.solver!r}; wanted a solver, such as DPMSolver(num_steps=16).")
         if self.block_rows is not None:
-            check_whole("sampler.block_rows", self.block_rows, 1)
+            object.__setattr__(self, "block_rows", whole_number("sampler.block_rows", self.block_rows, 1))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; version 3 had a solver's name, and the settings of all solvers, side by side."""

@@ -1,4 +1,4 @@
-"""Work that is the same at every call, as one CUDA graph: one launch instead of one for each of its kernels."""
+"""Replaying a function as a CUDA graph: one launch instead of one for each kernel."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _eager: ContextVar[bool] = ContextVar("synther_buffers_eager", default=False)
 #: libraries keep a workspace for each stream; one user at a time, because a capture takes in all work of its stream.
 _streams: dict[torch.device, torch.cuda.Stream] = {}
 _stream_lock = threading.Lock()
-#: Captures that CUDA invalidated. PyTorch's allocators may still ask them, so they live as long as the process.
+#: Captures that CUDA invalidated. PyTorch's allocator may still refer to them, so they are never freed.
 _failed: list[torch.cuda.CUDAGraph] = []
 
 
 @contextlib.contextmanager
 def eager() -> Iterator[None]:
-    """Inside, no `CudaGraph` of this thread captures or replays: the work runs directly, kernel by kernel."""
+    """Inside, every `CudaGraph` of this thread calls its function directly, kernel by kernel."""
     token = _eager.set(True)
     try:
         yield

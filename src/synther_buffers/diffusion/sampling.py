@@ -1,4 +1,4 @@
-"""From noise to rows with a trained denoiser: in blocks, within the data's range, in the precision that serves."""
+"""Drawing rows from a trained denoiser: in blocks, within the data's range, in float32 or bfloat16."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ from .solvers import Noise, Watch
 
 logger = logging.getLogger(__name__)
 
-#: Rows whose noise comes from one generator. Every block is a whole number of slabs, so that a row's noise depends on
-#: the seed and on its place in the draw alone.
+#: Rows whose noise comes from one generator. Every block is a whole number of slabs, so that a row's noise depends only
+#: on the seed and on its index in the draw.
 SLAB_ROWS = 2_048
-#: Rows of a block where the configuration leaves it open: on a CPU its activations stay in the cache, a GPU is busy.
+#: Rows of a block by default. On a CPU the activations of so many rows fit into the cache; a GPU needs more to be used
+#: fully.
 _BLOCK_ROWS, _BLOCK_ROWS_CUDA = 2_048, 65_536
-#: Evaluations from which on capturing a CUDA graph pays: it waits for the device and empties PyTorch's cache.
+#: With fewer evaluations no CUDA graph is captured: a capture waits for the device and empties PyTorch's cache, which
+#: takes longer than it saves.
 _EVALUATIONS_TO_CAPTURE = 100
 
 
 class BlockDenoiser:
     """``D(x, sigma)`` for up to `num_rows` rows at one noise level, clamped to the range of the data.
 
-    An expected clean row lies between the smallest and the largest rows there are. A network may answer otherwise where
-    it has seen no data, and a solver that follows it once goes there again: one row in many thousands would run away to
-    infinity. So D is clamped to the range of the data, a little widened: ties at its ends would spoil ranks.
+    The exact D is a mean of data rows, so it lies within their range. A network can leave that range where it has seen
+    no data, and then each step of the solver takes the row further out: without the clamp one row in many thousands
+    diverges. The limits are wider than the data, so that clamped rows do not pile up on its largest value.
 
     Args:
         denoiser: D; its weights are copied now.
@@ -78,8 +80,8 @@ class BlockDenoiser:
 class RowSampler:
     """Draws the rows of one request, ``[num_rows, D]``.
 
-    A row depends on the seed and on its index. The size of the blocks matters for rounding alone, so a block that does
-    not fit a GPU's memory can be drawn again in two halves.
+    A row depends on the seed and on its index; the size of the blocks changes only rounding. A block that does not fit
+    into a GPU's memory can therefore be drawn again in two halves.
 
     Args:
         denoiser: D, trained.
@@ -106,7 +108,7 @@ class RowSampler:
         self._low, self._high = low, high
         self._sigmas = config.solver.noise_levels(sigma_max)
         most = config.block_rows or (_BLOCK_ROWS_CUDA if low.is_cuda else _BLOCK_ROWS)
-        # Blocks of one size as far as possible: the last one of a graph costs as much as the others.
+        # Blocks of nearly one size: a graph computes a whole block, also for the few rows of a last one.
         num_blocks = max(math.ceil(num_rows / most), 1)
         self._use_blocks_of(max(math.ceil(num_rows / num_blocks), 1))
 
@@ -138,13 +140,13 @@ class RowSampler:
         return out
 
     def _draw_block(self, start: int, out: Tensor, watch: Watch | None) -> bool:
-        """Fill `out`; False where that does not fit the memory of a GPU and smaller blocks might."""
+        """Fill `out`. False: the GPU ran out of memory, and a smaller block may fit."""
         try:
             noise = row_noise(self.seed, start, out)
             x = self._sigmas[0] * noise()
             out.copy_(self._config.solver.solve(self._evaluate, x, self._sigmas, noise, watch))
         except torch.cuda.OutOfMemoryError:
-            if self.block_rows <= SLAB_ROWS or watch is not None:  # who watches must not see half a block twice
+            if self.block_rows <= SLAB_ROWS or watch is not None:  # `watch` must not see a part of the block twice
                 raise
             return False
         return True

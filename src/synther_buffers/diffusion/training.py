@@ -1,4 +1,4 @@
-"""Training: minibatches, optimiser, moving average of the weights. Only progress reports wait for the device."""
+"""Training: minibatches, optimiser, moving average of the weights. The host waits for the device only to report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .config import TrainingConfig
 from .cuda_graph import CudaGraph
 from .edm import Preconditioner, denoising_loss, draw_sigma
 
-#: The loss is looked at (and the progress shown) this many times; each look waits for the device.
+#: Times in a training that the loss is read and progress is reported; each of them waits for the device.
 _REPORTS = 50
 #: Rows that `evaluate_denoiser` takes at a time, and in all.
 _EVALUATION_BLOCK, _EVALUATION_ROWS = 4_096, 65_536
@@ -27,12 +27,12 @@ class NonFiniteLossError(RuntimeError):
 class TrainingStep:
     """One gradient step at a call: minibatch, noise, forward and backward pass, clipping, AdamW.
 
-    Nothing in it waits for the device, so that CUDA replays all of it as one graph.
+    Nothing in it waits for the device, so that all of it can be one CUDA graph.
 
     Args:
         denoiser: D, on the device of `rows`; it is copied, and stays as it is.
         rows: ``[N, D]`` float32 training rows.
-        config: the learning rate's course and the moving average are the caller's.
+        config: batch size, optimiser, noise levels; the caller sets the learning rate and averages the weights.
         generator: source of everything random, on the device of `rows`.
 
     Attributes:
@@ -48,9 +48,9 @@ class TrainingStep:
         self.rows, self.config, self.generator = rows, config, generator
         self._denoiser = copy.deepcopy(denoiser).requires_grad_(True)
         self._parameters = list(self._denoiser.parameters())
-        # One vector, so that clipping, AdamW, rounding and averaging are one operation each.
+        # One vector: clipping, AdamW, rounding and averaging are then one operation each.
         self.weights = nn.Parameter(parameters_to_vector(self._parameters).detach().clone())
-        # What the network computes with and what autograd answers: the same memory in float32, else rounded copies.
+        # What the network computes with, and the gradient that autograd returns: in bfloat16 rounded copies.
         self._rounded = self.weights.detach().to(torch.bfloat16 if config.bfloat16 else torch.float32)
         self._rounded_gradient = torch.zeros_like(self._rounded)
         self.weights.grad = self.gradient = self._rounded_gradient.to(torch.float32)
@@ -144,7 +144,7 @@ def train_denoiser(
     averaged = copy.deepcopy(denoiser)
     vector_to_parameters(average, averaged.parameters())
     for parameter in averaged.parameters():
-        # Its own memory: a view would take the whole vector along into every file.
+        # Memory of its own: a view of the vector would write the whole vector into every file.
         parameter.data = parameter.data.clone()
     return averaged.requires_grad_(False), tail.item() / (num_steps - tail_start)
 
@@ -172,6 +172,6 @@ def evaluate_denoiser(
 
 def _schedule(index: int, num_steps: int, warmup_steps: int) -> float:
     """Share of the peak learning rate at a step: a linear rise over the first steps, times a cosine down to 0."""
-    # A short training must not end on the way up.
+    # At most a tenth of the training, so that a short one does not end while the rate still rises.
     rise = min((index + 1) / max(min(warmup_steps, num_steps // 10), 1), 1.0)
     return rise * 0.5 * (1.0 + math.cos(math.pi * index / num_steps))

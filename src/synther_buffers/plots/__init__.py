@@ -10,7 +10,6 @@ try:
 except ImportError as error:
     raise ImportError('synther_buffers.plots needs matplotlib: pip install "synther-buffers[plots]"') from error
 
-from .comparison import distance_dynamics, fidelity_cost, strength_sweeps
 from .generation import generation_animation, generation_strip
 from .rows import correlations, marginals, projection
 from .runs import refreshes
@@ -20,12 +19,9 @@ __all__ = [
     "COLUMN",
     "PAGE",
     "correlations",
-    "distance_dynamics",
-    "fidelity_cost",
     "generation_animation",
     "generation_strip",
     "marginals",
     "projection",
     "refreshes",
-    "strength_sweeps",
 ]

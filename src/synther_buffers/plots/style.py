@@ -65,16 +65,3 @@ def legend(figure: Figure, entries: Mapping[str, Any], most: int) -> None:
         frameon=False,
         handlelength=4.0,  # long enough to tell the line styles
     )
-
-
-def check_sets(argument: str, sets: Mapping[str, Any]) -> None:
-    """See that sets of results, by name, are few enough to be told apart.
-
-    Raises:
-        TypeError: not a mapping.
-        ValueError: none, or too many.
-    """
-    if not isinstance(sets, Mapping):
-        raise TypeError(f"{argument} is a {type(sets).__name__}; wanted a mapping from name to results.")
-    if not 1 <= len(sets) <= len(COLOURS):
-        raise ValueError(f"{argument} has {len(sets)} entries; wanted 1 to {len(COLOURS)}, more cannot be told apart.")

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Share of all rows ever written that is held out, and the most that may be of those in the buffer: its edges can hold
-#: the runs of several streams at once.
+#: Share of all rows ever written that is held out, and the largest share of the rows now in the buffer, which can be
+#: higher while runs of several streams begin at once.
 _SHARE = 0.04
 _LARGEST_SHARE = 0.05
 _LONGEST_RUN = 50

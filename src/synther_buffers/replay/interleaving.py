@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-#: Multiples of it, modulo 1, fill the unit interval evenly over every run of consecutive numbers, and over every run
-#: with a fixed stride too, so that neither slices nor `batch[i::n]` can be unlucky (Knuth, The Art of Computer
+#: Its multiples modulo 1 are spread evenly over the unit interval, for consecutive numbers and for every fixed stride,
+#: so that slices and `batch[i::n]` are fair mixes too (Knuth, The Art of Computer
 #: Programming, volume 3, section 6.4, theorem S).
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
-#: A field of a batch of at least so many bytes is gathered in memory that is kept: the allocator would fetch it from
-#: the operating system and give it back for each batch, which takes longer than the copy.
+#: From this size in bytes on, a field is gathered in memory that is kept between batches: getting it from the
+#: operating system for each batch takes longer than the copy.
 _LARGE = 65_536
 _kept = threading.local()
 
@@ -87,13 +87,13 @@ def gather(
     """
     num_real, num_synthetic = len(real_rows), len(synthetic_rows)
     both = _room((num_real + num_synthetic, *real.shape[1:]), real.dtype)
-    # NumPy gathers a batch in half the time torch takes. "clip" only spares a copy of `both`.
+    # NumPy takes half of torch's time here. mode="clip" avoids a buffered copy; every index is in range.
     real.take(real_rows, 0, both[:num_real], "clip")
     if len(synthetic) == 1:
         both[num_real:] = synthetic
     else:
         synthetic.take(synthetic_rows, 0, both[num_real:], "clip")
-    # A second pass, over a batch that the cache holds, is faster than writing to scattered places in the first.
+    # A second pass over a batch in the cache is faster than scattered writes in the first.
     return both.take(batch_order(num_real, num_synthetic), 0)
 
 

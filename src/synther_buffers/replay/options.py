@@ -1,8 +1,8 @@
 """The options that every adapter takes: names, types, defaults, checks and meanings, once.
 
-`SyntheticOptions` is what they are. `SyntheticKeywords` repeats the names and types (not the defaults) in the one form
-that type checkers and editors read off a ``**options: Unpack[SyntheticKeywords]``; `lists_options` puts names and
-defaults into what `inspect.signature`, ``help()`` and the documentation show. A test holds the two together.
+`SyntheticOptions` defines them. `SyntheticKeywords` repeats names and types, without the defaults, because type
+checkers and editors need a `TypedDict` to understand ``**options: Unpack[SyntheticKeywords]``; a test compares the two.
+`lists_options` adds names and defaults to what `inspect.signature`, ``help()`` and the documentation show.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ class SyntheticOptions:
     refresh_log: str | Path | None = None
 
     def __post_init__(self) -> None:
-        """Check every value; from here on a mapping is a configuration, and only `num_synthetic` and the log are None.
+        """Check every value and fill in the defaults that depend on others.
 
-        `num_synthetic` is resolved with the upsampler, which may be one of the user's own.
+        `num_synthetic` may stay None: its default belongs to the upsampler, which may be the user's own.
         """
         every = whole_number("retrain_every", self.retrain_every, 1)
         start = every if self.start_after is None else whole_number("start_after", self.start_after, 1)

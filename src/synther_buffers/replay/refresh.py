@@ -1,4 +1,4 @@
-"""One refresh as a function: plain data in, plain data out, the same result in this process and in any other."""
+"""One refresh as a function of plain data, with the same result in this process and in any other."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ class RefreshResult:
 def run_refresh(job: RefreshJob) -> RefreshResult:
     """Learn the rows and draw a synthetic set.
 
-    It depends on the job alone and changes nothing but the result: the same job, kind of device, library versions give
-    the same bits. Whatever the upsampler raises passes through.
+    The result depends only on the job: the same job on the same kind of device and the same library versions gives the
+    same bits. Errors of the upsampler are not caught.
 
     Raises:
         TypeError: the upsampler's `fit` returned no `FitReport`, or its `sample` no `Transitions`.
@@ -120,7 +120,7 @@ def run_refresh(job: RefreshJob) -> RefreshResult:
 
 
 def _draw(upsampler: Any, job: RefreshJob) -> Transitions:
-    """The new synthetic set, seen to be legal."""
+    """The new synthetic set, checked."""
     rows = upsampler.sample(job.num_synthetic)
     if not isinstance(rows, Transitions):
         raise TypeError(f"{type(upsampler).__name__}.sample returned {type(rows).__name__}; wanted Transitions.")
@@ -137,7 +137,7 @@ def _fidelity(job: RefreshJob, synthetic: Transitions) -> tuple[Fidelity, Fideli
     if len(job.held_out) < _MIN_HELD_OUT:
         nothing = Fidelity(math.nan, math.nan, "", math.nan)
         return nothing, nothing
-    # As many of each, drawn alike, so that the two figures differ by nothing but where the rows come from.
+    # The same number of each, so that the two figures can be compared.
     generator = torch.Generator().manual_seed(job.seed)
     count = min(len(job.train), len(synthetic), MAX_ROWS)
 

@@ -20,7 +20,7 @@ from ..version import __version__
 
 logger = logging.getLogger(__name__)
 
-#: A marginal or correlation similarity this far below that of real rows against real rows is warned about.
+#: A warning is logged where a marginal or correlation similarity is this far below that of real rows to real rows.
 FIDELITY_GAP = 0.1
 
 

@@ -27,7 +27,7 @@ class RefreshSchedule:
 
     @property
     def due(self) -> bool:
-        """Whether enough transitions came in; one refresh makes up for any number of missed ones."""
+        """Whether enough transitions came in; several missed dates make one refresh."""
         return self.num_observed >= self.next_refresh
 
     def attempted(self) -> None:

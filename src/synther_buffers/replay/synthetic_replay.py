@@ -1,4 +1,4 @@
-"""SyntheticReplay: when to refresh, the synthetic set, and the mixing. What every framework's adapter is built on."""
+"""SyntheticReplay, on which every adapter is built: when to refresh, the synthetic set, and how a batch is mixed."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from .reports import RefreshReport, append_to_log, log_report
 from .rows import finite_rows, non_finite_columns, reaches_held_out
 from .schedule import RefreshSchedule
 from .synthetic_set import SyntheticSet
+from .update_ratio import UpdateRatio
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 MIN_ROWS = 100
 #: A larger share of rows that are not finite skips the refresh.
 MAX_NON_FINITE = 0.01
+#: Fewer gradient steps for each real transition than this are worth a warning.
+FEW_UPDATES = 5.0
 
 
 class SyntheticReplay:
@@ -43,6 +46,7 @@ class SyntheticReplay:
         spec: the fields of a transition; None where no spaces tell them: the first refresh then infers them from its
             rows (`TransitionSpec.infer`), and a later one that meets new categories widens them and starts afresh.
         device: where the synthetic set lives.
+        update_advice: a sentence that says how to take more gradient steps in the framework, for a warning.
         **options: those of `synther_buffers.SyntheticOptions`.
 
     Attributes:
@@ -57,7 +61,12 @@ class SyntheticReplay:
 
     @lists_options
     def __init__(
-        self, spec: TransitionSpec | None, *, device: str | torch.device = "cpu", **options: Unpack[SyntheticKeywords]
+        self,
+        spec: TransitionSpec | None,
+        *,
+        device: str | torch.device = "cpu",
+        update_advice: str = "Take more of them.",
+        **options: Unpack[SyntheticKeywords],
     ) -> None:
         self.options = chosen = SyntheticOptions(**split_keywords("SyntheticReplay", options)[0])
         self._infers_spec = spec is None
@@ -68,6 +77,8 @@ class SyntheticReplay:
         )
         if spec is not None:
             self._make_upsampler(spec)  # a factory that does not work is found out now, not at the first refresh
+        self._too_small: str | None = None
+        self._update_advice = update_advice
         self._start_afresh(resolve_device(device))
 
     def _start_afresh(self, device: torch.device) -> None:
@@ -78,6 +89,7 @@ class SyntheticReplay:
         self._upsampler: Upsampler | None = None
         self._hold_out = HoldOut()
         self._num_batches = 0
+        self._update_ratio = UpdateRatio()
         self._warned: set[str] = set()
 
     # -- settings ----------------------------------------------------------------------------------------------------
@@ -113,24 +125,40 @@ class SyntheticReplay:
         return self._schedule.num_observed
 
     def observe_total(self, total: int) -> None:
-        """Say how many real transitions have been written in all. Only counts; nothing is trained in a write."""
+        """Set how many real transitions have been written in all. This only counts; training happens in `refresh`.
+
+        Raises:
+            ValueError: there are some, but the store is too small for a refresh.
+        """
+        if total:
+            self.check_capacity()
         self._schedule.num_observed = total
 
-    def check_capacity(self, argument: str, capacity: int) -> None:
-        """See that a store of `capacity` real rows can hold what a refresh is to learn.
+    def limit_capacity(self, argument: str, given: int, capacity: int) -> None:
+        """Set how many real rows the store holds. Whether these are enough is checked when rows are written.
+
+        An agent that is loaded to act and not to learn has a store as small as can be.
 
         Args:
-            argument: what the framework calls it.
-            capacity: rows in all.
+            argument: what the framework calls the size.
+            given: its value, as the user gave it.
+            capacity: rows in all, which may be others for several environments.
+        """
+        if self.synthetic_fraction > 0 and self.retrain_every > capacity:
+            store = f"{argument}={given}" if given == capacity else f"the {capacity} rows that {argument}={given} holds"
+            self._too_small = (
+                f"retrain_every={self.retrain_every} is more than {store}: rows would be overwritten before a refresh "
+                f"could learn them. Lower retrain_every or raise {argument}."
+            )
+
+    def check_capacity(self) -> None:
+        """Check that the store can hold what a refresh learns; adapters call it before they write.
 
         Raises:
             ValueError: it is smaller than `retrain_every`.
         """
-        if self.synthetic_fraction > 0 and self.retrain_every > capacity:
-            raise ValueError(
-                f"retrain_every={self.retrain_every} is more than {argument}={capacity}: rows would be "
-                f"overwritten before a refresh could learn them. Lower retrain_every or raise {argument}."
-            )
+        if self._too_small is not None:
+            raise ValueError(self._too_small)
 
     @property
     def refresh_due(self) -> bool:
@@ -157,6 +185,7 @@ class SyntheticReplay:
         self._num_batches += 1
         if self._num_batches == 1:
             self._announce()
+        self._update_ratio.count(batch_size, self.num_observed)
         if self._set.rows is None:
             return batch_size, 0
         # The small constant keeps 0.3 * 10 from being rounded down to 2.
@@ -212,6 +241,7 @@ class SyntheticReplay:
         Returns:
             What was done, or None if the refresh was skipped or failed.
         """
+        self._warn_of_few_updates()
         try:
             # Inference tensors of the caller's context could not be trained on.
             with torch.inference_mode(False):
@@ -335,6 +365,16 @@ class SyntheticReplay:
                 self.start_after, self.num_observed, 100 * self.synthetic_fraction,
             )  # fmt: skip
 
+    def _warn_of_few_updates(self) -> None:
+        """Say once that the algorithm takes too few gradient steps for synthetic rows to matter."""
+        ratio = self._update_ratio.measure(self.num_observed, self.retrain_every // 2)
+        if ratio is not None and ratio < FEW_UPDATES:
+            self._warn_once(
+                "updates",
+                f"The algorithm takes about {ratio:.1f} gradient steps for each real transition. Synthetic rows have "
+                f"little to gain there; they are made for many (the paper: 20). {self._update_advice}",
+            )
+
     def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:
             self._warned.add(key)
@@ -429,6 +469,8 @@ class SyntheticReplay:
             "infers_spec": self._infers_spec,
             "num_synthetic": self.num_synthetic,
             "device": str(self.device),
+            "too_small": self._too_small,
+            "update_advice": self._update_advice,
             "state": self.state_dict(),
         }
 
@@ -440,6 +482,8 @@ class SyntheticReplay:
             options = replace(options, upsampler_device="auto")
         self.options, self.num_synthetic = options, pickled["num_synthetic"]
         self.spec, self._infers_spec = pickled["spec"], pickled["infers_spec"]
+        self._too_small = pickled.get("too_small")
+        self._update_advice = pickled.get("update_advice", "")
         self._factory = options.factory()
         self._start_afresh(torch.device(device if _usable(device) else "cpu"))
         self.load_state_dict(pickled["state"])

@@ -11,7 +11,7 @@ from ..transitions import Transitions
 
 
 class SyntheticSet:
-    """Rows on a device, drawn uniformly with replacement by a generator of their own.
+    """Rows on a device, drawn uniformly with replacement by their own generator.
 
     Args:
         device: where the rows live.
@@ -48,7 +48,7 @@ class SyntheticSet:
         """Move the rows to another device."""
         if device == self.device:
             return
-        # A generator cannot move; the new one goes on from a draw of the old one.
+        # A generator cannot move: the new one is seeded by a draw of the old one.
         seed = int(torch.randint(2**62, (), generator=self._generator, device=self.device))
         rows = None if self.rows is None else self.rows.to(device)
         self.device, self._generator, self.rows = device, torch.Generator(device).manual_seed(seed), rows

@@ -1,5 +1,6 @@
 """What a row is: transitions and their fields, and the float matrix that a model learns."""
 
-from .transitions import SEPARATOR, Field, Observation, Transitions, TransitionSpec
+from .fields import SEPARATOR, Field
+from .transitions import Observation, Transitions, TransitionSpec
 
 __all__ = ["SEPARATOR", "Field", "Observation", "TransitionSpec", "Transitions"]

@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from .fields import MAX_CATEGORIES, SEPARATOR, Field, infer_field, space_fields
+
 Observation = Tensor | dict[str, "Observation"]
 
-#: Separates the keys of nested observations in a field's name: ``observation.arm.position``.
-SEPARATOR = "."
-#: Where no space tells, integers that range over at most this many values are categories.
-MAX_CATEGORIES = 1_024
+#: The matrix that the upsampler learns may have so many columns.
+MAX_COLUMNS = 4_096
 
 
 @dataclass
@@ -93,45 +92,6 @@ def _flatten(name: str, value: Observation) -> Iterator[tuple[str, Tensor]]:
 
 
 @dataclass(frozen=True)
-class Field:
-    """One tensor of a transition.
-
-    Attributes:
-        name: its name in `Transitions.flat`.
-        kind: ``continuous`` (a Box, also of integers), ``binary`` (0 or 1) or ``categorical``.
-        shape: shape of one row, ``()`` for a scalar.
-        dtype: NumPy's name of the dtype of a real row; synthetic rows get the same.
-        low, high: bounds per element in row-major order, infinite where there are none (continuous).
-        num_categories, start: number of categories and the smallest one, per element (categorical).
-        values: the float value that each category stands for, instead of an integer (n-step discounts).
-    """
-
-    name: str
-    kind: Literal["continuous", "binary", "categorical"]
-    shape: tuple[int, ...] = ()
-    dtype: str = "float32"
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
-    num_categories: tuple[int, ...] = ()
-    start: tuple[int, ...] = ()
-    values: tuple[float, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """Number of elements in a row."""
-        return math.prod(self.shape)
-
-    @property
-    def elements(self) -> list[str]:
-        """A name for each element of a row, in row-major order: ``reward``, or ``observation[0]`` and so on."""
-        return [self.name] if self.shape == () else [f"{self.name}[{element}]" for element in range(self.size)]
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return getattr(torch, self.dtype)
-
-
-@dataclass(frozen=True)
 class TransitionSpec:
     """The fields of a transition, with their shapes, dtypes and bounds.
 
@@ -163,16 +123,17 @@ class TransitionSpec:
 
         Raises:
             TypeError: a space that is not supported.
-            ValueError: an image observation (a uint8 Box of rank 3).
+            ValueError: an image observation (a uint8 Box of rank 3, or a Box of rank 2 or more with over 2,048
+                elements), over 1,024 categories of one element, or over 4,096 columns in all.
         """
-        observation = tuple(_space_fields("observation", observation_space))
+        observation = tuple(space_fields("observation", observation_space))
         if isinstance(action_space, spaces.Dict):
             raise TypeError(
                 f"action_space is {action_space}: Dict actions are not supported; "
                 "flatten them first, for example with gymnasium.wrappers."
             )
-        (action,) = _space_fields("action", action_space, action_bounds)
-        return cls(observation, action, tuple(float(value) for value in discounts))
+        (action,) = space_fields("action", action_space, action_bounds)
+        return _not_too_wide(cls(observation, action, tuple(float(value) for value in discounts)))
 
     @classmethod
     def infer(cls, transitions: Transitions, known: TransitionSpec | None = None) -> TransitionSpec:
@@ -188,7 +149,8 @@ class TransitionSpec:
             known: what earlier rows looked like; categories that these rows do not show are kept.
 
         Raises:
-            ValueError: no rows, or an image observation (uint8 of rank 3).
+            ValueError: no rows, an image observation (uint8 of rank 3, or rank 2 or more with over 2,048 elements), or
+                over 4,096 columns in all.
             TypeError: a dtype that is no number.
         """
         if len(transitions) == 0:
@@ -198,18 +160,20 @@ class TransitionSpec:
 
         def field(name: str) -> Field:
             tensors = [columns[other] for other in (name, f"next_{name}") if other in columns]
-            return _inferred(name, tensors, before.get(name))
+            return infer_field(name, tensors, before.get(name))
 
         discounts: set[float] = set() if known is None else set(known.discounts)
         if transitions.discount is not None:
             discounts |= set(torch.unique(transitions.discount).tolist())
             if len(discounts) > MAX_CATEGORIES:
                 raise ValueError(f"discount has {len(discounts)} different values; wanted gamma ** k for a few k.")
-        return cls(
-            tuple(field(name) for name in columns if name.split(SEPARATOR)[0] == "observation"),
-            field("action"),
-            tuple(sorted(discounts, reverse=True)),  # gamma ** 1 first
-            tuple(field(name) for name in columns if name.split(SEPARATOR)[0] == "extra"),
+        return _not_too_wide(
+            cls(
+                tuple(field(name) for name in columns if name.split(SEPARATOR)[0] == "observation"),
+                field("action"),
+                tuple(sorted(discounts, reverse=True)),  # gamma ** 1 first
+                tuple(field(name) for name in columns if name.split(SEPARATOR)[0] == "extra"),
+            )
         )
 
     @property
@@ -281,89 +245,13 @@ def _renamed(field: Field, name: str) -> Field:
     return replace(field, name=name)
 
 
-def _inferred(name: str, tensors: list[Tensor], known: Field | None) -> Field:
-    """The field that tensors ``[N, *shape]`` of one dtype look like, together with what is known of it."""
-    dtype, shape = tensors[0].dtype, tuple(tensors[0].shape[1:])
-    kind, dtype_name, size = name.split(SEPARATOR)[0], str(dtype).removeprefix("torch."), math.prod(shape)
-    if dtype.is_complex:
-        raise TypeError(f"{name} has dtype {dtype_name}; wanted floats, integers or booleans.")
-    if dtype == torch.bool:
-        return Field(name, "binary", shape, dtype_name)
-    if kind == "observation" and dtype == torch.uint8 and len(shape) == 3:
-        raise ValueError(_image(name, f"uint8 of shape {shape}"))
-    if not dtype.is_floating_point and (kind == "action" or size == 1):
-        values = [tensor.reshape(len(tensor), size).to(torch.int64) for tensor in tensors]
-        start = torch.stack([value.amin(0) for value in values]).amin(0).clamp(max=0).cpu()
-        stop = torch.stack([value.amax(0) for value in values]).amax(0).cpu() + 1
-        if known is not None and known.kind == "categorical":
-            first = torch.tensor(known.start, device="cpu")
-            start = torch.minimum(start, first)
-            stop = torch.maximum(stop, first + torch.tensor(known.num_categories, device="cpu"))
-        if int((stop - start).max()) <= MAX_CATEGORIES and (known is None or known.kind == "categorical"):
-            return Field(
-                name,
-                "categorical",
-                shape,
-                dtype_name,
-                num_categories=tuple((stop - start).tolist()),
-                start=tuple(start.tolist()),
-            )
-    return Field(name, "continuous", shape, dtype_name, low=(-math.inf,) * size, high=(math.inf,) * size)
-
-
-def _image(name: str, found: str) -> str:
-    return (
-        f"{name} is an image ({found}): the upsampler models vectors. Encode images "
-        "first (a wrapper that replaces them with the features of a frozen encoder) and store the features."
-    )
-
-
-def _space_fields(name: str, space: spaces.Space, bounds: tuple[float, float] | None = None) -> Iterator[Field]:
-    """The fields of a space: one, or one for each leaf of a Dict."""
-    if isinstance(space, spaces.Dict):
-        for key, child in space.spaces.items():
-            if SEPARATOR in str(key):
-                raise ValueError(
-                    f"{name}: the key {key!r} contains {SEPARATOR!r}, which separates nested keys; rename it."
-                )
-            yield from _space_fields(f"{name}{SEPARATOR}{key}", child)
-    elif isinstance(space, spaces.Box):
-        if space.dtype == np.uint8 and len(space.shape) == 3:
-            raise ValueError(_image(name, f"uint8 Box of shape {space.shape}"))
-        size = math.prod(space.shape)
-        low, high = (
-            (space.low.ravel(), space.high.ravel()) if bounds is None else ([bounds[0]] * size, [bounds[1]] * size)
+def _not_too_wide(spec: TransitionSpec) -> TransitionSpec:
+    """The same spec, or a ValueError that names the widest field."""
+    columns = sum(field.width for field in spec.fields)
+    if columns > MAX_COLUMNS:
+        widest = max(spec.fields, key=lambda field: field.width)
+        raise ValueError(
+            f"a transition has {columns:,} columns, {widest.width:,} of them in {widest.name}; the upsampler models at "
+            f"most {MAX_COLUMNS:,}. Store fewer features, for example those of an encoder."
         )
-        yield Field(
-            name,
-            "continuous",
-            tuple(space.shape),
-            np.dtype(space.dtype).name,
-            low=tuple(float(value) for value in low),
-            high=tuple(float(value) for value in high),
-        )
-    elif isinstance(space, spaces.Discrete):
-        yield Field(
-            name,
-            "categorical",
-            (),
-            np.dtype(space.dtype).name,
-            num_categories=(int(space.n),),
-            start=(int(space.start),),
-        )
-    elif isinstance(space, spaces.MultiDiscrete):
-        yield Field(
-            name,
-            "categorical",
-            tuple(space.shape),
-            np.dtype(space.dtype).name,
-            num_categories=tuple(int(n) for n in space.nvec.ravel()),
-            start=tuple(int(n) for n in space.start.ravel()),
-        )
-    elif isinstance(space, spaces.MultiBinary):
-        yield Field(name, "binary", tuple(space.shape), np.dtype(space.dtype).name)
-    else:
-        raise TypeError(
-            f"{name} is a {type(space).__name__} space; supported are Box, Discrete, MultiDiscrete, MultiBinary "
-            "and, for observations, Dict of these. Flatten or encode it first."
-        )
+    return spec

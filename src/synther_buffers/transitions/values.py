@@ -1,8 +1,8 @@
 """What legal values of a field look like, and the thresholds that restore them in generated rows.
 
-A model smears what is exact in the data: flags, few values, limits. Ranking the generated rows by the model's answer
-and cutting at the data's rate keeps both the rate and the order. A threshold halfway between two values would starve
-the rarer one, because a model that is unsure answers with the mean.
+A model smears what is exact in the data: flags, few values, limits, point masses. Ranking the generated rows by the
+model's answer and cutting at the data's rate keeps both the rate and the order. A threshold halfway between two values
+would starve the rarer one, because a model that is unsure answers with the mean.
 """
 
 from __future__ import annotations
@@ -15,13 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .transitions import Field
+from .layout import Block
+from .structure import FEW_VALUES
 
-#: A float column with at most this many distinct values gets exactly those values back.
-FEW_VALUES = 16
 #: A continuous column whose smallest or largest value is at least this share of the rows, and in at least so many of
 #: them, has that value by a limit (clipped velocities, saturated actions), and gets it back exactly as often.
 LIMIT_SHARE, LIMIT_ROWS = 0.002, 8
+#: So many neighbouring columns of equal norm in all rows (unit quaternions, sine and cosine) get it back.
+NORM_WIDTHS = range(2, 9)
+#: The norm may vary by this share of itself: what float32 makes of a vector that was normalised.
+_NORM_TOLERANCE = 1e-5
+#: An indicator beyond this is sure: there the rate is the model's. A cut among rows that are all sure of the same would
+#: pick some of them at random.
+_SURE = 0.9
+#: With fewer rows norms may be equal by chance, and this many rows show most columns to have none.
+_NORM_ROWS, _FIRST_NORM_ROWS = 32, 256
 
 
 @dataclass(frozen=True)
@@ -33,11 +41,14 @@ class Thresholds:
         few_valued: of a field's few-valued columns by element, ascending: between them lie the values.
         limits: of a continuous field, the values up to which a row is at the lower limit and above which it is at the
             upper one, ``[size]`` each.
+        masses: of a field's point masses by element, ``[k]``: an indicator above it means that the row has the point
+            mass, if it has none of those before it.
     """
 
     binary: dict[str, Tensor] = field(default_factory=dict)
     few_valued: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     limits: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    masses: dict[str, dict[int, Tensor]] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors in plain data."""
@@ -45,7 +56,7 @@ class Thresholds:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Thresholds:
-        """The thresholds that `state_dict` describes."""
+        """The thresholds that `state_dict` describes; version 3 had none of point masses."""
         return cls(**state)
 
 
@@ -54,10 +65,14 @@ class ColumnStatistics:
     """What the values of one field look like in the data; tensors on the CPU, float64.
 
     Attributes:
-        low, high: observed range per element, ``[size]``, within the bounds of an action.
+        low, high: observed range per element, ``[size]``, within the bounds of an action, without point masses.
         rate: share of ones per element, ``[size]`` (binary).
-        values: element -> (its few distinct values ascending, cumulative shares of all but the last).
-        limits: share of rows at `low` and at `high` per element, ``[2, size]``, 0 where that is no limit (continuous).
+        values: element -> (its few distinct values ascending, cumulative shares of all but the last), without point
+            masses.
+        limits: share of rows at `low` and at `high` per element, ``[2, size]``, 0 where that is no limit (continuous);
+            of the rows without a point mass.
+        masses: element -> ``[k]``, share of each point mass among the rows that have none of those before it.
+        norms: groups ``(first, stop, norm)`` of neighbouring elements whose Euclidean norm is the same in all rows.
     """
 
     low: Tensor
@@ -65,60 +80,145 @@ class ColumnStatistics:
     rate: Tensor
     values: dict[int, tuple[Tensor, Tensor]]
     limits: Tensor
+    masses: dict[int, Tensor] = field(default_factory=dict)
+    norms: tuple[tuple[int, int, float], ...] = ()
 
     @classmethod
-    def measure(cls, field: Field, tensor: Tensor) -> ColumnStatistics:
+    def measure(cls, block: Block, tensor: Tensor) -> ColumnStatistics:
         """Statistics of a binary or continuous field, ``[N, *shape]``."""
         value = tensor.reshape(len(tensor), -1)
         if not value.is_floating_point():
             value = value.double()  # torch cannot reduce or sort some integers, uint16 for one
-        low, high = value.amin(0).double().cpu(), value.amax(0).double().cpu()
         rate = value.sum(0, dtype=torch.float64).cpu() / len(value)
-        values: dict[int, tuple[Tensor, Tensor]] = {}
+        rests: dict[int, Tensor] = {}
+        masses: dict[int, Tensor] = {}
+        for element, values in block.masses.items():
+            rest, shares = value[:, element].double(), []
+            for mass in values:
+                others = rest[rest != mass.value]
+                shares.append(1.0 - len(others) / max(len(rest), 1))
+                rest = others
+            masses[element] = torch.tensor(shares, dtype=torch.float64, device="cpu")
+            # A column of nothing but point masses still needs a range.
+            rests[element] = rest if len(rest) else torch.full_like(value[:1, element], values[0].fill)
+        low, high = value.amin(0).double().cpu(), value.amax(0).double().cpu()
+        for element, rest in rests.items():
+            low[element], high[element] = float(rest.min()), float(rest.max())
         limits = torch.zeros((2, value.shape[1]), dtype=torch.float64, device="cpu")
-        if field.kind == "continuous":
-            if field.low and field.name == "action":
-                low = torch.maximum(low, torch.tensor(field.low, dtype=torch.float64, device="cpu"))
-                high = torch.minimum(high, torch.tensor(field.high, dtype=torch.float64, device="cpu"))
-            first = value[: 4 * FEW_VALUES**2]
-            for column in range(value.shape[1]):
-                # Most columns show too many values in their first rows; only the others are worth a full sort.
-                if len(torch.unique(first[:, column])) > FEW_VALUES:
-                    continue
-                distinct, counts = torch.unique(value[:, column], return_counts=True)
-                if len(distinct) <= min(FEW_VALUES, len(value) // 8):
-                    shares = counts.double().cpu().cumsum(0)[:-1] / len(value)
-                    values[column] = (distinct.double().cpu().clamp(low[column], high[column]), shares)
-            at = torch.stack(((value <= low.to(value)).sum(0), (value >= high.to(value)).sum(0))).double().cpu()
-            limits = torch.where(at >= max(LIMIT_ROWS, LIMIT_SHARE * len(value)), at / len(value), 0.0)
-            limits[:, low == high] = 0.0
-            limits[:, list(values)] = 0.0
-        return cls(low, high, rate, values, limits)
+        if block.field.kind != "continuous":
+            return cls(low, high, rate, {}, limits)
 
-    def add_thresholds(self, field: Field, value: Tensor, thresholds: Thresholds) -> None:
-        """Measure on generated values ``[n, size]`` of the field the thresholds that give the data's rates."""
-        if field.kind == "binary":
-            thresholds.binary[field.name] = column_quantiles(value, 1.0 - self.rate)
+        if block.field.low and block.field.name == "action":
+            low = torch.maximum(low, torch.tensor(block.field.low, dtype=torch.float64, device="cpu"))
+            high = torch.minimum(high, torch.tensor(block.field.high, dtype=torch.float64, device="cpu"))
+        at = torch.stack(((value <= low.to(value)).sum(0), (value >= high.to(value)).sum(0))).double().cpu()
+        counts = torch.full((value.shape[1],), len(value), dtype=torch.float64, device="cpu")
+        for element, rest in rests.items():
+            at[:, element] = at.new_tensor([int((rest <= low[element]).sum()), int((rest >= high[element]).sum())])
+            counts[element] = len(rest)
+        limits = torch.where((at >= LIMIT_ROWS) & (at >= LIMIT_SHARE * counts), at / counts, 0.0)
+        few = {}
+        for element in range(value.shape[1]):
+            column = _few_values(rests.get(element, value[:, element]))
+            if column is not None:
+                few[element] = (column[0].clamp(low[element], high[element]), column[1])
+        one_hot = [element for group in block.one_hot for element in group]
+        few = {element: column for element, column in few.items() if element not in one_hot}
+        limits[:, low == high] = 0.0
+        limits[:, [*few, *one_hot]] = 0.0
+        norms = _norms(value, {*few, *one_hot, *masses})
+        return cls(low, high, rate, few, limits, masses, norms)
+
+    def add_thresholds(
+        self, block: Block, value: Tensor, indicators: Mapping[int, Tensor], thresholds: Thresholds
+    ) -> None:
+        """Measure on generated values ``[n, size]`` the thresholds that give the data's rates.
+
+        Args:
+            block: the field.
+            value: its values.
+            indicators: of point masses by element, ``[n, k]``.
+            thresholds: where they go.
+        """
+        name = block.field.name
+        if block.field.kind == "binary":
+            thresholds.binary[name] = column_quantiles(value, 1.0 - self.rate)
             return
-        thresholds.few_valued[field.name] = {
-            column: torch.quantile(value[:, column], cumulative.to(value)).cpu()
-            for column, (_, cumulative) in self.values.items()
+        rests: dict[int, Tensor] = {}
+        thresholds.masses[name] = {}
+        for element, shares in self.masses.items():
+            rest = torch.arange(len(value), device=value.device)
+            cuts = []
+            for place, share in enumerate(shares.tolist()):
+                answers = indicators[element][rest, place]
+                cut = column_quantiles(answers[:, None], torch.tensor([1.0 - share], device="cpu"))[0]
+                cuts.append(cut.clamp(-_SURE, _SURE) if 0.0 < share < 1.0 else cut)
+                rest = rest[answers <= cuts[-1].to(answers)]
+            thresholds.masses[name][element] = torch.stack(cuts)
+            rests[element] = value[rest, element]
+        thresholds.few_valued[name] = {
+            element: torch.quantile(rests.get(element, value[:, element]), cumulative.to(value)).cpu()
+            for element, (_, cumulative) in self.values.items()
         }
-        at_low, at_high = self.limits
-        thresholds.limits[field.name] = (column_quantiles(value, at_low), column_quantiles(value, 1.0 - at_high))
+        at_low = torch.full_like(self.low, -math.inf)
+        at_high = torch.full_like(self.high, math.inf)
+        for element in self.limits.any(0).nonzero()[:, 0].tolist():
+            column = rests.get(element, value[:, element]).sort().values[:, None]
+            shares = self.limits[:, element]
+            at_low[element] = column_quantiles(column, shares[:1], ordered=True)[0]
+            at_high[element] = column_quantiles(column, 1.0 - shares[1:], ordered=True)[0]
+        thresholds.limits[name] = (at_low, at_high)
 
-    def legalize(self, field: Field, value: Tensor, thresholds: Thresholds) -> Tensor:
-        """Generated values ``[n, size]`` of a continuous field as they can occur in the data."""
-        if field.name in thresholds.limits:
-            at_low, at_high = thresholds.limits[field.name]
+    def legalize(
+        self, block: Block, value: Tensor, indicators: Mapping[int, Tensor], thresholds: Thresholds
+    ) -> tuple[Tensor, Tensor]:
+        """Generated values of a continuous field as they can occur in the data.
+
+        Args:
+            block: the field.
+            value: its values, ``[n, size]``.
+            indicators: of point masses by element, ``[n, k]``.
+            thresholds: of decoding.
+
+        Returns:
+            The values, and the same with each point mass filled, to which a change is added.
+        """
+        name = block.field.name
+        categories = [value[:, group].argmax(1) for group in block.one_hot]
+        if bool(self.limits.any()):
+            at_low, at_high = thresholds.limits[name]
             value = torch.where(value <= at_low.to(value), -math.inf, value)
             value = torch.where(value > at_high.to(value), math.inf, value)
-        value = torch.minimum(torch.maximum(value, self.low.to(value)), self.high.to(value))
-        for column, (distinct, _) in self.values.items():
-            cuts = thresholds.few_valued[field.name][column].to(value)
-            value[:, column] = distinct.to(value)[torch.searchsorted(cuts, value[:, column].contiguous())]
-        # Writing into a tensor of integers truncates.
-        return value if field.torch_dtype.is_floating_point else value.round()
+        low, high = self.low.to(value), self.high.to(value)
+        # Clipping changes the norm and restoring it may leave the range: the second round changes little.
+        for _ in range(2 if self.norms else 1):
+            value = torch.minimum(torch.maximum(self._with_norms(value), low), high)
+        for element, (distinct, _) in self.values.items():
+            cuts = thresholds.few_valued[name][element].to(value)
+            value[:, element] = distinct.to(value)[torch.searchsorted(cuts, value[:, element].contiguous())]
+        for group, category in zip(block.one_hot, categories, strict=True):
+            value[:, group] = torch.nn.functional.one_hot(category, len(group)).to(value)
+        if not block.field.torch_dtype.is_floating_point:
+            value = value.round()  # writing into a tensor of integers truncates
+        filled = value
+        if self.masses:
+            value = value.clone()
+        for element in self.masses:
+            cuts = thresholds.masses[name][element].to(value)
+            above = indicators[element] > cuts
+            has_any, first = above.any(1), above.int().argmax(1)
+            points = value.new_tensor([mass.value for mass in block.masses[element]])
+            filled[:, element] = torch.where(has_any, block.masses[element][0].fill, filled[:, element])
+            value[:, element] = torch.where(has_any, points[first], value[:, element])
+        return value, filled
+
+    def _with_norms(self, value: Tensor) -> Tensor:
+        """Values ``[n, size]`` with the groups of constant norm scaled to it, in place."""
+        for start, stop, norm in self.norms:
+            group = value[:, start:stop]
+            found = group.norm(dim=1, keepdim=True)
+            value[:, start:stop] = torch.where(found > 0, group * (norm / found), group)
+        return value
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors in plain data."""
@@ -126,19 +226,67 @@ class ColumnStatistics:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> ColumnStatistics:
-        """The statistics that `state_dict` describes."""
-        return cls(**state)
+        """The statistics that `state_dict` describes; version 3 had neither point masses nor norms."""
+        norms = tuple((int(start), int(stop), float(norm)) for start, stop, norm in state.get("norms", ()))
+        return cls(**{**state, "norms": norms})
 
 
-def column_quantiles(value: Tensor, probability: Tensor) -> Tensor:
+def _few_values(column: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The distinct values of a column ``[N]`` and their cumulative shares but the last, or None where they are many."""
+    # Most columns show too many values in their first rows; only the others are worth a full sort.
+    if len(torch.unique(column[: 4 * FEW_VALUES**2])) > FEW_VALUES:
+        return None
+    distinct, counts = torch.unique(column, return_counts=True)
+    if len(distinct) > min(FEW_VALUES, len(column) // 8):
+        return None
+    return distinct.double().cpu(), counts.double().cpu().cumsum(0)[:-1] / len(column)
+
+
+def _norms(value: Tensor, skipped: set[int]) -> tuple[tuple[int, int, float], ...]:
+    """Groups ``(first, stop, norm)`` of neighbouring columns whose norm is the same in all rows ``[N, size]``.
+
+    The narrowest group that starts at a column counts. A group with a skipped column, or with one that varies in
+    nothing but its sign, is none.
+    """
+    if len(value) < _NORM_ROWS or not value.is_floating_point():
+        return ()
+    first = value[:: max(len(value) // _FIRST_NORM_ROWS, 1)].double()
+    usable = ((first.abs().amax(0) - first.abs().amin(0)) > 0).tolist()
+    usable = [flag and element not in skipped for element, flag in enumerate(usable)]
+    groups: list[tuple[int, int, float]] = []
+    start = 0
+    while start < value.shape[1]:
+        found = None
+        for width in NORM_WIDTHS:
+            stop = start + width
+            if stop > value.shape[1] or not all(usable[start:stop]):
+                break
+            if _constant(first[:, start:stop].norm(dim=1)):
+                norm = value[:, start:stop].double().norm(dim=1)
+                if _constant(norm):
+                    found = (start, stop, float(norm.mean()))
+                    break
+        if found is not None:
+            groups.append(found)
+        start = found[1] if found is not None else start + 1
+    return tuple(groups)
+
+
+def _constant(norm: Tensor) -> bool:
+    low, high = (float(bound) for bound in norm.aminmax())
+    return high - low <= _NORM_TOLERANCE * high
+
+
+def column_quantiles(value: Tensor, probability: Tensor, *, ordered: bool = False) -> Tensor:
     """For each column j of ``[n, size]`` the value that a share ``probability[j]`` of the rows does not exceed.
 
-    On the CPU, like `probability`.
+    On the CPU, like `probability`. `ordered` says that the columns are sorted.
     """
-    ordered = value.sort(dim=0).values
+    if not ordered:
+        value = value.sort(dim=0).values
     probability = probability.to(value)
     position = (probability * len(value)).round().long() - 1
-    cut = ordered.gather(0, position.clamp(min=0)[None])[0]
+    cut = value.gather(0, position.clamp(min=0)[None])[0] if len(value) else torch.zeros_like(probability)
     cut = torch.where(position < 0, -math.inf, cut)
     # A column that is always 0 in the data stays so in rows that exceed every one of these.
     return torch.where(probability == 1.0, math.inf, cut).cpu()

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from ..diffusion.checks import check_positive, check_whole
 from ..diffusion.config import NetworkConfig, SamplerConfig, TrainingConfig
 from ..diffusion.solvers import SOLVERS, DPMSolver, HeunSolver
-from ..validation import suggestion
+from ..validation import positive, suggestion, whole_number
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ class UpsamplerConfig:
     def __post_init__(self) -> None:
         """Reject values out of range with an error that names them."""
         for name in ("train_steps", "warm_steps", "num_synthetic", "terminal_steps"):
-            check_whole(name, getattr(self, name), 1)
-        check_positive("sigma_data", self.sigma_data)
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
+        object.__setattr__(self, "sigma_data", positive("sigma_data", self.sigma_data))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` reads it."""

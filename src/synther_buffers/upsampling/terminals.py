@@ -1,12 +1,12 @@
 """Which synthetic rows are terminal: a classifier on the whole row, drawn at the data's rate.
 
-Thresholding the column that the diffusion model generates starves the synthetic set of terminals, because a rare one
-is noisy and pulled to its mean. Whether a real row is terminal is, in most environments, a sharp function of where it
-led to; a small classifier learns that function from the real rows and is asked about each finished synthetic row.
+A threshold on the column that the diffusion model generates makes too few rows terminal, because a rare flag is noisy
+and pulled to its mean. In most environments whether a row is terminal is a sharp function of the next observation. A
+small classifier learns that function from the real rows and is applied to each decoded synthetic row.
 
-Synthetic rows are a little off the manifold of real ones, so a classifier that spreads its trust over all correlated
-columns is easily misled. A group lasso on its inputs makes it use few of them, and makes every field but the next
-observation so dear that it is used only where the next observation does not tell.
+The joint distribution of the columns of synthetic rows is slightly wrong, so a classifier that uses many correlated
+columns makes errors there. A group lasso on its inputs makes it use few of them. The weight of the lasso is larger for
+every field but the next observation, so that these are used only where the next observation is not enough.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from ..transitions import Transitions, TransitionSpec
 _WIDTH = 64
 _BATCH_SIZE = 512
 _LEARNING_RATE = 5e-3
-#: Share of terminal rows in a training batch. Rare terminals are drawn more often than they occur; `draw` undoes it.
+#: Share of terminal rows in a training batch. Rare terminals are drawn more often than they occur; `calibrate` corrects
+#: the probabilities for that.
 _POSITIVE_SHARE = 0.25
 #: Group-lasso weights of the next observation's columns and of all others (see benchmarks/terminals.py).
 _PENALTY_NEXT, _PENALTY_OTHER = 3e-3, 1e-1
@@ -62,7 +63,7 @@ class TerminalClassifier:
             return
         columns = self._columns(transitions)
         self._mean = torch.cat([value.double().mean(0) for value in columns.values()])
-        self._scale = torch.cat([value.double().std(0) for value in columns.values()]).clamp_min(1e-6)
+        self._scale = torch.cat([_scale(value) for value in columns.values()])
         penalty = torch.cat(
             [
                 torch.full_like(value[0], _PENALTY_NEXT if _is_next(name) else _PENALTY_OTHER, dtype=torch.float32)
@@ -179,6 +180,13 @@ class TerminalClassifier:
             self._net = self._build(linear(len(self._mean), _WIDTH, generator, self.device), generator)
             self._net.load_state_dict(state["net"])
             self._net.requires_grad_(False)
+
+
+def _scale(value: Tensor) -> Tensor:
+    """Standard deviation of each column ``[N, width]``, in float64; infinite for a constant one."""
+    value = value.double()
+    low, high = value.aminmax(dim=0)
+    return torch.where(low == high, torch.inf, value.std(0))
 
 
 def _is_next(name: str) -> bool:

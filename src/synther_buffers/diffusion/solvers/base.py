@@ -1,7 +1,7 @@
-"""What every solver has: noise levels, a number of evaluations, and the way from noise to rows.
+"""The interface of a solver: noise levels, a number of evaluations, and `solve`.
 
-A solver goes down noise levels ``sigma_0 > ... > sigma_{N-1} > sigma_N = 0``, from ``x ~ N(0, sigma_0^2)``. It knows
-nothing of networks: any callable D with an exact answer tests it.
+A solver goes down noise levels ``sigma_0 > ... > sigma_{N-1} > sigma_N = 0``, from ``x ~ N(0, sigma_0^2)``. It takes
+any callable D, so tests can use one in closed form.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import check_positive, check_whole
+from ...validation import positive, whole_number
 
 #: D, called with ``[n, D]`` rows and a ``[1]`` noise level.
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -43,8 +43,8 @@ class Solver(ABC):
 
     def __post_init__(self) -> None:
         """Reject values out of range with an error that names them."""
-        check_whole("sampler.solver.num_steps", self.num_steps, 1)
-        check_positive("sampler.solver.rho", self.rho)
+        object.__setattr__(self, "num_steps", whole_number("sampler.solver.num_steps", self.num_steps, 1))
+        object.__setattr__(self, "rho", positive("sampler.solver.rho", self.rho))
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(
                 f"sampler.solver.sigma_min={self.sigma_min} and sampler.solver.sigma_max={self.sigma_max}; "

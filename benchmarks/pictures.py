@@ -1,4 +1,4 @@
-"""Upsamplers and presets next to each other."""
+"""Pictures of the benchmarks: upsamplers and presets next to each other."""
 
 from __future__ import annotations
 
@@ -16,8 +16,20 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 
-from .density import measure_density
-from .style import COLOURS, LINES, MARKERS, PAGE, SMALL, TEXT, WIDE, check_sets, label, legend, new_figure, split
+from synther_buffers.plots.density import measure_density
+from synther_buffers.plots.style import (
+    COLOURS,
+    LINES,
+    MARKERS,
+    PAGE,
+    SMALL,
+    TEXT,
+    WIDE,
+    label,
+    legend,
+    new_figure,
+    split,
+)
 
 #: A set whose median is this far below the largest one has only rounding errors, and counts as 0.
 _ROUNDING = 1e-6
@@ -38,39 +50,17 @@ _FIGURES = {
 }
 
 
-def distance_dynamics(results: Mapping[str, tuple[ArrayLike, ArrayLike]], *, width: float = PAGE) -> Figure:
-    """Distance from the data against dynamics error, per upsampler: figure 5 of SynthER (Lu et al. 2023).
-
-    The areas hold 50 % of an upsampler's rows, the lines 90 %; the markers are medians. Beside the axes are the
-    marginal densities, each scaled to its own peak. Both axes are logarithmic; what is below their lower end, such as
-    the exact zeros of resampled rows, is drawn there, and its tick says "≤".
-
-    Args:
-        results: by the upsampler's name, the distance to the closest real row (`metrics.closest_distance`) and the
-            dynamics error (`metrics.simulate`) of the same rows, ``[N]`` each. Rows where one of them is NaN, because
-            they cannot be simulated, are left out.
-        width: of the figure in inches.
-
-    Raises:
-        TypeError: not such a mapping.
-        ValueError: no entry or too many; arrays of different lengths, with negative values, or with none that is
-            finite.
-    """
-    check_sets("results", results)
-    sets = {name: _pairs(name, pair) for name, pair in results.items()}
-    figure = new_figure(width, (0.72 if width >= WIDE else 1.0) * width + 0.3)
-    grid = figure.add_gridspec(2, 2, width_ratios=(4, 1), height_ratios=(1, 4))
-    names = _draw_sets(figure, grid[1, 0], grid[0, 0], grid[1, 1], sets)
-    legend(figure, names, 4 if width >= WIDE else 2)
-    return figure
-
-
 def strength_sweeps(
     environments: Mapping[str, tuple[Mapping[str, tuple[ArrayLike, ArrayLike]], Mapping[str, ArrayLike]]],
     *,
     width: float = PAGE,
 ) -> Figure:
-    """`distance_dynamics` of several environments, and beside each what an augmentation's strength does to both.
+    """Distance from the data against dynamics error in several environments, and what a strength does to both.
+
+    On the left, figure 5 of SynthER (Lu et al. 2023): the areas hold 50 % of an upsampler's rows, the lines 90 %; the
+    markers are medians. Beside the axes are the marginal densities, each scaled to its own peak. Both axes are
+    logarithmic; values below their lower end, such as the exact zeros of resampled rows, are drawn there, and its tick
+    says "≤".
 
     An augmentation has a strength to choose, so its one cloud of rows says little: a weaker one is always closer to the
     truth, and to the data. To the right, each line is an augmentation, each open marker the medians at one strength;
@@ -79,15 +69,18 @@ def strength_sweeps(
     deviations of the real rows, errors in their squares.
 
     Args:
-        environments: by name, what `distance_dynamics` takes, and by the same names the median distance and median
-            error at each strength, ``[K, 2]`` in order of the strengths; K = 1 for what has none. A set without
-            an entry there, such as real rows, is a cloud only.
+        environments: by name, two mappings from an upsampler's name. The first has the distance to the closest real
+            row (`metrics.closest_distance`) and the dynamics error (`metrics.simulate`) of the same rows, ``[N]`` each;
+            rows where one of them is NaN, because they cannot be simulated, are left out. The second has the median
+            distance and median error at each strength, ``[K, 2]`` in order of the strengths; K = 1 for what has none.
+            A set without an entry there, such as real rows, is a cloud only.
         width: of the figure in inches, at least 5.
 
     Raises:
         TypeError: not such a mapping.
-        ValueError: as for `distance_dynamics`; environments with other sets, or in another order; medians of another
-            shape, of no set, or not positive; a width below 5.
+        ValueError: no entry or too many; arrays of different lengths, with negative values, or with none that is
+            finite; environments with other sets, or in another order; medians of another shape, of no set, or not
+            positive; a width below 5.
     """
     check_sets("environments", environments)
     if width < WIDE:
@@ -104,8 +97,7 @@ def strength_sweeps(
         check_sets(f"results of {environment}", results)
         sets = {name: _pairs(name, pair) for name, pair in results.items()}
         names = _draw_sets(figure, grid[2 * row + 1, 0], grid[2 * row, 0], grid[2 * row + 1, 1], sets)
-        joint, top, _ = figure.axes[-3:]
-        label(joint, "distance to the closest real row", "dynamics error (squared)")
+        top = figure.axes[-2]
         top.set_title(environment, fontsize=TEXT, loc="left", fontweight="bold")
         sweep = figure.add_subplot(grid[2 * row : 2 * row + 2, 2])
         for name, curve in curves.items():
@@ -165,7 +157,7 @@ def _draw_sets(
         side.plot(along / along.max(), where[1], color=colour, linestyle=line, linewidth=1.1)
         names[name] = Line2D([], [], color=colour, linestyle=line, linewidth=1.1, marker=marker, markersize=5)
     joint.set(xscale="log", yscale="log", xlim=x_axis.ends, ylim=y_axis.ends)
-    label(joint, "distance to the closest real row (standard deviations)", "dynamics error (squared, standardised)")
+    label(joint, "distance to the closest real row", "dynamics error (squared)")
     label(top, y="density")
     label(side, "density")
     x_axis.mark(joint.xaxis)
@@ -305,3 +297,16 @@ def fidelity_cost(results: Mapping[str, Sequence[Mapping[str, float | None]]], *
     figure.align_ylabels()
     legend(figure, names, 4 if width >= WIDE else 2)
     return figure
+
+
+def check_sets(argument: str, sets: Mapping[str, Any]) -> None:
+    """See that sets of results, by name, are few enough to be told apart.
+
+    Raises:
+        TypeError: not a mapping.
+        ValueError: none, or too many.
+    """
+    if not isinstance(sets, Mapping):
+        raise TypeError(f"{argument} is a {type(sets).__name__}; wanted a mapping from name to results.")
+    if not 1 <= len(sets) <= len(COLOURS):
+        raise ValueError(f"{argument} has {len(sets)} entries; wanted 1 to {len(COLOURS)}, more cannot be told apart.")

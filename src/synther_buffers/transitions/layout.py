@@ -1,0 +1,207 @@
+"""Which columns the matrix has, and the matrix before normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .fields import Field
+from .structure import PointMass, Structure
+from .transitions import Transitions, TransitionSpec
+
+#: Elements of the matrix in memory at a time in float64, when it is made and when it is decoded.
+CHUNK_ELEMENTS = 2**22
+#: Two roundings of a float and one of their difference, in units of the larger float's precision.
+_ROUNDING = 4.0
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where one field lies in the matrix.
+
+    Attributes:
+        field: the field.
+        columns: one per element, or one per category.
+        indicators: element -> column of the first of its point masses' indicators.
+        masses: element -> its point masses.
+        one_hot: groups of elements that are modelled as one categorical element.
+        changes: elements that are modelled as the change from the observation, ``[size]`` bool; None for none.
+    """
+
+    field: Field
+    columns: slice
+    indicators: dict[int, slice]
+    masses: dict[int, list[PointMass]]
+    one_hot: list[list[int]]
+    changes: Tensor | None
+
+    @property
+    def previous(self) -> str:
+        """The observation's field that belongs to a field of the next observation."""
+        return self.field.name.removeprefix("next_")
+
+    def fill(self, value: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """Values ``[n, size]`` with the point masses filled, as a copy, and which of them each row has.
+
+        The second is element -> ``[n, k]`` bool, one column for each point mass.
+        """
+        value, masks = value.clone(), {}
+        for element, masses in self.masses.items():
+            column = value[:, element]
+            masks[element] = torch.stack([column == mass.value for mass in masses], dim=1)
+            value[:, element] = torch.where(masks[element].any(1), masses[0].fill, column)
+        return value, masks
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of the matrix: the spec's fields in their order, then the indicators of point masses.
+
+    A continuous or binary field has one column per element, a categorical one has one per category.
+    """
+
+    spec: TransitionSpec
+    structure: Structure
+    next_observation_change: bool
+    normalize_reward: bool
+    model_terminals: bool
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """The fields that the matrix has, in the order of the spec."""
+        fields = [field for field in self.spec.fields if field.name != "terminated" or self.model_terminals]
+        blocks, start, indicator = [], 0, sum(field.width for field in fields)
+        for field in fields:
+            indicators = {}
+            masses, one_hot = self.structure.masses_of(field), self.structure.one_hot_of(field)
+            for element, values in masses.items():
+                indicators[element] = slice(indicator, indicator + len(values))
+                indicator += len(values)
+            changes = None
+            if (
+                self.next_observation_change
+                and field.kind == "continuous"
+                and field.name.startswith("next_observation")
+            ):
+                changes = torch.ones(field.size, dtype=torch.bool, device="cpu")
+                changes[[element for group in one_hot for element in group]] = False
+            blocks.append(Block(field, slice(start, start + field.width), indicators, masses, one_hot, changes))
+            start += field.width
+        return blocks
+
+    @property
+    def dim(self) -> int:
+        """Number of columns D."""
+        return self.blocks[-1].columns.stop + len(self.structure.masses)
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of the matrix in memory at a time in float64."""
+        return max(CHUNK_ELEMENTS // self.dim, 1)
+
+    @property
+    def fixed(self) -> Tensor:
+        """Columns of fixed scale, ``[D]`` bool: flags, categories, indicators, and the reward on request."""
+        out = torch.zeros(self.dim, dtype=torch.bool, device="cpu")
+        for block in self.blocks:
+            if block.field.kind != "continuous" or (block.field.name == "reward" and not self.normalize_reward):
+                out[block.columns] = True
+            for group in block.one_hot:
+                out[[block.columns.start + element for element in group]] = True
+        out[self.blocks[-1].columns.stop :] = True
+        return out
+
+    def rounding(self, transitions: Transitions) -> Tensor:
+        """Standard deviation ``[D]`` up to which a column only varies by rounding.
+
+        The difference of two floats is never exactly constant: the step of a clock varies by the clock's precision.
+        """
+        out = torch.zeros(self.dim, dtype=torch.float64, device="cpu")
+        columns, blocks = transitions.flat(), {block.field.name: block for block in self.blocks}
+        for block in self.blocks:
+            if block.changes is None or not block.field.torch_dtype.is_floating_point:
+                continue
+            largest = []
+            for name in (block.field.name, block.previous):
+                value = columns[name].reshape(len(transitions), -1)
+                if blocks[name].masses:
+                    value, _ = blocks[name].fill(value)
+                largest.append(value.abs().amax(0).double().cpu())
+            out[block.columns] = _ROUNDING * torch.finfo(block.field.torch_dtype).eps * torch.maximum(*largest)
+        return out
+
+    def raw_chunks(self, transitions: Transitions) -> Iterator[Tensor]:
+        """The matrix before normalisation, in float64 on the CPU, some rows at a time.
+
+        Flags, categories and indicators are -1 or 1.
+
+        Raises:
+            ValueError: a category that the spec does not have.
+        """
+        columns = transitions.flat()
+        for start in range(0, len(transitions), self.chunk_rows):
+            rows = {name: tensor[start : start + self.chunk_rows].cpu() for name, tensor in columns.items()}
+            filled: dict[str, Tensor] = {}
+            parts, indicators = [], []
+            for block in self.blocks:
+                field = block.field
+                value = rows[field.name].reshape(len(rows["reward"]), -1)
+                if field.kind == "categorical":
+                    parts.append(one_hot(field, value))
+                    continue
+                if field.kind == "binary":
+                    parts.append(value.double() * 2.0 - 1.0)
+                    continue
+                value, masks = block.fill(value.double())
+                filled[field.name] = value
+                if block.changes is not None:
+                    value = torch.where(block.changes, value - filled[block.previous], value)
+                    for element, mask in masks.items():
+                        value[:, element] = torch.where(mask.any(1), 0.0, value[:, element])
+                for group in block.one_hot:
+                    value[:, group] = value[:, group] * 2.0 - 1.0
+                parts.append(value)
+                indicators += [mask.double() * 2.0 - 1.0 for mask in masks.values()]
+            yield torch.cat(parts + indicators, dim=1)
+
+
+def one_hot(field: Field, value: Tensor) -> Tensor:
+    """Categories ``[n, size]`` as columns of -1 and 1, ``[n, sum(num_categories)]``.
+
+    Raises:
+        ValueError: a category that the field does not have.
+    """
+    parts = []
+    for element, count in enumerate(field.num_categories):
+        if field.values:
+            table = torch.tensor(field.values, dtype=torch.float64, device="cpu")
+            distance = (value[:, element, None].double() - table).abs()
+            index = distance.argmin(1)
+            legal = bool((distance.amin(1) <= 1e-5 * table.abs().amax()).all())
+        else:
+            index = value[:, element].long() - field.start[element]
+            legal = bool(((index >= 0) & (index < count)).all())
+        if not legal:
+            wanted = field.values or f"{field.start[element]} to {field.start[element] + count - 1}"
+            raise ValueError(
+                f"{field.name}[{element}] holds values outside its categories ({wanted}); found "
+                f"{value[:, element].min().item()} to {value[:, element].max().item()}. "
+                "Check that the spec matches the data."
+            )
+        parts.append(torch.nn.functional.one_hot(index, count).double() * 2.0 - 1.0)
+    return torch.cat(parts, dim=1)
+
+
+def from_one_hot(field: Field, value: Tensor) -> Tensor:
+    """The category with the largest column, ``[n, size]``, in the field's own values."""
+    parts = []
+    for element, scores in enumerate(torch.split(value, list(field.num_categories), dim=1)):
+        index = scores.argmax(1)
+        parts.append(
+            torch.tensor(field.values, device=value.device)[index] if field.values else index + field.start[element]
+        )
+    return torch.stack(parts, dim=1)

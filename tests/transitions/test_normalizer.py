@@ -1,0 +1,111 @@
+"""Normalisation has no units of its own, and drift counts all that a fresh fit would do otherwise."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from codec_helpers import box, decode, noisy, rows_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from synther_buffers.transitions.codec import Codec
+
+SPEC = box(1, np.float64)
+
+
+def reward_rows(value: np.ndarray):
+    return rows_of(SPEC, len(value), reward=value)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    power=st.integers(-40, 40),
+    shape=st.sampled_from(["normal", "clipped", "cauchy", "sentinel", "few values", "constant"]),
+    change=st.booleans(),
+    seed=st.integers(0, 1_000),
+)
+def test_a_column_in_other_units_is_decoded_in_other_units(power: int, shape: str, change: bool, seed: int) -> None:
+    """Units of a power of two change nothing but the exponents: 2 ** -40 is about 1e-12."""
+    rng = np.random.default_rng(seed)
+    value = {
+        "normal": lambda: rng.normal(3.0, 2.0, (400, 2)),
+        "clipped": lambda: np.clip(rng.normal(size=(400, 2)), -1.0, 1.0),
+        "cauchy": lambda: rng.standard_cauchy((400, 2)),
+        "sentinel": lambda: np.where(rng.random((400, 2)) < 0.1, 999.0, rng.random((400, 2))),
+        "few values": lambda: rng.choice([-1.0, 0.0, 0.25], (400, 2)),
+        "constant": lambda: np.full((400, 2), 0.3),
+    }[shape]()
+    found = []
+    for factor in (1.0, 2.0**power):
+        scaled = factor * value
+        rows = rows_of(SPEC, 400, seed, observation=scaled[:, 0], next_observation=scaled[:, 1])
+        codec = Codec.fit(SPEC, rows, next_observation_change=change)
+        assert codec.drift(rows) == 0.0
+        out = decode(codec, noisy(codec.encode(rows), 0.3, seed))
+        found.append(torch.cat([out.observation, out.next_observation], dim=1) / factor)
+    assert torch.equal(found[0], found[1])
+
+
+class TestRounding:
+    @pytest.mark.parametrize("start", [0.0, 7.3, 1_000.0])
+    @pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+    def test_the_step_of_a_float32_clock_is_constant(self, start: float, unit: float) -> None:
+        clock = (unit * (start + 0.02 * np.arange(2_001))).astype(np.float32)
+        rows = rows_of(box(1), 2_000, observation=clock[:-1], next_observation=clock[1:])
+        assert len((rows.next_observation - rows.observation).unique()) > 1
+        codec = Codec.fit(box(1), rows)
+        assert float(codec.normalizer.scale[3]) == 0.0
+        assert codec.drift(rows) == 0.0
+        assert float(codec.normalizer.mean[3]) == pytest.approx(0.02 * unit, rel=0.05)
+
+    def test_a_small_change_that_is_no_rounding_stays(self) -> None:
+        state = np.random.default_rng(0).normal(size=2_000)
+        change = 1e-5 * np.random.default_rng(1).normal(size=2_000)  # eighty times the rounding at 1
+        rows = rows_of(box(1), 2_000, observation=state, next_observation=state + change)
+        assert float(Codec.fit(box(1), rows).normalizer.scale[3]) > 0.0
+
+
+class TestDrift:
+    def test_counts_a_single_extreme_that_a_fresh_fit_would_compress(self) -> None:
+        value = np.random.default_rng(0).normal(size=50_000)
+        codec = Codec.fit(SPEC, reward_rows(value))
+        value[777] = 300.0
+        rows = reward_rows(value)
+        assert bool(Codec.fit(SPEC, rows).normalizer.heavy[2])
+        assert codec.drift(rows) > 1.0
+
+    def test_allows_a_little_beyond_what_was_seen(self) -> None:
+        value = np.random.default_rng(0).normal(size=50_000)
+        codec = Codec.fit(SPEC, reward_rows(value))
+        value[777] = 10.0
+        assert codec.drift(reward_rows(value)) == pytest.approx(math.log(10.0 / 8.0, 3.0), abs=0.01)
+
+    def test_a_compressed_column_may_grow_further(self) -> None:
+        value = np.random.default_rng(0).standard_cauchy(50_000)
+        codec = Codec.fit(SPEC, reward_rows(value))
+        more = np.append(value[1:], 1.2 * np.abs(value).max())
+        assert codec.drift(reward_rows(more)) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (1e200, r"values from .* to 1e\+200"),
+        (-1e300, r"values from -1e\+300 to"),
+        (math.inf, "values from .* to inf"),
+        (math.nan, "NaN among its values"),
+    ],
+)
+def test_values_that_cannot_be_squared_are_named(value: float, found: str) -> None:
+    rows = rows_of(box(3, np.float64), 100)
+    rows.next_observation[7, 1] = value
+    with pytest.raises(ValueError, match=rf"next_observation\[1\] has {found}.*Rescale it"):
+        Codec.fit(box(3, np.float64), rows)
+
+
+def test_values_just_within_are_fine() -> None:
+    rows = rows_of(SPEC, 100)
+    rows.observation *= 1e148
+    codec = Codec.fit(SPEC, rows)
+    torch.testing.assert_close(decode(codec, codec.encode(rows)).observation, rows.observation, atol=1e143, rtol=0)
