@@ -14,8 +14,8 @@ from pathlib import Path
 
 from toys import TINY
 
-from synther_buffers.upsampling.augmentation import Bootstrap
 from synther_buffers.datasets import open_dataset, upsample
+from synther_buffers.upsampling.augmentation import Bootstrap
 
 #: Audit events that change or open something, see Python's audit events table.
 _EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.listdir", "os.scandir"}

@@ -19,7 +19,7 @@ OUTPUTS = ("{}.npz", "{}.hdf5", "toys/{}-v0")
 def data(tmp_path_factory):
     """Two datasets, and what an undisturbed upsampling of them gives, by output and upsampler."""
     folder = tmp_path_factory.mktemp("data")
-    datasets = [write_dataset(folder / f"{name}.npz", gaussian(300, seed=seed)) for name, seed in (("ours", 0), ("other", 1))]
+    datasets = [write_dataset(folder / f"{seed}.npz", gaussian(300, seed=seed)) for seed in range(2)]
     known = {}
 
     def reference(dataset, output, upsampler):
@@ -67,7 +67,9 @@ def case(number, *words):
 def draw(generator, kind):
     """A fault somewhere in a run: it has 60 to 150 file events and writes files of up to 30 kB."""
     last = 150 if kind in ("kill", "error", "appear") else 30_000
-    return Fault(kind, int(np.exp(generator.uniform(0, np.log(last)))) if kind != "kill" else int(generator.integers(1, 110)))
+    return Fault(
+        kind, int(np.exp(generator.uniform(0, np.log(last)))) if kind != "kill" else int(generator.integers(1, 110))
+    )
 
 
 def goes_on(folder, dataset, output, upsampler, expected):
@@ -87,9 +89,7 @@ def test_interrupted_runs_go_on(tmp_path, data, fault_case, kind):
     (dataset, _), reference = data
     expected = reference(0, output, upsampler)
     for _ in range(int(generator.integers(1, 4))):
-        outcome = run(
-            tmp_path, dataset, named(tmp_path, output), upsampler, draw(generator, kind), resume=True
-        )
+        outcome = run(tmp_path, dataset, named(tmp_path, output), upsampler, draw(generator, kind), resume=True)
         assert outcome.ended in ("done", "killed", "OSError", "ValueError"), outcome
         if outcome.ended == "ValueError":
             assert "wait for it" not in outcome.said, "a lock has outlived its process"
@@ -146,7 +146,9 @@ def test_two_processes_on_one_output(tmp_path, data, fault_case):
     for outcome in outcomes:
         assert outcome.ended in ("done", "killed", "ValueError"), outcome
         if outcome.ended == "ValueError":
-            assert any(words in outcome.said for words in ("another process", "exists already", "unfinished run")), outcome
+            assert any(words in outcome.said for words in ("another process", "exists already", "unfinished run")), (
+                outcome
+            )
     assert content(tmp_path, output) in (None, expected)
     if all(fault.kind == "none" for fault in faults):
         assert any(outcome.ended == "done" for outcome in outcomes)
