@@ -235,7 +235,12 @@ def _trained(
     if saved.exists():
         loaded = DiffusionUpsampler.load(saved, spec=dataset.spec, device=getattr(model, "device", "auto"))
         loaded.progress_bar = progress_bar
-        return loaded, _as_fit(folder.read_json(FIT))
+        try:
+            return loaded, _as_fit(folder.read_json(FIT))
+        except TypeError as error:
+            raise ValueError(
+                f"{folder.path / FIT} is damaged ({error}); remove {folder.path} and start again."
+            ) from error
     rows = dataset.subset(train_rows, seed)
     logger.info("Learning %s of %s rows.", f"{len(rows):,}", f"{len(dataset):,}")
     fit = model.fit(rows)
