@@ -242,10 +242,10 @@ def test_wrong_usage_is_2(real, arguments, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"train_step": 5}, "unknown train_step; known: network, training"),
-        ({"network": {"depht": 2}}, "unknown network.depht; known: width"),
-        ({"network": 3}, "network. is 3; wanted an object"),
-        ([1], "wanted an object"),
+        ({"train_step": 5}, "wrong.json: unknown train_step. Did you mean 'train_steps'? Known: network, training"),
+        ({"network": {"depht": 2}}, "unknown network.depht. Did you mean 'depth'? Known: width"),
+        ({"network": 3}, "network is 3; wanted names and values"),
+        ([1], "the whole is [1]; wanted names and values"),
         ({"train_steps": 0}, "train_steps is 0"),
         ({"train_steps": "many"}, "train_steps is 'many'"),
     ],

@@ -31,7 +31,7 @@ from .command_parts import (
     write_json,
 )
 from .upsampling.augmentation import AUGMENTATIONS
-from .upsampling.presets import PRESETS, UpsamplerConfig, resolve_config, resolve_device
+from .upsampling.presets import PRESETS, UpsamplerConfig, merge_config, resolve_config, resolve_device
 from .version import __version__
 
 try:
@@ -349,21 +349,7 @@ def _merged(base: UpsamplerConfig, file: Path) -> UpsamplerConfig:
         changes = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} is no JSON ({error}).") from error
-
-    def merge(values: dict[str, Any], changes: Any, where: str) -> dict[str, Any]:
-        if not isinstance(changes, dict):
-            raise ValueError(f"{file}: {where or 'the whole'} is {changes!r}; wanted an object.")
-        unknown = sorted(set(changes) - set(values))
-        if unknown:
-            raise ValueError(f"{file}: unknown {where}{unknown[0]}; known: {', '.join(values)}.")
-        return {
-            key: (merge(value, changes[key], f"{where}{key}.") if isinstance(value, dict) else changes[key])
-            if key in changes
-            else value
-            for key, value in values.items()
-        }
-
-    return UpsamplerConfig.from_dict(merge(base.to_dict(), changes, ""))
+    return merge_config(base, changes, str(file))
 
 
 def _simulator(env: str) -> Any:

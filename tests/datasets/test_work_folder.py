@@ -111,13 +111,16 @@ def test_a_file_in_its_place_is_left_alone(tmp_path, ours):
 
 
 @pytest.mark.parametrize("name", [*PARTS, "settings.json.tmp", "rows-000001.safetensors.tmp", "lock", "output"])
-def test_a_link_within_it_is_not_followed(tmp_path, interrupted, ours, name):
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_what_is_no_plain_file_within_it_is_not_used(tmp_path, interrupted, ours, name, kind):
     folder, output = interrupted
+    if kind == "folder" and name == "output":
+        pytest.skip("a Minari output is a folder")
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
     (folder / name).unlink(missing_ok=True)
-    (folder / name).symlink_to(victim)
-    with pytest.raises((ValueError, OSError), match=rf"{name}|symbolic links"):
+    (folder / name).symlink_to(victim) if kind == "link" else (folder / name).mkdir()
+    with pytest.raises(ValueError, match=rf"is in the way: its {name} is no plain file"):
         start(ours, output, resume=True)
     assert victim.read_bytes() == b"precious"
     assert not output.exists()

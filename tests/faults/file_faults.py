@@ -20,8 +20,8 @@ from synther_buffers.upsampling.augmentation import Bootstrap
 #: Audit events that change or open something, see Python's audit events table.
 _EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.listdir", "os.scandir"}
 UPSAMPLERS = {"model": TINY, "bootstrap": Bootstrap}
-#: A clean process, forked for each run. What takes seconds to import it has imported, by names that are installed: before
-#: Python 3.12 it does not know the tests' folders, and what it cannot import it passes over. Optimisers import Dynamo.
+#: A clean process, forked for each run. It has imported what takes seconds, by names that are installed: before Python
+#: 3.12 it does not know the tests' folders, and passes over what it cannot import. Optimisers import Dynamo.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["synther_buffers.datasets.hdf5", "synther_buffers.datasets.minari", "torch._dynamo"])
 

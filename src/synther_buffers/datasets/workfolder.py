@@ -236,6 +236,10 @@ def _locked(path: Path) -> int:
         lock = os.open(file, flags, 0o600)
     except FileNotFoundError:
         raise _busy(path) from None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR):
+            raise _refused(path, f"its {_LOCK} is no plain file") from None
+        raise
     try:
         if fcntl is not None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
