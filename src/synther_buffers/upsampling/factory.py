@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,9 +58,23 @@ def resolve_factory(upsampler: UpsamplerOption, device: torch.device) -> Upsampl
 
 
 def make_upsampler(
-    factory: UpsamplerFactory, spec: TransitionSpec, *, device: str | torch.device, seed: int, progress_bar: bool
+    factory: UpsamplerFactory,
+    spec: TransitionSpec,
+    *,
+    device: str | torch.device,
+    seed: int,
+    progress_bar: bool,
+    state: dict[str, Any] | None = None,
 ) -> Upsampler:
     """What the factory makes.
+
+    Args:
+        factory: makes it.
+        spec: see `UpsamplerFactory`.
+        device: likewise.
+        seed: likewise.
+        progress_bar: likewise.
+        state: of an earlier one. It gets a copy: training may change in place what it was given, and fail.
 
     Raises:
         TypeError: it returns something else than an `Upsampler`.
@@ -69,6 +84,8 @@ def make_upsampler(
     if missing:
         raise TypeError(f"the factory {factory!r} returned {made!r}, which has no {', '.join(missing)}.")
     upsampler: Upsampler = made
+    if state is not None:
+        upsampler.load_state_dict(copy.deepcopy(state))
     return upsampler
 
 
