@@ -48,10 +48,10 @@ def checked_rows(upsampler: Upsampler, rows: Any, spec: TransitionSpec, num_rows
     """
     if not isinstance(rows, Transitions):
         raise TypeError(f"{_named(upsampler, 'sample')} returned {type(rows).__name__}; wanted Transitions.")
-    for name, tensor in rows.flat().items():
-        if not isinstance(tensor, torch.Tensor):
+    for name, value in _leaves(vars(rows)):
+        if not isinstance(value, torch.Tensor | None):
             raise TypeError(
-                f"{_named(upsampler, 'sample')} returned {type(tensor).__name__} as {name}; wanted a tensor."
+                f"{_named(upsampler, 'sample')} returned {type(value).__name__} as {name}; wanted a tensor."
             )
     spec.check(rows)
     if len(rows) != num_rows:
