@@ -16,12 +16,12 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from tqdm import tqdm
 
 from ..transitions import Transitions, TransitionSpec
 from ..upsampling.diffusion_upsampler import DiffusionUpsampler
 from ..upsampling.factory import make_upsampler, resolve_factory
 from ..upsampling.presets import UpsamplerConfig, resolve_device
+from ..upsampling.progress import progress
 from ..upsampling.protocol import FitReport, Upsampler, UpsamplerFactory
 from ..version import __version__
 from .base import Dataset
@@ -268,11 +268,7 @@ def _draw(
     else:
         for start in starts[:first]:
             model.sample(min(chunk_rows, num_samples - start))
-    bar = tqdm(
-        desc="synther: rows", total=num_samples, initial=starts[first], unit_scale=True,
-        disable=None if progress_bar else True,
-    )  # fmt: skip
-    with bar:
+    with progress("rows", num_samples, shown=progress_bar) as bar:
         for index in range(first, len(starts)):
             count = min(chunk_rows, num_samples - starts[index])
             rows = model.sample(count).to("cpu")
@@ -282,7 +278,7 @@ def _draw(
             folder.write(
                 folder.rows(index), safetensors.torch.save({k: v.contiguous() for k, v in rows.flat().items()})
             )
-            bar.update(count)
+            bar.update_to(starts[index] + count)
 
 
 def _read_chunk(file: Path, spec: TransitionSpec) -> Transitions:
