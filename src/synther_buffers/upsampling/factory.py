@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -80,13 +81,18 @@ def make_upsampler(
         TypeError: it returns something else than an `Upsampler`.
     """
     made: Any = factory(spec, device=device, seed=seed, progress_bar=progress_bar)
-    missing = [name for name in ("config", "fit", "sample", "state_dict", "load_state_dict") if not hasattr(made, name)]
+    missing = [name for name in ("config", "fit", "sample", "state_dict", "load_state_dict") if not _has(made, name)]
     if missing:
         raise TypeError(f"the factory {factory!r} returned {made!r}, which has no {', '.join(missing)}.")
     upsampler: Upsampler = made
     if state is not None:
         upsampler.load_state_dict(copy.deepcopy(state))
     return upsampler
+
+
+def _has(made: Any, name: str) -> bool:
+    """Whether there is such an attribute: also a property that raises an AttributeError, which is told when it is used."""
+    return hasattr(made, name) or inspect.getattr_static(made, name, None) is not None
 
 
 def default_num_synthetic(factory: UpsamplerFactory) -> int:
