@@ -65,6 +65,13 @@ STAGES: dict[str, Stage] = {
         CHOOSING,
         "learning_stage_a.jsonl",
     ),
+    # Candidates for the default and for the one arm that the reporting seeds judge.
+    "choosing": Stage(
+        ("halfcheetah", "walker2d", "pusher"),
+        ("few-rows",),
+        CHOOSING,
+        "learning_choosing.jsonl",
+    ),
 }
 
 
