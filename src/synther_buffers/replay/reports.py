@@ -74,8 +74,8 @@ class RefreshReport:
         return cls(**{**data, **parts})
 
     def metrics(self) -> dict[str, float]:
-        """The figures worth a curve, by the name a logger shows."""
-        return {
+        """The figures worth a curve, by the name a logger shows; those that could not be measured are left out."""
+        figures = {
             "refresh": self.refresh,
             "loss": self.fit.loss,
             "held_out_loss": self.fit.held_out_loss,
@@ -93,14 +93,18 @@ class RefreshReport:
             "copy_share": math.nan if self.closest is None else self.closest.share_closer,
             "closest_record_ratio": math.nan if self.closest is None else self.closest.ratio,
         }
+        return {name: float(value) for name, value in figures.items() if math.isfinite(value)}
 
 
 def log_report(report: RefreshReport) -> None:
     """Log the report, and warn of a wide gap between synthetic and real rows, and of copies."""
+    figures = "too few held-out rows to compare with"
+    if math.isfinite(report.fidelity.marginal):
+        figures = f"marginal similarity {report.fidelity.marginal:.3f} (real {report.fidelity_real.marginal:.3f})"
+    loss = f", loss {report.fit.loss:.4f}" if math.isfinite(report.fit.loss) else ""
     logger.info(
-        "Synthetic refresh %d done in %.1f s: %d synthetic rows, loss %.4f, marginal similarity %.3f (real %.3f); %s.",
-        report.refresh, report.seconds, report.num_synthetic, report.fit.loss,
-        report.fidelity.marginal, report.fidelity_real.marginal, report.fit.spent(),
+        "Synthetic refresh %d done in %.1f s: %d synthetic rows%s, %s; %s.",
+        report.refresh, report.seconds, report.num_synthetic, loss, figures, report.fit.spent(),
     )  # fmt: skip
     if report.closest is not None and report.closest.share_closer > MAX_COPY_SHARE:
         logger.warning(

@@ -39,11 +39,12 @@ class FitReport:
 
     def spent(self) -> str:
         """What was spent and why it ended, in a few words."""
+        if self.steps == 0:
+            return "nothing was trained"
         if not self.best_step:
             return f"{self.steps} steps"
-        kept = f"kept the weights of step {self.best_step}, at the least held-out loss {self.held_out_loss:.3f}"
-        early = "" if self.best_step == self.budget else f" of {self.budget}"
-        return f"{self.steps} steps, {kept}" if not early else f"{self.steps}{early} steps, {kept}"
+        kept = f"weights of step {self.best_step}, at the least held-out loss {self.held_out_loss:.3f}"
+        return f"{self.steps} steps of a budget of {self.budget}, {kept}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
