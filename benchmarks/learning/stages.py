@@ -61,7 +61,7 @@ STAGES: dict[str, Stage] = {
     ),
     "a": Stage(
         ("halfcheetah", "walker2d", "pusher", "inverted-double-pendulum"),
-        ("utd10", "oracle", "bootstrap", "default", "utd1", "utd20-delay"),
+        ("utd10", "oracle", "bootstrap", "constant-budget", "utd1", "utd20-delay"),
         CHOOSING,
         "learning_stage_a.jsonl",
     ),
