@@ -24,9 +24,19 @@ def render(results: Path, page: Path) -> None:
     # A stage's own lines of the same arms and seeds stand before the pilot's.
     every = [*stage, *pilot]
     choosing = read(results / STAGES["choosing"].file)
-    text = "\n\n".join([*_head(stage, results), *_stage([*stage, *choosing]), *_pilot(every), *_cross_check(every), *_rest()])
+    text = "\n\n".join(
+        [*_head(stage, results), *_stage(_unique([*every, *choosing])), *_pilot(every), *_cross_check(every), *_rest()]
+    )
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text + "\n")
+
+
+def _unique(lines: Sequence[Line]) -> list[Line]:
+    """The first line of each run."""
+    runs: dict[tuple[str, str, int, str], Line] = {}
+    for line in lines:
+        runs.setdefault((line["task"], line["arm"], line["seed"], line["agent"]), line)
+    return list(runs.values())
 
 
 def scores_of(lines: Sequence[Line], agent: str = "sbx") -> Scores:
@@ -64,7 +74,11 @@ def _stage(lines: Sequence[Line]) -> list[str]:
     stage = replace(STAGES["a"], arms=(*STAGES["a"].arms, *STAGES["choosing"].arms))
     scores = scores_of(lines)
     tasks, control = stage.tasks, {task: TASKS[task].control for task in stage.tasks}
-    blocks = ["## Stage A, and the candidates", "### Area under the curve", "Mean over the seeds ± standard deviation (number of seeds)."]
+    blocks = [
+        "## Stage A, and the candidates",
+        "### Area under the curve",
+        "Mean over the seeds ± standard deviation (number of seeds).",
+    ]
     blocks.append(_table(["task", *stage.arms], [_areas(scores, task, stage.arms) for task in tasks]))
     judged = [task for task in tasks if _has_headroom(_gains(scores, task)) != "no"]
     blocks += ["### Against the control, and what else could explain it", _comparison(scores, judged, control)]
@@ -80,6 +94,7 @@ def _stage(lines: Sequence[Line]) -> list[str]:
 
 
 def _comparison(scores: Scores, tasks: Sequence[str], control: dict[str, str]) -> str:
+    control = {task: control[task] for task in tasks}
     best = {task: _best_real(scores[task]) for task in tasks if set(REAL_ONLY) <= scores.get(task, {}).keys()}
     opponents = {
         "control": control,
@@ -130,7 +145,11 @@ def _with_spread(values: Sequence[float]) -> str:
 
 def _curves(lines: Sequence[Line], task: str, arms: Sequence[str]) -> list[str]:
     by_arm = {
-        arm: [dict(map(tuple, line["evaluations"])) for line in lines if (line["task"], line["arm"]) == (task, arm)]
+        arm: [
+            dict(map(tuple, line["evaluations"]))
+            for line in lines
+            if (line["task"], line["arm"]) == (task, arm) and line["agent"] == "sbx"
+        ]
         for arm in arms
     }
     steps = sorted({step for runs in by_arm.values() for run in runs for step in run})
@@ -146,14 +165,16 @@ def _costs(lines: Sequence[Line], stage: Stage) -> Rows:
     rows = []
     for task in stage.tasks:
         for arm in stage.arms:
-            runs = [line for line in lines if (line["task"], line["arm"]) == (task, arm)]
+            runs = [line for line in lines if (line["task"], line["arm"]) == (task, arm) and line["agent"] == "sbx"]
             if runs:
-                value, followed = np.median([run["values"][-1][1:] for run in runs], axis=0)
+                # The pilot's first lines have no values.
+                values = [run["values"][-1][1:] for run in runs if run["values"]]
+                value, followed = np.median(values, axis=0) if values else (np.nan, np.nan)
                 rows.append(
                     [
                         TASKS[task].env, f"`{arm}`", str(len(runs)),
                         f"{np.median([run['cpu_seconds'] for run in runs]):.0f}",
-                        f"{np.median([run['refresh_seconds'] for run in runs]):.0f}", f"{value:.4g}", f"{followed:.4g}",
+                        f"{np.median([run['refresh_seconds'] or 0 for run in runs]):.0f}", f"{value:.4g}", f"{followed:.4g}",
                     ]
                 )  # fmt: skip
     return rows
