@@ -39,6 +39,10 @@ def _unique(lines: Sequence[Line]) -> list[Line]:
     return list(runs.values())
 
 
+def _runs(lines: Sequence[Line], task: str, arm: str) -> list[Line]:
+    return [line for line in lines if (line["task"], line["arm"], line["agent"]) == (task, arm, "sbx")]
+
+
 def scores_of(lines: Sequence[Line], agent: str = "sbx") -> Scores:
     """Areas under the curve by task, arm and seed; the first line of each."""
     scores: dict[str, dict[str, dict[int, float]]] = {}
@@ -144,14 +148,7 @@ def _with_spread(values: Sequence[float]) -> str:
 
 
 def _curves(lines: Sequence[Line], task: str, arms: Sequence[str]) -> list[str]:
-    by_arm = {
-        arm: [
-            dict(map(tuple, line["evaluations"]))
-            for line in lines
-            if (line["task"], line["arm"]) == (task, arm) and line["agent"] == "sbx"
-        ]
-        for arm in arms
-    }
+    by_arm = {arm: [dict(map(tuple, line["evaluations"])) for line in _runs(lines, task, arm)] for arm in arms}
     steps = sorted({step for runs in by_arm.values() for run in runs for step in run})
     rows = [
         [f"`{arm}` ({len(runs)})", *(f"{np.mean([run[step] for run in runs]):.4g}" for step in steps)]
@@ -165,7 +162,7 @@ def _costs(lines: Sequence[Line], stage: Stage) -> Rows:
     rows = []
     for task in stage.tasks:
         for arm in stage.arms:
-            runs = [line for line in lines if (line["task"], line["arm"]) == (task, arm) and line["agent"] == "sbx"]
+            runs = _runs(lines, task, arm)
             if runs:
                 # The pilot's first lines have no values.
                 values = [run["values"][-1][1:] for run in runs if run["values"]]
@@ -174,7 +171,8 @@ def _costs(lines: Sequence[Line], stage: Stage) -> Rows:
                     [
                         TASKS[task].env, f"`{arm}`", str(len(runs)),
                         f"{np.median([run['cpu_seconds'] for run in runs]):.0f}",
-                        f"{np.median([run['refresh_seconds'] or 0 for run in runs]):.0f}", f"{value:.4g}", f"{followed:.4g}",
+                        f"{np.median([run['refresh_seconds'] or 0 for run in runs]):.0f}",
+                        f"{value:.4g}", f"{followed:.4g}",
                     ]
                 )  # fmt: skip
     return rows
