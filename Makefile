@@ -59,6 +59,8 @@ bench-smoke: $(VENV)/.installed
 	$(BIN)/python benchmarks/refresh.py --toy --out build/bench/refresh.json
 	$(BIN)/python benchmarks/terminals.py --toy --out build/bench/terminals.json
 	$(BIN)/python benchmarks/joint_structure.py --toy --out build/bench/joint_structure.json
+	rm -f build/bench/few_rows.jsonl
+	$(BIN)/python benchmarks/few_rows.py --toy --out build/bench/few_rows.jsonl
 	$(BIN)/python benchmarks/precision.py --toy --out build/bench/precision.json
 	$(BIN)/python benchmarks/training_step.py --toy --out build/bench/training_step.json
 	$(BIN)/python benchmarks/published.py --toy --out build/bench/published.json

@@ -20,6 +20,7 @@ TINY = replace(
     warm_steps=10,
     num_synthetic=200,
     terminal_steps=50,
+    budget=None,
 )
 SPEC = TransitionSpec.from_spaces(
     spaces.Box(-np.inf, np.inf, (2,), np.float64), spaces.Box(-1.0, 1.0, (1,), np.float32)

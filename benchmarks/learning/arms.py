@@ -63,10 +63,17 @@ ARMS: dict[str, Arm] = {
     "bootstrap": Arm(upsampler="bootstrap", num_synthetic=10_000),
     "oracle": Arm(upsampler="oracle", num_synthetic=10_000),
     "oracle-dynamics": Arm(upsampler="oracle-dynamics", num_synthetic=10_000),
-    "default": Arm(upsampler="diffusion"),
-    # Candidates.
-    "default-wd1-1500": Arm(
-        upsampler="diffusion", changes={"train_steps": 1_500, "warm_steps": 600, "training": {"weight_decay": 1.0}}
+    # The first released default: as many steps for any number of rows, and the weights at the end.
+    "constant-budget": Arm(
+        upsampler="diffusion", changes={"budget": None, "training": {"weight_decay": 0.0, "dropout": 0.0}}
+    ),
+    # Steps and regularisation follow the rows, and the weights at the least held-out loss are served.
+    "few-rows": Arm(
+        upsampler="diffusion",
+        changes={
+            "training": {"weight_decay": 1.0, "dropout": 0.2},
+            "budget": {"full_rows": 50_000, "few_rows": 2_000},
+        },
     ),
 }
 

@@ -60,10 +60,17 @@ STAGES: dict[str, Stage] = {
         "learning_pilot.jsonl",
     ),
     "a": Stage(
-        ("halfcheetah", "walker2d", "pusher", "inverted-double-pendulum"),
-        ("utd10", "oracle", "bootstrap", "default", "utd1", "utd20-delay"),
+        ("halfcheetah", "walker2d", "pusher", "hopper"),
+        ("utd10", "oracle", "bootstrap", "constant-budget", "utd1", "utd20-delay"),
         CHOOSING,
         "learning_stage_a.jsonl",
+    ),
+    # Candidates for the default and for the one arm that the reporting seeds judge.
+    "choosing": Stage(
+        ("halfcheetah", "walker2d", "pusher", "hopper"),
+        ("few-rows",),
+        CHOOSING,
+        "learning_choosing.jsonl",
     ),
 }
 

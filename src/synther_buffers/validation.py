@@ -36,6 +36,19 @@ def positive(name: str, value: Any) -> float:
     return number
 
 
+def not_negative(name: str, value: Any) -> float:
+    """`value` as a float, at least 0.
+
+    Raises:
+        TypeError: no number.
+        ValueError: below 0, NaN included.
+    """
+    number = _number(name, value, "wanted a number, at least 0")
+    if not number >= 0.0:
+        raise ValueError(f"{name} is {value}; it must be at least 0.")
+    return number
+
+
 def fraction(name: str, value: Any, meaning: str = "between 0 and 1") -> float:
     """`value` as a float from 0 to 1.
 

@@ -4,7 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from synther_buffers.diffusion.network import ResidualMLP, linear, noise_features
+from synther_buffers.diffusion.config import TrainingConfig
+from synther_buffers.diffusion.edm import Preconditioner
+from synther_buffers.diffusion.network import Dropout, ResidualMLP, linear, noise_features
+from synther_buffers.diffusion.training import train_denoiser
 
 
 def make_network(seed: int = 0, dim: int = 3, fourier_dim: int = 8) -> ResidualMLP:
@@ -137,3 +140,52 @@ def test_no_condition_may_be_given_but_none() -> None:
     assert torch.equal(network(X, NOISE, condition=None), network(X, NOISE))
     with pytest.raises(ValueError, match="condition is given"):
         network(X, NOISE, torch.zeros(4, 2))
+
+
+class TestDropout:
+    def test_passes_values_through_until_it_is_started(self) -> None:
+        x = torch.ones(4, 5)
+        assert Dropout()(x) is x
+
+    @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.9])
+    def test_drops_its_share_and_keeps_the_mean(self, share: float) -> None:
+        dropout = Dropout()
+        dropout.start(share, torch.Generator().manual_seed(0))
+        dropped = dropout(torch.ones(1_000, 192))
+        assert float((dropped == 0).double().mean()) == pytest.approx(share, abs=0.005)
+        assert float(dropped.double().mean()) == pytest.approx(1.0, abs=0.02)
+        assert len(dropped.unique()) == 2
+
+    def test_every_unit_is_dropped_as_often_as_any_other(self) -> None:
+        dropout = Dropout()
+        dropout.start(0.5, torch.Generator().manual_seed(0))
+        # Eight neighbours share a random number: none of its bytes may be special.
+        shares = (dropout(torch.ones(20_000, 16)) == 0).double().mean(0)
+        assert float((shares - 0.5).abs().max()) < 0.02
+
+    def test_draws_from_its_own_stream(self) -> None:
+        before = torch.get_rng_state()
+        dropout = Dropout()
+        dropout.start(0.5, torch.Generator().manual_seed(3))
+        first = dropout(torch.ones(7, 3))
+        assert torch.equal(torch.get_rng_state(), before)
+        dropout.start(0.5, torch.Generator().manual_seed(3))
+        assert torch.equal(dropout(torch.ones(7, 3)), first)
+        assert not torch.equal(dropout(torch.ones(7, 3)), first)
+
+    def test_a_network_drops_in_training_only(self) -> None:
+        rows = torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
+        for activation in ("relu", "swiglu"):
+            network = ResidualMLP(
+                3, width=16, depth=2, embedding_dim=8, fourier_dim=4, activation=activation,
+                generator=torch.Generator().manual_seed(0),
+            )  # fmt: skip
+            denoiser = Preconditioner(network).requires_grad_(False)
+            losses = []
+            for share in (0.0, 0.5):
+                config = TrainingConfig(batch_size=32, learning_rate=1e-3, dropout=share)
+                average, loss = train_denoiser(denoiser, rows, 5, config, torch.Generator().manual_seed(2))
+                losses.append(loss)
+                sigma = torch.ones(64)
+                assert torch.equal(average(rows, sigma), average(rows, sigma))
+            assert losses[0] != losses[1]

@@ -25,8 +25,14 @@ def test_updates_of_ten_steps(arm, critic, actor):
 
 def test_a_candidate_is_the_preset_with_its_changes():
     task = TASKS["halfcheetah"]
-    config = buffer_kwargs(ARMS["default-wd1-1500"].for_task(task), task, 0)["upsampler"]
-    assert (config.train_steps, config.warm_steps, config.training.weight_decay) == (1_500, 600, 1.0)
-    assert config.network == PRESETS["cpu"].network
-    assert config.training.learning_rate == PRESETS["cpu"].training.learning_rate
-    assert buffer_kwargs(ARMS["default"].for_task(task), task, 0)["upsampler"] == "auto"
+
+    def config(arm):
+        return buffer_kwargs(ARMS[arm].for_task(task), task, 0)["upsampler"]
+
+    # The candidate that became the default, with its settings written out.
+    assert config("few-rows") == PRESETS["cpu"]
+    first = config("constant-budget")
+    assert (first.budget, first.training.weight_decay, first.training.dropout) == (None, 0.0, 0.0)
+    assert (first.train_steps, first.warm_steps, first.num_synthetic) == (7_000, 2_000, 100_000)
+    assert first.network == PRESETS["cpu"].network
+    assert first.training.learning_rate == PRESETS["cpu"].training.learning_rate

@@ -94,27 +94,27 @@ def test_a_run_that_fails_leaves_no_line_and_is_counted(tmp_path):
 def test_stage_a_is_what_the_protocol_says():
     stage = STAGES["a"]
     assert len(jobs(stage)) == 4 * 6 * 5
-    assert {"utd1", "utd10", "utd20-delay", "bootstrap", "oracle", "default"} == set(stage.arms)
+    assert {"utd1", "utd10", "utd20-delay", "bootstrap", "oracle", "constant-budget"} == set(stage.arms)
     assert all(settings(job.task, job.arm)["task"]["steps"] <= 8_000 for job in jobs(stage))
     # A treatment has its control's rule; the default is as released but for when it refreshes.
-    default, control = (settings("halfcheetah", arm)["arm"] for arm in ("default", "utd10"))
+    default, control = (settings("halfcheetah", arm)["arm"] for arm in ("constant-budget", "utd10"))
     assert (default["utd"], default["policy_delay"]) == (control["utd"], control["policy_delay"]) == (10, 1)
-    assert (default["preset"], default["changes"], default["num_synthetic"]) == ("auto", {}, None)
+    assert (default["preset"], default["num_synthetic"]) == ("auto", None)
     assert (default["synthetic_fraction"], control["synthetic_fraction"]) == (0.5, 0.0)
 
 
 def test_the_page_says_what_is_missing(tmp_path):
     path = tmp_path / STAGES["a"].file
-    for arm, area in (("utd10", -400.0), ("oracle", -100.0), ("default", -250.0)):
+    for arm, area in (("utd10", -400.0), ("oracle", -100.0), ("constant-budget", -250.0)):
         append(path, line("halfcheetah", arm, 0, area))
     append(tmp_path / STAGES["pilot"].file, line("halfcheetah", "utd10", 0, -380.0) | {"agent": "sb3"})
     render(tmp_path, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     assert "**Partial: 3 of 120 runs are made.** 1.5 core-hours" in page
     # (-250 + 400) / (-100 + 400)
-    assert "| `default` | control | 1 x 1 | 0.50 | one seed: none | 1.00 | too early |" in page
+    assert "| `constant-budget` | control | 1 x 1 | 0.50 | one seed: none | 1.00 | too early |" in page
     # Which real-only arm is best cannot be said before all have run.
-    assert "| `default` | best real-only arm | no pairs yet |" in page
+    assert "| `constant-budget` | best real-only arm | no pairs yet |" in page
     assert "| HalfCheetah-v5 | 5,000 | - | -400 (1) | -100 (1) | 300 | 300 | open: 1 of 3 seeds |" in page
     assert "| HalfCheetah-v5 | Stable-Baselines3 | -380 (1) |" in page
 
@@ -126,12 +126,12 @@ def test_the_best_real_only_arm_is_that_of_the_highest_mean(tmp_path):
         ("utd10", -400.0),
         ("utd20-delay", -300.0),
         ("oracle", 0.0),
-        ("default", -100.0),
+        ("constant-budget", -100.0),
     ):
         append(path, line("halfcheetah", arm, 0, area))
     render(tmp_path, tmp_path / "page.md")
     # (-100 + 200) / (0 + 400)
-    assert "| `default` | best real-only arm | 1 x 1 | 0.25 |" in (tmp_path / "page.md").read_text()
+    assert "| `constant-budget` | best real-only arm | 1 x 1 | 0.25 |" in (tmp_path / "page.md").read_text()
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import pickle
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from toys import SPEC, TINY, Resampler, equal, fails_at, gaussian, global_state,
 
 from synther_buffers import PRESETS, Transitions
 from synther_buffers.replay.holdout import RowOrder
+from synther_buffers.replay.reports import RefreshReport
 from synther_buffers.replay.synthetic_replay import SyntheticReplay
 
 
@@ -461,6 +463,37 @@ def test_a_wide_fidelity_gap_is_warned_about(caplog):
     refreshed(Far, gaussian(2_000))
     assert "The synthetic rows are far from the real ones: marginal similarity" in caplog.text
     assert "worst column: observation[" in caplog.text
+
+
+def test_copies_are_reported_and_warned_about(caplog):
+    # A resampler gives training rows back: each at distance 0 from one.
+    replay = refreshed(Resampler, gaussian(2_000))
+    assert replay.reports[-1].closest.share_closer == 1.0
+    assert replay.reports[-1].closest.ratio == 0.0
+    assert replay.reports[-1].metrics()["copy_share"] == 1.0
+    assert "The model copies: 100 % of the synthetic rows lie closer to a training row" in caplog.text
+    assert RefreshReport.from_dict(replay.reports[-1].to_dict()) == replay.reports[-1]
+
+
+def test_new_rows_are_not_called_copies(caplog):
+    class Fresh(Resampler):
+        def sample(self, num_samples):
+            return gaussian(num_samples, seed=5)
+
+    replay = refreshed(Fresh, gaussian(2_000))
+    assert replay.reports[-1].closest.share_closer < 0.25
+    assert "copies" not in caplog.text
+
+
+def test_figures_that_were_not_measured_are_not_printed(caplog):
+    caplog.set_level(logging.INFO)
+    replay = refreshed(Resampler, gaussian(200))  # 8 rows held out
+    report = replay.reports[-1]
+    assert report.closest is None
+    assert not {"copy_share", "closest_record_ratio", "marginal_similarity"} & set(report.metrics())
+    assert all(math.isfinite(value) for value in report.metrics().values())
+    assert "too few held-out rows to compare with" in caplog.text
+    assert "nan" not in caplog.text
 
 
 def test_a_faithful_set_is_not_warned_about(caplog):

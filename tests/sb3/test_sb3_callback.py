@@ -25,7 +25,12 @@ NAMES = {
     "marginal_similarity_of_real",
     "correlation_similarity",
     "correlation_similarity_of_real",
+    "train_steps",
+    "copy_share",
+    "closest_record_ratio",
 }
+#: What needs held-out rows, 20 of them, to be measured.
+JUDGED = {name for name in NAMES if "similarity" in name} | {"copy_share", "closest_record_ratio"}
 
 
 def test_a_loaded_file_of_a_plain_buffer_is_named_as_the_cause(tmp_path, log):
@@ -74,12 +79,12 @@ def test_each_refresh_is_a_line_in_the_log(tmp_path, upsampler):
     # Refreshed in the training after steps 120 and 240, and written at once.
     assert [line["time/total_timesteps"] for line in lines] == [120, 240]
     for line, report in zip(lines, model.replay_buffer.synthetic.reports, strict=True):
-        assert {name.removeprefix("synther/") for name in line if name.startswith("synther/")} == NAMES
+        assert {name.removeprefix("synther/") for name in line if name.startswith("synther/")} == NAMES - JUDGED
         assert line["synther/loss"] == pytest.approx(report.fit.loss)
         assert line["synther/synthetic_rows"] == 300
         assert line["synther/real_rows"] == report.num_real
     with (tmp_path / "progress.csv").open() as file:
-        assert {f"synther/{name}" for name in NAMES} <= set(next(csv.reader(file)))
+        assert {f"synther/{name}" for name in NAMES - JUDGED} <= set(next(csv.reader(file)))
 
 
 def test_the_replay_buffer_can_be_saved_while_a_logger_writes(tmp_path):

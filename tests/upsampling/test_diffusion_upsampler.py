@@ -30,7 +30,7 @@ from synther_buffers.upsampling.factory import make_upsampler, resolve_factory
 LEARNING = replace(
     TINY,
     network=NetworkConfig(width=64, depth=2, embedding_dim=32),
-    training=replace(TINY.training, batch_size=256),
+    training=replace(TINY.training, batch_size=256, weight_decay=0.0, dropout=0.0),
     sampler=replace(TINY.sampler, solver=replace(TINY.sampler.solver, num_steps=20)),
     train_steps=800,
     warm_steps=200,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..validation import positive, whole_number
+from ..validation import not_negative, positive, whole_number
 from .network import ACTIVATIONS, Activation
 from .solvers import SOLVERS, Solver
 
@@ -38,6 +38,7 @@ class TrainingConfig:
         warmup_steps: steps, a tenth of the training at most, over which the rate rises to its place on the cosine;
             without it large rates diverge.
         betas, weight_decay: AdamW's.
+        dropout: share of each layer's hidden units that are 0 in a training step.
         max_grad_norm: gradients are clipped to this norm.
         p_mean, p_std: of ln sigma (EDM, Table 1).
         ema_decay, ema_every: moving average of the weights every `ema_every` steps. The decay ramps up as
@@ -50,6 +51,7 @@ class TrainingConfig:
     warmup_steps: int = 0
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
+    dropout: float = 0.0
     max_grad_norm: float = 1.0
     p_mean: float = -1.2
     p_std: float = 1.2
@@ -63,6 +65,10 @@ class TrainingConfig:
             object.__setattr__(self, name, whole_number(f"training.{name}", getattr(self, name), minimum))
         for name in ("learning_rate", "max_grad_norm", "p_std"):
             object.__setattr__(self, name, positive(f"training.{name}", getattr(self, name)))
+        for name in ("weight_decay", "dropout"):
+            object.__setattr__(self, name, not_negative(f"training.{name}", getattr(self, name)))
+        if self.dropout >= 1:
+            raise ValueError(f"training.dropout is {self.dropout}; it must be at least 0 and below 1.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"training.ema_decay is {self.ema_decay}; it must be at least 0 and below 1.")
 

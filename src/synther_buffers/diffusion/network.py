@@ -62,6 +62,7 @@ class ResidualMLP(nn.Module):
             GatedLayer(width, generator, device) if activation == "swiglu" else linear(width, width, generator, device)
             for _ in range(depth)
         )
+        self.dropout = Dropout()  # of the layers that are not gated
         self.out = linear(width, dim, generator, device)
 
     def forward(self, x: Tensor, c_noise: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -82,7 +83,7 @@ class ResidualMLP(nn.Module):
         h = self.widen(self.row_in(x.to(self.row_in.weight.dtype)) + embedded)
         gated = self.activation == "swiglu"
         for layer in self.layers:
-            h = h + layer(h if gated else F.relu(h))
+            h = h + layer(h if gated else self.dropout(F.relu(h)))
         return self.out(F.silu(h) if gated else F.relu(h))
 
 
@@ -91,13 +92,46 @@ class GatedLayer(nn.Module):
 
     def __init__(self, width: int, generator: torch.Generator, device: torch.device | str) -> None:
         super().__init__()
+        self.dropout = Dropout()
         self.up = linear(width, 2 * width, generator, device)
         self.down = linear(width, width, generator, device)
 
     def forward(self, h: Tensor) -> Tensor:
         """``[n, width]`` to ``[n, width]``."""
         gate, value = self.up(F.layer_norm(h, h.shape[1:])).chunk(2, dim=1)
-        return self.down(F.silu(gate) * value)
+        return self.down(self.dropout(F.silu(gate) * value))
+
+
+class Dropout(nn.Module):
+    """Sets a share of the values to 0 and divides the others by what is left (Srivastava et al., JMLR 2014).
+
+    It passes values through until `diffusion.training` calls `start` on its own copy of a network: the random numbers
+    then come from the fit's stream instead of the global one, and a network that draws rows drops nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._share = 0  # in 256ths
+        self._generator: torch.Generator | None = None
+
+    def start(self, share: float, generator: torch.Generator) -> None:
+        """Drop from now on.
+
+        Args:
+            share: from 0 to below 1, rounded to 256ths.
+            generator: source of the random numbers, on the device of the values.
+        """
+        self._share, self._generator = min(round(share * 256), 255), generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Values of any shape."""
+        if self._share == 0:
+            return x
+        # Eight decisions for each random 64-bit number: drawing them is what takes the time.
+        numbers = torch.empty(math.ceil(x.numel() / 8), dtype=torch.int64, device=x.device)
+        numbers.random_(-(2**63), None, generator=self._generator)
+        kept = numbers.view(torch.uint8)[: x.numel()].view(x.shape) >= self._share
+        return x * (kept.to(x.dtype) * (256 / (256 - self._share)))
 
 
 def noise_features(c_noise: Tensor, frequencies: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_para
 
 from .config import TrainingConfig
 from .cuda_graph import CudaGraph
+from .early_stopping import EarlyStopping
 from .edm import Preconditioner, denoising_loss, draw_sigma
+from .network import Dropout
 
 #: Times in a training that the loss is read and progress is reported; each of them waits for the device.
 _REPORTS = 50
@@ -47,6 +49,9 @@ class TrainingStep:
     ) -> None:
         self.rows, self.config, self.generator = rows, config, generator
         self._denoiser = copy.deepcopy(denoiser).requires_grad_(True)
+        for module in self._denoiser.modules():
+            if isinstance(module, Dropout):
+                module.start(config.dropout, generator)
         self._parameters = list(self._denoiser.parameters())
         # One vector: clipping, AdamW, rounding and averaging are then one operation each.
         self.weights = nn.Parameter(parameters_to_vector(self._parameters).detach().clone())
@@ -98,6 +103,7 @@ def train_denoiser(
     config: TrainingConfig,
     generator: torch.Generator,
     on_progress: Callable[[int, float], None] | None = None,
+    stopping: EarlyStopping | None = None,
 ) -> tuple[Preconditioner, float]:
     """Train a copy of a denoiser and return the moving average of its weights.
 
@@ -108,9 +114,11 @@ def train_denoiser(
         config: see `TrainingConfig`.
         generator: source of minibatches, noise levels and noise, on the device of `rows`.
         on_progress: called now and then with the number of steps done and the recent mean loss.
+        stopping: judges the averaged weights on the way, picks those to return, and may end the training early; a new
+            one for each training.
 
     Returns:
-        The averaged denoiser, and the mean loss over the last tenth of the steps.
+        The averaged denoiser, and the mean training loss over the last tenth of the steps that were taken.
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
@@ -118,35 +126,37 @@ def train_denoiser(
     step = TrainingStep(denoiser, rows, config, generator)
     weights = step.weights.detach()
     average = weights.clone()
+    averaged = copy.deepcopy(denoiser).requires_grad_(False)
+    vector_to_parameters(average, averaged.parameters())  # views: what changes `average` changes the denoiser
     num_averaged = 0
     report_every = max(num_steps // _REPORTS, 1)
-    tail_start = num_steps - max(num_steps // 10, 1)
-    recent, tail = torch.zeros_like(step.loss), torch.zeros_like(step.loss)
+    losses = torch.zeros(num_steps, device=rows.device, dtype=torch.float32)
+    done = reported = 0
     with torch.autocast(rows.device.type, enabled=False):
         for index in range(num_steps):
             step.learning_rate.fill_(config.learning_rate * _schedule(index, num_steps, config.warmup_steps))
             step()
-            recent += step.loss
-            if index >= tail_start:
-                tail += step.loss
+            losses[index] = step.loss
             done = index + 1
+            looks = stopping is not None and stopping.due(done, num_steps)
             if done % config.ema_every == 0 or done == num_steps:
                 decay = min(config.ema_decay, (1.0 + num_averaged) / (10.0 + num_averaged)) if num_averaged else 0.0
                 average.lerp_(weights, 1.0 - decay)
                 num_averaged += 1
             if done % report_every == 0 or done == num_steps:
-                mean = recent.item() / ((index % report_every) + 1)
+                mean = losses[reported:done].mean().item()
+                reported = done
                 if not math.isfinite(mean):
                     raise NonFiniteLossError(f"the training loss became {mean} within the first {done} steps.")
                 if on_progress is not None:
                     on_progress(done, mean)
-                recent.zero_()
-    averaged = copy.deepcopy(denoiser)
-    vector_to_parameters(average, averaged.parameters())
+            if stopping is not None and looks and stopping.look(averaged, done):
+                break
+    vector_to_parameters(average if stopping is None else stopping.best(average), averaged.parameters())
     for parameter in averaged.parameters():
         # Memory of its own: a view of the vector would write the whole vector into every file.
         parameter.data = parameter.data.clone()
-    return averaged.requires_grad_(False), tail.item() / (num_steps - tail_start)
+    return averaged, losses[done - max(done // 10, 1) : done].mean().item()
 
 
 @torch.no_grad()

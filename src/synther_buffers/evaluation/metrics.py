@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ..transitions import Transitions, TransitionSpec
+from .copies import ClosestRecord, closest_distance, closest_record
 from .dynamics import SimulatedRows, SimulatorError, simulate, simulator_error
 from .fidelity import Fidelity, measure_fidelity
 from .points import Units, check_rows, columns, thin
@@ -56,30 +57,11 @@ __all__ = [
 
 #: Rows of each set that are looked at, where nothing else is said.
 MAX_ROWS = 5_000
-#: Training rows among which the closest is searched.
-MAX_RECORDS = 100_000
 #: Rows of one side of a distance matrix that are in memory at a time.
 _CHUNK = 1_024
 #: Distances that differ by less differ by rounding: they come from a matrix product of normalised float64 values.
 _ROUNDING = 1e-6
 _FOLDS = 3
-
-
-@dataclass(frozen=True)
-class ClosestRecord:
-    """How far synthetic rows lie from the training rows, next to real rows that were not trained on.
-
-    Attributes:
-        synthetic_median, held_out_median: of the distance to the closest training row.
-        ratio: the first by the second. 1: as new as real rows are; towards 0: copies; above 1: off the data.
-        share_closer: share of synthetic rows that lie closer than 95 % of the held-out rows do. 0.05 is to be expected,
-            more says that training rows are reproduced.
-    """
-
-    synthetic_median: float
-    held_out_median: float
-    ratio: float
-    share_closer: float
 
 
 @dataclass(frozen=True)
@@ -220,47 +202,6 @@ def two_sample_auc(
     return float(np.mean(scores))
 
 
-def closest_distance(rows: Transitions, records: Transitions, spec: TransitionSpec, real: Transitions) -> Tensor:
-    """Euclidean distance of each row to the closest of `records`, ``[N]`` float64, in the real rows' units.
-
-    It takes a few seconds for 5,000 rows and 100,000 records.
-
-    Raises:
-        ValueError: rows that do not match the spec, are not finite, or none.
-    """
-    check_rows(spec, 1, rows=rows, records=records, real=real)
-    units = Units.measure(real, spec)
-    return _closest(units.points(rows), units.points(records))
-
-
-def closest_record(
-    real: Transitions,
-    synthetic: Transitions,
-    train: Transitions,
-    spec: TransitionSpec,
-    *,
-    seed: int = 0,
-    max_rows: int = MAX_ROWS,
-) -> ClosestRecord:
-    """Distance of synthetic rows to the closest training row, against that of held-out real rows.
-
-    At most `max_rows` synthetic and real rows, among at most 100,000 training rows. The distance to the closest record
-    is the usual check for copies in synthetic tables (Zhao et al. 2021); the held-out reference tells what is usual.
-
-    Raises:
-        ValueError: rows that do not match the spec, are not finite, or none.
-    """
-    check_rows(spec, 1, real=real, synthetic=synthetic, train=train)
-    units = Units.measure(real, spec)
-    records = units.points(thin(train, MAX_RECORDS, seed + 2))
-    held = _closest(units.points(thin(real, max_rows, seed)), records)
-    drawn = _closest(units.points(thin(synthetic, max_rows, seed + 1)), records)
-    held_median, median = float(held.quantile(0.5)), float(drawn.quantile(0.5))
-    ratio = median / held_median if held_median > 0 else math.nan if median == 0 else math.inf
-    threshold = held.quantile(0.05)
-    return ClosestRecord(median, held_median, ratio, float((drawn < threshold).double().mean()))
-
-
 def neighborhoods(
     real: Transitions,
     synthetic: Transitions,
@@ -320,22 +261,6 @@ def terminal_error(real: Transitions, synthetic: Transitions) -> TerminalError:
     """Share of terminal rows among all synthetic and all real rows, and the difference."""
     rates = [float(rows.terminated.double().mean()) for rows in (real, synthetic)]
     return TerminalError(rates[0], rates[1], rates[1] - rates[0])
-
-
-def _closest(points: Tensor, records: Tensor) -> Tensor:
-    """Distance of each point to the closest record."""
-    # The search is by matrix products in float32, which round; the distance to the record found is exact.
-    rough = records.float()
-    found = []
-    for chunk in points.split(_CHUNK):
-        best = torch.full((len(chunk),), math.inf, dtype=torch.float32, device="cpu")
-        index = torch.zeros(len(chunk), dtype=torch.int64, device="cpu")
-        for start in range(0, len(records), 16 * _CHUNK):
-            low, where = torch.cdist(chunk.float(), rough[start : start + 16 * _CHUNK]).min(1)
-            index = torch.where(low < best, where + start, index)
-            best = torch.minimum(best, low)
-        found.append((chunk - records[index]).norm(dim=1))
-    return torch.cat(found)
 
 
 def _radii(points: Tensor, neighbors: int) -> Tensor:

@@ -33,6 +33,8 @@ def checked_fit(upsampler: Upsampler, fit: Any) -> FitReport:
             seconds=float(fit.seconds),
             warm=bool(fit.warm),
             reason=str(fit.reason),
+            budget=int(fit.budget),
+            best_step=int(fit.best_step),
             phases={str(name): float(seconds) for name, seconds in fit.phases.items()},
         )
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:

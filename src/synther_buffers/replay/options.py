@@ -49,8 +49,8 @@ class SyntheticOptions:
         upsampler_device: where it trains; ``auto`` is CUDA where there is one.
         retrain_every: real transitions between refreshes (the paper: 10,000).
         start_after: real transitions before the first refresh; None for `retrain_every`.
-        num_synthetic: rows of the synthetic set; None for what the upsampler's configuration says, or 100,000 where it
-            says nothing.
+        num_synthetic: rows of the synthetic set; None lets it follow the real ones (ten times as many, at least 20,000
+            and at most what the upsampler's configuration says), or for a factory of your own means 100,000.
         synthetic_fraction: share of each batch that is synthetic, from 0 to 1 (the paper: 0.5). At 0 nothing is
             trained at all.
         seed: of everything random in the synthetic part; None for the seed that was last set in torch. The global

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..evaluation.copies import ClosestRecord, closest_record
 from ..evaluation.fidelity import MAX_ROWS, Fidelity, measure_fidelity
 from ..transitions import Transitions, TransitionSpec
 from ..upsampling.factory import make_upsampler
@@ -20,6 +21,8 @@ from .reports import RefreshReport
 
 #: With fewer held-out rows than this the fidelity is not measured.
 _MIN_HELD_OUT = 20
+#: Rows of each set whose closest training row is searched, which takes most of the time that the report does.
+_CLOSEST_ROWS = 2_000
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def run_refresh(job: RefreshJob) -> RefreshResult:
         rows = checked_rows(upsampler, upsampler.sample(job.num_synthetic), job.spec, job.num_synthetic)
         sampled = time.perf_counter()
         fidelity, fidelity_real = _fidelity(job, rows)
+        closest = _closest(job, rows)
         state, config = checked_state(upsampler), checked_config(upsampler)
     report = RefreshReport(
         refresh=job.refresh,
@@ -112,6 +116,7 @@ def run_refresh(job: RefreshJob) -> RefreshResult:
         seconds=time.perf_counter() - start,
         fidelity=fidelity,
         fidelity_real=fidelity_real,
+        closest=closest,
     )
     return RefreshResult(job.spec, rows, state, config, report)
 
@@ -130,6 +135,13 @@ def _fidelity(job: RefreshJob, synthetic: Transitions) -> tuple[Fidelity, Fideli
         return measure_fidelity(job.held_out, rows[index.to(rows.device)], job.spec)
 
     return against_held_out(synthetic), against_held_out(job.train)
+
+
+def _closest(job: RefreshJob, synthetic: Transitions) -> ClosestRecord | None:
+    """Whether the synthetic rows are new."""
+    if len(job.held_out) < _MIN_HELD_OUT:
+        return None
+    return closest_record(job.held_out, synthetic, job.train, job.spec, seed=job.seed, max_rows=_CLOSEST_ROWS)
 
 
 @contextmanager

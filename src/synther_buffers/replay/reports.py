@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..evaluation.copies import ClosestRecord
 from ..evaluation.fidelity import Fidelity
 from ..upsampling.protocol import FitReport
 from ..version import __version__
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 #: A warning is logged where a marginal or correlation similarity is this far below that of real rows to real rows.
 FIDELITY_GAP = 0.1
+#: A warning is logged where a larger share of the synthetic rows are copies. Held-out rows can be as few as 20, so that
+#: the share of a model that copies nothing lies within 0.02 and 0.15.
+MAX_COPY_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class RefreshReport:
         fit_seconds, sample_seconds, seconds: wall time of the fit, of the generation, and in all.
         fidelity: new synthetic rows against held-out real rows.
         fidelity_real: as many real training rows against held-out real rows, the best to be expected.
+        closest: distance of synthetic rows to the closest training row, against that of held-out rows: whether the
+            model copies. None where too few rows are held out.
     """
 
     refresh: int
@@ -51,6 +57,7 @@ class RefreshReport:
     seconds: float
     fidelity: Fidelity
     fidelity_real: Fidelity
+    closest: ClosestRecord | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -63,16 +70,18 @@ class RefreshReport:
             "fit": FitReport(**data["fit"]),
             "fidelity": Fidelity(**data["fidelity"]),
             "fidelity_real": Fidelity(**data["fidelity_real"]),
+            "closest": ClosestRecord(**data["closest"]) if data.get("closest") else None,
         }
         return cls(**{**data, **parts})
 
     def metrics(self) -> dict[str, float]:
-        """The figures worth a curve, by the name a logger shows."""
-        return {
+        """The figures worth a curve, by the name a logger shows; those that could not be measured are left out."""
+        figures = {
             "refresh": self.refresh,
             "loss": self.fit.loss,
             "held_out_loss": self.fit.held_out_loss,
             "warm_start": float(self.fit.warm),
+            "train_steps": self.fit.steps,
             "fit_seconds": self.fit_seconds,
             "sample_seconds": self.sample_seconds,
             "seconds": self.seconds,
@@ -82,16 +91,29 @@ class RefreshReport:
             "marginal_similarity_of_real": self.fidelity_real.marginal,
             "correlation_similarity": self.fidelity.correlation,
             "correlation_similarity_of_real": self.fidelity_real.correlation,
+            "copy_share": math.nan if self.closest is None else self.closest.share_closer,
+            "closest_record_ratio": math.nan if self.closest is None else self.closest.ratio,
         }
+        return {name: float(value) for name, value in figures.items() if math.isfinite(value)}
 
 
 def log_report(report: RefreshReport) -> None:
-    """Log the report, and warn of a wide gap between synthetic and real rows."""
+    """Log the report, and warn of a wide gap between synthetic and real rows, and of copies."""
+    figures = "too few held-out rows to compare with"
+    if math.isfinite(report.fidelity.marginal):
+        figures = f"marginal similarity {report.fidelity.marginal:.3f} (real {report.fidelity_real.marginal:.3f})"
+    loss = f", loss {report.fit.loss:.4f}" if math.isfinite(report.fit.loss) else ""
     logger.info(
-        "Synthetic refresh %d done in %.1f s: %d synthetic rows, loss %.4f, marginal similarity %.3f (real %.3f).",
-        report.refresh, report.seconds, report.num_synthetic, report.fit.loss,
-        report.fidelity.marginal, report.fidelity_real.marginal,
+        "Synthetic refresh %d done in %.1f s: %d synthetic rows%s, %s; %s.",
+        report.refresh, report.seconds, report.num_synthetic, loss, figures, report.fit.spent(),
     )  # fmt: skip
+    if report.closest is not None and report.closest.share_closer > MAX_COPY_SHARE:
+        logger.warning(
+            "The model copies: %.0f %% of the synthetic rows lie closer to a training row than 95 %% of the held-out "
+            "rows do, where 5 %% are to be expected. Copies teach an agent nothing new. Fewer training steps, more "
+            "weight decay or dropout, or more real rows help.",
+            100 * report.closest.share_closer,
+        )  # fmt: skip
     for name in ("marginal", "correlation"):
         synthetic, real = getattr(report.fidelity, name), getattr(report.fidelity_real, name)
         if real - synthetic > FIDELITY_GAP:

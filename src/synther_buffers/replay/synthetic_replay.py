@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..transitions import Transitions, TransitionSpec
-from ..upsampling.factory import DiffusionFactory, default_num_synthetic, make_upsampler
+from ..upsampling.factory import DiffusionFactory, default_num_synthetic, make_upsampler, most_synthetic
 from ..upsampling.presets import resolve_device
 from ..upsampling.protocol import Upsampler
 from .holdout import HoldOut, RowOrder
@@ -52,7 +52,7 @@ class SyntheticReplay:
     Attributes:
         spec: the fields of a transition, None while they are unknown.
         options: the `SyntheticOptions`.
-        num_synthetic: rows of a synthetic set.
+        num_synthetic: rows of the largest synthetic set.
         reports: of the refreshes that succeeded.
 
     Raises:
@@ -72,9 +72,7 @@ class SyntheticReplay:
         self._infers_spec = spec is None
         self.spec = spec
         self._factory = chosen.factory()
-        self.num_synthetic = (
-            default_num_synthetic(self._factory) if chosen.num_synthetic is None else chosen.num_synthetic
-        )
+        self.num_synthetic = most_synthetic(self._factory) if chosen.num_synthetic is None else chosen.num_synthetic
         if spec is not None:
             self._make_upsampler(spec)  # a factory that does not work is found out now, not at the first refresh
         self._too_small: str | None = None
@@ -311,7 +309,7 @@ class SyntheticReplay:
             state=self._state if spec == self.spec else None,
             train=train,
             held_out=held_out,
-            num_synthetic=self.num_synthetic,
+            num_synthetic=self._set_size(len(train)),
             num_threads=torch.get_num_threads(),
             refresh=self.num_refreshes + 1,
             num_observed=self.num_observed,
@@ -333,6 +331,13 @@ class SyntheticReplay:
                     "log", f"The refresh log {self.options.refresh_log} cannot be written ({error}); learning goes on."
                 )
         return result.report
+
+    def _set_size(self, num_rows: int) -> int:
+        """Rows of the synthetic set that is made of so many real ones."""
+        if self.options.num_synthetic is not None:
+            return self.options.num_synthetic
+        # Never more than at construction, when adapters made room: a loaded model may be of another configuration.
+        return min(default_num_synthetic(self._factory, num_rows), self.num_synthetic)
 
     def _current_spec(self, real: Transitions) -> TransitionSpec:
         """The fields of these rows: those that were given, or what the rows show."""

@@ -41,6 +41,7 @@ def model_state(model: FittedModel) -> dict[str, Any]:
         "thresholds": thresholds.state_dict(),
         "terminals": model.terminals.state_dict(),
         "terminal_shift": model.terminal_shift,
+        "num_rows": model.num_rows,
     }
 
 
@@ -69,6 +70,7 @@ def model_from_state(
             Thresholds.from_state(state["thresholds"]),
             terminals,
             float(state["terminal_shift"]),
+            int(state.get("num_rows", 0)),  # states of the first releases do not tell
         )
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
         raise ValueError(f"the model's state cannot be read ({error}).") from error

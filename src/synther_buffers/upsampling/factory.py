@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..transitions import TransitionSpec
+from .budget import synthetic_rows
 from .diffusion_upsampler import DiffusionUpsampler
 from .presets import UpsamplerConfig, check_float64, merge_config, resolve_config
 from .protocol import Upsampler, UpsamplerFactory
@@ -91,10 +92,15 @@ def make_upsampler(
 
 
 def _has(made: Any, name: str) -> bool:
-    """Whether there is such an attribute: also a property that raises an AttributeError, which is told when it is used."""
+    """Whether there is such an attribute, be it a property that raises an AttributeError: using it tells that."""
     return hasattr(made, name) or inspect.getattr_static(made, name, None) is not None
 
 
-def default_num_synthetic(factory: UpsamplerFactory) -> int:
-    """Rows of a synthetic set where nobody said how many."""
+def most_synthetic(factory: UpsamplerFactory) -> int:
+    """The largest synthetic set where nobody said how many rows it has."""
     return factory.config.num_synthetic if isinstance(factory, DiffusionFactory) else _NUM_SYNTHETIC
+
+
+def default_num_synthetic(factory: UpsamplerFactory, num_rows: int) -> int:
+    """Rows of a synthetic set that follows `num_rows` real ones, where nobody said how many."""
+    return synthetic_rows(factory.config, num_rows) if isinstance(factory, DiffusionFactory) else _NUM_SYNTHETIC

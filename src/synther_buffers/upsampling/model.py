@@ -73,6 +73,7 @@ class FittedModel:
         thresholds: of decoding, for draws too small to measure their own.
         terminals: says which rows are terminal.
         terminal_shift: of its log-odds, for draws too small to measure their own.
+        num_rows: real rows that it learned last; 0 if that is not known.
     """
 
     spec: TransitionSpec
@@ -81,6 +82,7 @@ class FittedModel:
     thresholds: Thresholds
     terminals: TerminalClassifier
     terminal_shift: float
+    num_rows: int = 0
 
     @torch.inference_mode(False)
     def sample(self, num_samples: int, seed: int, *, progress_bar: bool = False) -> Transitions:

@@ -11,6 +11,7 @@ import torch
 from ..diffusion.config import NetworkConfig, SamplerConfig, TrainingConfig
 from ..diffusion.solvers import SOLVERS, DPMSolver, HeunSolver
 from ..validation import positive, suggestion, whole_number
+from .budget import RowBudget
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,16 @@ class UpsamplerConfig:
 
     Attributes:
         network, training, sampler: see there.
-        train_steps: gradient steps of a training from scratch.
-        warm_steps: gradient steps when training goes on from the last model.
+        train_steps: gradient steps of a training from scratch; with a budget, of `budget.full_rows` rows.
+        warm_steps: gradient steps when training goes on from the last model; with a budget, the least for
+            `budget.full_rows` rows.
         warm_start: go on from the last model at all (the paper starts afresh at each refresh).
-        num_synthetic: rows a refresh generates where the buffer is not told otherwise.
+        num_synthetic: rows a refresh generates where the buffer is not told otherwise; with a budget, the most.
         sigma_data: standard deviation of the normalised rows.
         next_observation_change, normalize_reward, model_terminals: see `synther_buffers.transitions.codec.Codec`.
         terminal_steps: gradient steps of the classifier that says which rows are terminal.
+        budget: lets steps, regularisation and `num_synthetic` follow the number of rows, and training keep the weights
+            at the least held-out loss; None spends the same on any number of rows, as published.
     """
 
     network: NetworkConfig
@@ -40,12 +44,15 @@ class UpsamplerConfig:
     normalize_reward: bool = True
     model_terminals: bool = True
     terminal_steps: int = 1_500
+    budget: RowBudget | None = None
 
     def __post_init__(self) -> None:
         """Reject values out of range with an error that names them."""
         for name in ("train_steps", "warm_steps", "num_synthetic", "terminal_steps"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
         object.__setattr__(self, "sigma_data", positive("sigma_data", self.sigma_data))
+        if not isinstance(self.budget, RowBudget | None):
+            raise TypeError(f"budget is {self.budget!r}; wanted a RowBudget, or None to spend the same on any rows.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` reads it."""
@@ -63,6 +70,7 @@ class UpsamplerConfig:
         training = {**data["training"], "betas": tuple(data["training"]["betas"])}
         sampler = _migrate_sampler(data["sampler"])
         solver = dict(sampler["solver"])
+        budget = data.get("budget")
         name = solver.pop("name")
         if name not in SOLVERS:
             raise ValueError(f"sampler.solver.name is {name!r}; known solvers: {', '.join(SOLVERS)}.")
@@ -72,6 +80,7 @@ class UpsamplerConfig:
                 "network": NetworkConfig(**data["network"]),
                 "training": TrainingConfig(**training),
                 "sampler": SamplerConfig(**{**sampler, "solver": SOLVERS[name](**solver)}),
+                "budget": None if budget is None else RowBudget(**budget),
             }
         )
 
@@ -111,14 +120,24 @@ _PAPER_OFFLINE = replace(
 # learning rate with a rise to it, noise levels drawn closer to where the structure of the rows is decided. The
 # sampler's levels are almost log-uniform (a large rho): at rho = 7 the steps between the levels that
 # matter are so long that 20 of them widen a Gaussian's variance by more than 10 % (see the solver's tests).
+# Weight decay, dropout and the budget are for few rows (docs/results/few_rows.md).
 _CPU = UpsamplerConfig(
     network=NetworkConfig(width=192, depth=6, embedding_dim=128, activation="swiglu"),
-    training=TrainingConfig(batch_size=512, learning_rate=4e-3, warmup_steps=100, p_std=0.8, bfloat16=True),
+    training=TrainingConfig(
+        batch_size=512,
+        learning_rate=4e-3,
+        warmup_steps=100,
+        weight_decay=1.0,
+        dropout=0.2,
+        p_std=0.8,
+        bfloat16=True,
+    ),
     sampler=SamplerConfig(DPMSolver(num_steps=16, sigma_min=0.05, sigma_max=20.0, rho=100.0), bfloat16=True),
     train_steps=7_000,
     warm_steps=2_000,
     warm_start=True,
     num_synthetic=100_000,
+    budget=RowBudget(),
 )
 
 # The same with a net of as many weights as the paper's, and a learning rate as much smaller as the net is wider. Chosen
@@ -191,7 +210,7 @@ def merge_config(base: UpsamplerConfig, changes: Mapping[str, Any], where: str) 
                 )
         return {
             name: changes[name]
-            if name in changes and not isinstance(value, dict)
+            if name in changes and (not isinstance(value, dict) or (name == "budget" and changes[name] is None))
             else merged(value, changes[name], f"{path}.{name}" if path else name)
             if name in changes
             else value

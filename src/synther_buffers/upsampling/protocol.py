@@ -17,12 +17,14 @@ class FitReport:
 
     Attributes:
         loss: mean training loss over the last tenth of the steps (1 is the untrained model's).
-        held_out_loss: the loss on the held-out rows, NaN where there were none.
+        held_out_loss: the loss of the model on the held-out rows, NaN where there were none.
         steps: gradient steps, of both attempts where a warm start was given up.
         seconds: wall time.
         warm: the model goes on from the last one.
         reason: why it started from scratch, or "" if it did not.
         phases: seconds of each part: normalize, train, terminals, calibrate.
+        budget: gradient steps that the last attempt was given; fewer were taken where it stopped early.
+        best_step: step of the last attempt whose weights the model has, 0 where nothing was held out to choose by.
     """
 
     loss: float
@@ -32,6 +34,17 @@ class FitReport:
     warm: bool
     reason: str = ""
     phases: dict[str, float] = field(default_factory=dict)
+    budget: int = 0
+    best_step: int = 0
+
+    def spent(self) -> str:
+        """What was spent and why it ended, in a few words."""
+        if self.steps == 0:
+            return "nothing was trained"
+        if not self.best_step:
+            return f"{self.steps} steps"
+        kept = f"weights of step {self.best_step}, at the least held-out loss {self.held_out_loss:.3f}"
+        return f"{self.steps} steps of a budget of {self.budget}, {kept}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..diffusion.early_stopping import EarlyStopping
 from ..diffusion.edm import Preconditioner
 from ..diffusion.training import NonFiniteLossError, evaluate_denoiser, train_denoiser
 from ..transitions import Transitions, TransitionSpec
 from ..transitions.codec import Codec
+from .budget import terminal_steps, train_steps, warm_steps
 from .model import CALIBRATION_ROWS, Denoising, FittedModel, check_finite, codec_options, new_denoiser
 from .presets import UpsamplerConfig
 from .progress import progress
@@ -22,6 +24,12 @@ from .seeds import derive_seed, generator
 from .terminals import TerminalClassifier
 
 logger = logging.getLogger(__name__)
+
+#: Held-out rows that are enough to choose weights by.
+_FEWEST_JUDGES = 30
+#: Times in a training that the held-out loss is looked at, with so many steps between two looks at least; and looks in
+#: a row without a new least loss that end a training.
+_LOOKS, _FEWEST_STEPS_BETWEEN_LOOKS, _PATIENCE = 20, 50, 5
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,9 @@ class Trainer:
         """A new model of the rows; `previous` stays as it is.
 
         Training goes on from the previous model if the data still lie in its normalisation. That is given up for a
-        training from scratch if it diverges, or ends worse on the held-out rows than the previous model.
+        training from scratch if it diverges, or ends worse on the held-out rows than the previous model. With a budget
+        the number of rows says how many steps are taken and how strongly weights are regularised, and the model has the
+        weights at the least held-out loss, if enough rows are held out to tell.
 
         Args:
             transitions: finite rows of the spec, at least one, on any device.
@@ -74,16 +84,16 @@ class Trainer:
         reason = "" if previous is not None else why_from_scratch
         if previous is not None and (drift := previous.codec.drift(transitions)) > 1.0:
             reason = f"the data left the model's normalisation (drift {drift:.2f} > 1)"
-        steps = 0
+        attempts: list[_Attempt] = []
         if previous is not None and not reason:
             codec = self._codec(transitions, previous.codec)
             rows, judged = codec.encode(transitions, self.device), self._encode_held_out(codec, held_out)
             clock.lap("normalize")
             before = self._validation_loss(previous.denoising.denoiser, judged)
-            steps += self.config.warm_steps
+            num_steps = warm_steps(self.config, len(rows), previous.num_rows)
             try:
-                denoiser, loss = self._train(previous.denoising.denoiser, rows, self.config.warm_steps)
-                if self._validation_loss(denoiser, judged) > before:
+                attempts.append(self._train(previous.denoising.denoiser, rows, judged, num_steps))
+                if attempts[-1].held_out_loss > before:
                     reason = "a warm start ended worse on held-out rows than it began"
             except NonFiniteLossError as error:
                 reason = f"a warm start diverged: {error}"
@@ -92,21 +102,32 @@ class Trainer:
             codec = self._codec(transitions, None)
             rows, judged = codec.encode(transitions, self.device), self._encode_held_out(codec, held_out)
             clock.lap("normalize")
-            denoiser, loss = self._train(self._new_denoiser(codec.dim), rows, self.config.train_steps)
-            steps += self.config.train_steps
-        held_out_loss = self._validation_loss(denoiser, judged)
+            num_steps = train_steps(self.config, len(rows))
+            attempts.append(self._train(self._new_denoiser(codec.dim), rows, judged, num_steps))
+        trained = attempts[-1]
         low, high = rows.aminmax(dim=0)
-        denoising = Denoising(self.config, denoiser, low, high, self._sigma_max(rows, previous))
+        denoising = Denoising(self.config, trained.denoiser, low, high, self._sigma_max(rows, previous))
         del rows
         clock.lap("train")
         terminals = TerminalClassifier(self.spec, self.device)
         if self.config.model_terminals:
-            terminals.fit(transitions, self.config.terminal_steps, generator(derive_seed(self.seed, "terminals")))
+            draws = generator(derive_seed(self.seed, "terminals"))
+            terminals.fit(transitions, terminal_steps(self.config, len(transitions)), draws)
         clock.lap("terminals")
-        model = self._calibrated(denoising, codec, terminals)
+        model = self._calibrated(denoising, codec, terminals, len(transitions))
         clock.lap("calibrate")
-        seconds = time.perf_counter() - start
-        return model, FitReport(loss, held_out_loss, steps, seconds, not reason, reason, clock.phases)
+        report = FitReport(
+            loss=trained.loss,
+            held_out_loss=trained.held_out_loss,
+            steps=sum(attempt.steps for attempt in attempts),
+            seconds=time.perf_counter() - start,
+            warm=not reason,
+            reason=reason,
+            phases=clock.phases,
+            budget=num_steps,
+            best_step=trained.best_step,
+        )
+        return model, report
 
     def _codec(self, transitions: Transitions, previous: Codec | None) -> Codec:
         """Encodes and decodes rows like these; with the previous normalisation, in which the weights have meaning."""
@@ -120,18 +141,29 @@ class Trainer:
         weights = generator(derive_seed(self.seed, "network"))
         return new_denoiser(self.config, dim, self.device, weights)
 
-    def _train(self, denoiser: Preconditioner, rows: Tensor, num_steps: int) -> tuple[Preconditioner, float]:
-        """The trained denoiser, and its loss."""
+    def _train(self, denoiser: Preconditioner, rows: Tensor, held_out: Tensor | None, num_steps: int) -> _Attempt:
+        """Train a copy; with a budget as regularised as so many rows need, and judged on the way."""
+        config, stopping = self.config.training, None
+        if self.config.budget is not None:
+            strength = self.config.budget.regularization(len(rows))
+            config = replace(config, weight_decay=config.weight_decay * strength, dropout=config.dropout * strength)
+            if held_out is not None and len(held_out) >= _FEWEST_JUDGES:
+                look_every = max(num_steps // _LOOKS, _FEWEST_STEPS_BETWEEN_LOOKS)
+                stopping = EarlyStopping(lambda now: self._validation_loss(now, held_out), look_every, _PATIENCE)
         draws = generator(derive_seed(self.seed, "training", num_steps), self.device)
         with progress("training", num_steps, shown=self.progress_bar) as bar:
-            return train_denoiser(
+            trained, loss = train_denoiser(
                 denoiser,
                 rows,
                 num_steps,
-                self.config.training,
+                config,
                 draws,
                 lambda done, loss: bar.update_to(done, loss=f"{loss:.4f}"),
+                stopping,
             )
+        if stopping is None:
+            return _Attempt(trained, loss, self._validation_loss(trained, held_out), num_steps, 0)
+        return _Attempt(trained, loss, stopping.least, stopping.stopped_at or num_steps, stopping.least_step)
 
     def _validation_loss(self, denoiser: Preconditioner, rows: Tensor | None) -> float:
         """On held-out rows, always with the same noise; NaN without rows."""
@@ -151,7 +183,9 @@ class Trainer:
             )  # fmt: skip
         return sigma_max
 
-    def _calibrated(self, denoising: Denoising, codec: Codec, terminals: TerminalClassifier) -> FittedModel:
+    def _calibrated(
+        self, denoising: Denoising, codec: Codec, terminals: TerminalClassifier, num_rows: int
+    ) -> FittedModel:
         """The model with its thresholds, measured on rows of its own. This also shows that they are finite."""
         matrix = denoising.sampler(CALIBRATION_ROWS, derive_seed(self.seed, "calibration")).draw(0, CALIBRATION_ROWS)
         check_finite(torch.isfinite(matrix).all())
@@ -161,7 +195,18 @@ class Trainer:
             rows = self.spec.empty(len(matrix), self.device)
             codec.decode(matrix, rows, thresholds)
             shift = terminals.calibrate(terminals.logits(rows))
-        return FittedModel(self.spec, denoising, codec, thresholds, terminals, shift)
+        return FittedModel(self.spec, denoising, codec, thresholds, terminals, shift, num_rows)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One training: what came out, its loss, the steps it took, and the step of its weights (0: the last)."""
+
+    denoiser: Preconditioner
+    loss: float
+    held_out_loss: float
+    steps: int
+    best_step: int
 
 
 class _Clock:

@@ -1,0 +1,231 @@
+"""Are new rows true? Their error in a simulator, next to that of a regression on the same training rows.
+
+A low error by itself proves nothing: a copy of a training row has none. So rows are put in bins by their distance to
+the closest training row, and the error that can be expected is measured with them: an ensemble of networks that learns
+``(r, s')`` from ``(s, a)`` by regression on the same rows answers at the same ``(s, a)``. A generative model that knows
+as much as the data tell has about the same error; far less is a sign of copies, far more of a model that makes things
+up.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..transitions import Transitions, TransitionSpec
+from .copies import closest_distance
+from .dynamics import simulate
+from .points import check_rows, thin
+from .simulators import Simulator
+
+#: Networks of the ensemble, their hidden width, and how they are trained. A fifth of the training rows, in runs, stays
+#: out of each network's and says when it is at its best.
+_NETWORKS, _WIDTH, _BATCH, _RATE, _LOOK_EVERY, _PATIENCE, _RUN = 5, 256, 256, 1e-3, 100, 8, 25
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Rows at about one distance to the closest training row.
+
+    Attributes:
+        num_rows: that were simulated.
+        dynamics, reward: mean squared error of the rows' own outcome, in variances of the real rows.
+        dynamics_expected, reward_expected: of the ensemble's outcome at the same observations and actions.
+    """
+
+    num_rows: int
+    dynamics: float
+    reward: float
+    dynamics_expected: float
+    reward_expected: float
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """Errors by distance to the closest training row; the middle half of the held-out rows is the measure.
+
+    Attributes:
+        near: closer than three quarters of the held-out rows.
+        middle: as far as the middle half of them.
+        far: farther than three quarters of them.
+    """
+
+    near: Bin
+    middle: Bin
+    far: Bin
+
+
+class RegressionEnsemble:
+    """Networks that learn next observation and reward from observation and action, by the mean squared error.
+
+    Args:
+        train: rows to learn, in the order of writing.
+        spec: their fields; observations and actions must be boxes without categories.
+        seed: of weights and minibatches; the global random streams are neither read nor moved.
+        num_steps: gradient steps at most.
+
+    Raises:
+        ValueError: fields that are no plain numbers.
+    """
+
+    def __init__(self, train: Transitions, spec: TransitionSpec, seed: int = 0, num_steps: int = 3_000) -> None:
+        if any(field.kind != "continuous" for field in spec.fields if field.name != "terminated"):
+            raise ValueError("the spec has categories; the ensemble learns plain numbers only.")
+        self.spec = spec
+        inputs, targets = _inputs(train, spec), _targets(train, spec)
+        self._in, self._out = _Scale(inputs), _Scale(targets)
+        generator = torch.Generator().manual_seed(seed)
+        sizes = (inputs.shape[1], _WIDTH, _WIDTH, targets.shape[1])
+        self._layers = [
+            tuple(
+                (torch.rand(_NETWORKS, rows, to, generator=generator) * 2 - 1).div_(math.sqrt(fan_in)).requires_grad_()
+                for rows in (fan_in, 1)
+            )
+            for fan_in, to in pairwise(sizes)
+        ]
+        self._fit(self._in(inputs), self._out(targets), generator, num_steps)
+
+    @torch.inference_mode(False)
+    def _fit(self, inputs: Tensor, targets: Tensor, generator: torch.Generator, num_steps: int) -> None:
+        # Each network has its own fifth to stop by, so that together they learn every row.
+        fold = torch.arange(len(inputs)) // _RUN % _NETWORKS
+        learned = [torch.nonzero(fold != network).flatten() for network in range(_NETWORKS)]
+        judged = [torch.nonzero(fold == network).flatten() for network in range(_NETWORKS)]
+        if min(len(rows) for rows in judged) == 0:
+            learned = judged = [torch.arange(len(inputs))] * _NETWORKS
+        parameters = [tensor for layer in self._layers for tensor in layer]
+        optimizer = torch.optim.AdamW(parameters, lr=_RATE, weight_decay=1e-2)
+        least, improved = [math.inf] * _NETWORKS, 0
+        best = [tensor.detach().clone() for tensor in parameters]
+        with torch.enable_grad():
+            for step in range(1, num_steps + 1):
+                index = torch.stack(
+                    [rows[torch.randint(len(rows), (_BATCH,), generator=generator)] for rows in learned]
+                )
+                loss = F.mse_loss(self._forward(inputs[index]), targets[index]) * _NETWORKS
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                if step % _LOOK_EVERY == 0 or step == num_steps:
+                    with torch.no_grad():
+                        for network, rows in enumerate(judged):
+                            answer = self._forward(inputs[rows].expand(_NETWORKS, -1, -1))[network]
+                            error = float(F.mse_loss(answer, targets[rows]))
+                            if error < least[network]:
+                                least[network], improved = error, step
+                                for kept, now in zip(best, parameters, strict=True):
+                                    kept[network] = now.detach()[network]
+                    if step - improved >= _PATIENCE * _LOOK_EVERY:
+                        break
+        pairs = iter(best)
+        self._layers = [(weight, next(pairs)) for weight in pairs]
+
+    def _forward(self, x: Tensor) -> Tensor:
+        """``[networks, n, in]`` to ``[networks, n, out]``."""
+        for number, (weight, bias) in enumerate(self._layers):
+            x = torch.baddbmm(bias, x if number == 0 else F.silu(x), weight)
+        return x
+
+    @torch.no_grad()
+    def predict(self, rows: Transitions) -> Transitions:
+        """The rows with the ensemble's mean next observation and reward at their observations and actions."""
+        inputs = self._in(_inputs(rows, self.spec))
+        outcome = self._out.back(self._forward(inputs.expand(_NETWORKS, -1, -1)).mean(0))
+        flat, at = dict(rows.flat()), 0
+        for field in _outcome(self.spec):
+            value = outcome[:, at : at + field.size]
+            at += field.size
+            if field.name != "reward":
+                value = value + _matrix(flat["observation" + field.name.removeprefix("next_observation")])
+            flat[field.name] = value.reshape(flat[field.name].shape).to(flat[field.name].dtype)
+        return Transitions.from_flat(flat)
+
+
+def error_of_new_rows(
+    held_out: Transitions,
+    synthetic: Transitions,
+    train: Transitions,
+    spec: TransitionSpec,
+    simulator: Simulator,
+    ensemble: RegressionEnsemble,
+    *,
+    seed: int = 0,
+    max_rows: int = 2_000,
+) -> NewRows:
+    """Errors of synthetic rows by their distance to the closest training row, next to the ensemble's.
+
+    Args:
+        held_out: real rows that neither the model nor the ensemble has learned; units and distances are measured by
+            them.
+        synthetic: rows to judge, of which at most `max_rows` are looked at.
+        train: what both have learned.
+        spec: the fields of all of them.
+        simulator: tells what is true.
+        ensemble: trained on `train`.
+        seed: of the choice of rows.
+        max_rows: of each set.
+
+    Raises:
+        ValueError: rows that do not match the spec, are not finite, or none.
+    """
+    check_rows(spec, 1, held_out=held_out, synthetic=synthetic, train=train)
+    rows = thin(synthetic, max_rows, seed)
+    low, high = closest_distance(thin(held_out, max_rows, seed + 1), train, spec, held_out).quantile(
+        torch.tensor([0.25, 0.75], dtype=torch.float64)
+    )
+    distance = closest_distance(rows, train, spec, held_out)
+    own = simulate(rows, spec, simulator, held_out)
+    expected = simulate(ensemble.predict(rows), spec, simulator, held_out)
+    simulated = own.simulated & expected.simulated
+
+    def summary(inside: Tensor) -> Bin:
+        inside = inside & simulated
+        errors = (own.dynamics_error, own.reward_error, expected.dynamics_error, expected.reward_error)
+        return Bin(int(inside.sum()), *(float(error[inside].mean()) for error in errors))
+
+    return NewRows(summary(distance < low), summary((distance >= low) & (distance <= high)), summary(distance > high))
+
+
+class _Scale:
+    """Standardises columns."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.mean = values.mean(0)
+        self.std = torch.where(values.amin(0) < values.amax(0), values.std(0, correction=0), 1.0)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return ((values - self.mean) / self.std).float()
+
+    def back(self, values: Tensor) -> Tensor:
+        return values.double() * self.std + self.mean
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    return tensor.reshape(len(tensor), -1).double().cpu()
+
+
+def _outcome(spec: TransitionSpec) -> list[Any]:
+    return [field for field in spec.fields if field.name == "reward" or field in spec.next_observation]
+
+
+def _inputs(rows: Transitions, spec: TransitionSpec) -> Tensor:
+    flat = rows.flat()
+    skipped = {"terminated", *(field.name for field in _outcome(spec))}
+    return torch.cat([_matrix(flat[field.name]) for field in spec.fields if field.name not in skipped], dim=1)
+
+
+def _targets(rows: Transitions, spec: TransitionSpec) -> Tensor:
+    """Reward, and the next observation as the change from the observation, which is smoother."""
+    flat, parts = rows.flat(), []
+    for field in _outcome(spec):
+        value = _matrix(flat[field.name])
+        if field.name != "reward":
+            value = value - _matrix(flat["observation" + field.name.removeprefix("next_observation")])
+        parts.append(value)
+    return torch.cat(parts, dim=1)
