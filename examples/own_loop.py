@@ -157,7 +157,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-synthetic", action="store_true", help="plain replay at the same UTD")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--retrain-every", type=int, default=1_000, help="environment steps between refreshes")
-    parser.add_argument("--num-synthetic", type=int, default=50_000)
+    parser.add_argument("--num-synthetic", type=int, help="default: by the number of rows")
     parser.add_argument(
         "--train-steps", type=int, help="the upsampler's gradient steps (default: by the number of rows)"
     )
