@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import SPEC, TINY, gaussian
 
-from synther_buffers import DiffusionUpsampler
+from synther_buffers import DiffusionUpsampler, RowBudget
 from synther_buffers.evaluation.copies import closest_record
 from synther_buffers.upsampling.budget import (
-    RowBudget,
     regularized,
     synthetic_rows,
     terminal_steps,
