@@ -22,6 +22,7 @@ exclude_patterns = [
     "results/fidelity_reference.md",
     "results/fidelity_equal_seconds.md",
     "results/fidelity_choices.md",
+    "results/few_rows_table.md",
     "results/fidelity_all.md",
     "results/refresh_table.md",
     "results/training_step_table.md",

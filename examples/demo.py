@@ -30,8 +30,7 @@ def run_both(args: argparse.Namespace) -> None:
     for name, flags in RUNS.items():
         command = [
             sys.executable, str(script), *flags, "--env", args.env, "--steps", str(args.steps), "--utd", str(args.utd),
-            "--seed", str(args.seed), "--retrain-every", str(args.steps // 4), "--num-synthetic", "20000",
-            "--train-steps", "1500",
+            "--seed", str(args.seed), "--retrain-every", str(args.steps // 4),
             "--logdir", str(folder(args, name)),
         ]  # fmt: skip
         child = subprocess.Popen(

@@ -34,8 +34,10 @@ def parse_args(description: str, logdir: str) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--logdir", type=Path, default=Path(logdir))
     parser.add_argument("--retrain-every", type=int, default=1_000, help="environment steps between refreshes")
-    parser.add_argument("--num-synthetic", type=int, default=50_000)
-    parser.add_argument("--train-steps", type=int, help="the upsampler's gradient steps (default: the preset's)")
+    parser.add_argument("--num-synthetic", type=int, help="rows of the synthetic set (default: by the number of rows)")
+    parser.add_argument(
+        "--train-steps", type=int, help="the upsampler's gradient steps (default: by the number of rows)"
+    )
     args = parser.parse_args()
     args.logdir.mkdir(parents=True, exist_ok=True)
     args.learning_starts = min(1_000, args.steps // 3)
@@ -47,7 +49,9 @@ def synther_arguments(args: argparse.Namespace) -> dict:
     upsampler: str | UpsamplerConfig = "auto"
     if args.train_steps:
         preset = resolve_config("auto", resolve_device("auto"))
-        upsampler = replace(preset, train_steps=args.train_steps, warm_steps=max(2 * args.train_steps // 3, 1))
+        upsampler = replace(
+            preset, train_steps=args.train_steps, warm_steps=max(2 * args.train_steps // 3, 1), budget=None
+        )
     return {
         "upsampler": upsampler,
         "retrain_every": args.retrain_every,

@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> tuple[SAC, SynthERBuffer]:
     np.random.seed(args.seed)  # noqa: NPY002  # the stream that SB3's buffers draw real rows from
     upsampler = "auto"
     if args.train_steps:  # what differs from the device's preset
-        upsampler = {"train_steps": args.train_steps, "warm_steps": max(2 * args.train_steps // 3, 1)}
+        upsampler = {"train_steps": args.train_steps, "warm_steps": max(2 * args.train_steps // 3, 1), "budget": None}
     env = gym.make(args.env)
     env.action_space.seed(args.seed)
     buffer = SynthERBuffer(
@@ -157,8 +157,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-synthetic", action="store_true", help="plain replay at the same UTD")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--retrain-every", type=int, default=1_000, help="environment steps between refreshes")
-    parser.add_argument("--num-synthetic", type=int, default=50_000)
-    parser.add_argument("--train-steps", type=int, help="the upsampler's gradient steps (default: the preset's)")
+    parser.add_argument("--num-synthetic", type=int, help="default: by the number of rows")
+    parser.add_argument(
+        "--train-steps", type=int, help="the upsampler's gradient steps (default: by the number of rows)"
+    )
     parser.add_argument("--learning-starts", type=int, default=500, help="random steps at the start")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--width", type=int, default=64, help="of the agent's nets")

@@ -11,6 +11,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +21,16 @@ from gymnasium import spaces
 from opcodes import names_in, strings_in
 from toys import SPEC, TINY, gaussian
 
-from synther_buffers import DiffusionUpsampler
+from synther_buffers import DiffusionUpsampler, RowBudget
 
+TINY = replace(TINY, budget=RowBudget())
 SMALL = {"upsampler": TINY, "retrain_every": 100, "num_synthetic": 50, "upsampler_device": "cpu", "progress_bar": False}
 BOX = spaces.Box(-1.0, 1.0, (1,))
 
 #: Classes of ours, by the path that users import them by.
 CONFIGURATION = {
     f"synther_buffers.{name}"
-    for name in ("DPMSolver", "NetworkConfig", "SamplerConfig", "TrainingConfig", "UpsamplerConfig")
+    for name in ("DPMSolver", "NetworkConfig", "RowBudget", "SamplerConfig", "TrainingConfig", "UpsamplerConfig")
 }
 REPLAY = {
     "synther_buffers.SyntheticOptions",

@@ -10,6 +10,7 @@ from .replay.options import SyntheticOptions
 from .replay.reports import RefreshReport
 from .replay.synthetic_replay import SyntheticReplay
 from .transitions import Field, Transitions, TransitionSpec
+from .upsampling.budget import RowBudget
 from .upsampling.diffusion_upsampler import DiffusionUpsampler
 from .upsampling.presets import PRESETS, UpsamplerConfig
 from .upsampling.protocol import FitReport, Upsampler, UpsamplerFactory
@@ -24,6 +25,7 @@ __all__ = [
     "HeunSolver",
     "NetworkConfig",
     "RefreshReport",
+    "RowBudget",
     "RowOrder",
     "SamplerConfig",
     "SyntheticOptions",
@@ -48,6 +50,7 @@ exported_from(
     HeunSolver,
     NetworkConfig,
     RefreshReport,
+    RowBudget,
     SamplerConfig,
     SyntheticOptions,
     SyntheticReplay,

@@ -8,9 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import SPEC, TINY, gaussian
 
-from synther_buffers import DiffusionUpsampler
+from synther_buffers import DiffusionUpsampler, RowBudget
 from synther_buffers.evaluation.copies import closest_record
-from synther_buffers.upsampling.budget import RowBudget, synthetic_rows, terminal_steps, train_steps, warm_steps
+from synther_buffers.upsampling.budget import (
+    regularized,
+    synthetic_rows,
+    terminal_steps,
+    train_steps,
+    warm_steps,
+)
 from synther_buffers.upsampling.factory import DiffusionFactory, default_num_synthetic, most_synthetic
 from synther_buffers.upsampling.presets import PRESETS, UpsamplerConfig, merge_config
 
@@ -44,6 +50,15 @@ def test_regularisation_falls_as_the_steps_rise() -> None:
     # Weight decay times steps is the same in every training between few and full rows.
     for rows in (1_000, 2_000, 5_000, 8_000):
         assert budget.regularization(rows) * budget.steps(4_000, rows) == pytest.approx(1_000, rel=1e-3)
+
+
+def test_a_training_is_regularised_by_its_rows() -> None:
+    config = replace(BY_ROWS, training=replace(BY_ROWS.training, weight_decay=1.0, dropout=0.2))
+    # At 8,000 rows a quarter of it: a dropout of 0.05 is the least that is used.
+    found = [regularized(config, rows) for rows in (1_000, 8_000, 8_100)]
+    assert [training.weight_decay for training in found] == pytest.approx([1.0, 0.25, 0.25], rel=0.01)
+    assert [training.dropout for training in found] == pytest.approx([0.2, 0.05, 0.0])
+    assert regularized(replace(config, budget=None), 8_000) is config.training
 
 
 def test_the_synthetic_set_follows_the_rows() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..diffusion.config import TrainingConfig
 from ..validation import whole_number
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 _POWER = 2.0 / 3.0
 #: Fewer steps than this teach nothing, however few the rows.
 _FEWEST_STEPS = 100
+#: Dropout takes a tenth of a training step's time; a smaller share than this is not worth it.
+_LEAST_DROPOUT = 0.05
 #: Synthetic rows for each real one, and at least.
 _SYNTHETIC_PER_REAL, _FEWEST_SYNTHETIC = 10, 20_000
 
@@ -49,6 +52,20 @@ class RowBudget:
     def regularization(self, num_rows: int) -> float:
         """What weight decay and dropout are multiplied by, in (0, 1]."""
         return min(self.few_rows / num_rows, 1.0) ** _POWER
+
+
+def regularized(config: UpsamplerConfig, num_rows: int) -> TrainingConfig:
+    """How to train on so many rows: weight decay and dropout by their number."""
+    training = config.training
+    if config.budget is None:
+        return training
+    strength = config.budget.regularization(num_rows)
+    dropout = training.dropout * strength
+    return replace(
+        training,
+        weight_decay=training.weight_decay * strength,
+        dropout=dropout if dropout >= _LEAST_DROPOUT else 0.0,
+    )
 
 
 def train_steps(config: UpsamplerConfig, num_rows: int) -> int:

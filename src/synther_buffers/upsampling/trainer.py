@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ..diffusion.edm import Preconditioner
 from ..diffusion.training import NonFiniteLossError, evaluate_denoiser, train_denoiser
 from ..transitions import Transitions, TransitionSpec
 from ..transitions.codec import Codec
-from .budget import terminal_steps, train_steps, warm_steps
+from .budget import regularized, terminal_steps, train_steps, warm_steps
 from .model import CALIBRATION_ROWS, Denoising, FittedModel, check_finite, codec_options, new_denoiser
 from .presets import UpsamplerConfig
 from .progress import progress
@@ -143,20 +143,17 @@ class Trainer:
 
     def _train(self, denoiser: Preconditioner, rows: Tensor, held_out: Tensor | None, num_steps: int) -> _Attempt:
         """Train a copy; with a budget as regularised as so many rows need, and judged on the way."""
-        config, stopping = self.config.training, None
-        if self.config.budget is not None:
-            strength = self.config.budget.regularization(len(rows))
-            config = replace(config, weight_decay=config.weight_decay * strength, dropout=config.dropout * strength)
-            if held_out is not None and len(held_out) >= _FEWEST_JUDGES:
-                look_every = max(num_steps // _LOOKS, _FEWEST_STEPS_BETWEEN_LOOKS)
-                stopping = EarlyStopping(lambda now: self._validation_loss(now, held_out), look_every, _PATIENCE)
+        stopping = None
+        if self.config.budget is not None and held_out is not None and len(held_out) >= _FEWEST_JUDGES:
+            look_every = max(num_steps // _LOOKS, _FEWEST_STEPS_BETWEEN_LOOKS)
+            stopping = EarlyStopping(lambda now: self._validation_loss(now, held_out), look_every, _PATIENCE)
         draws = generator(derive_seed(self.seed, "training", num_steps), self.device)
         with progress("training", num_steps, shown=self.progress_bar) as bar:
             trained, loss = train_denoiser(
                 denoiser,
                 rows,
                 num_steps,
-                config,
+                regularized(self.config, len(rows)),
                 draws,
                 lambda done, loss: bar.update_to(done, loss=f"{loss:.4f}"),
                 stopping,
