@@ -1,6 +1,6 @@
 """The number of seeded cases of each kind."""
 
-DEFAULT_CASES = 6
+DEFAULT_CASES = 5
 
 
 def pytest_generate_tests(metafunc):

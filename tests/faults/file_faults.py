@@ -92,6 +92,7 @@ def _install(folder, output, fault):
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL if fault.kind == "kill_write" else signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault.number, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        sys.dont_write_bytecode = True  # a module's compiled file is no part of the run
         return
     count = 0
 

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from refresh_faults import Core, Factory, draw
 from toys import equal
 
-DEFAULT_CASES = {"test_refreshes_that_go_wrong": 250, "test_an_interrupt_anywhere": 100}
+DEFAULT_CASES = {"test_refreshes_that_go_wrong": 200, "test_an_interrupt_anywhere": 60}
 OBSERVATION, ACTION = spaces.Box(-np.inf, np.inf, (2,), np.float32), spaces.Box(-1.0, 1.0, (1,), np.float32)
 #: Where a refresh happens, and how often: the core is fast, and the adapters differ in what they do with a new set.
 PLACES = [(Core(), 0.4), (SB3(), 0.3), (Tianshou(), 0.1), (TianshouPrioritized(), 0.05), (TorchRL(), 0.15)]
