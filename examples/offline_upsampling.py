@@ -42,9 +42,8 @@ from offline_learners import LEARNERS, learn
 from offline_report import write_report
 
 from synther_buffers import Transitions, UpsamplerConfig
-from synther_buffers.datasets import open_dataset, write_dataset
+from synther_buffers.datasets import open_dataset, upsample, write_dataset
 from synther_buffers.datasets.base import Dataset
-from synther_buffers.offline import upsample
 from synther_buffers.upsampling.augmentation import AUGMENTATIONS
 from synther_buffers.upsampling.presets import PRESETS, resolve_config, resolve_device
 

@@ -10,6 +10,10 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fault-cases", type=int, help="seeded cases of each kind in tests/faults")
+
+
 def pytest_collection_modifyitems(items):
     """Tests marked `cuda` are skipped where there is no CUDA device."""
     if torch.cuda.is_available():

@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 from synther_buffers import __version__
 from synther_buffers.cli import AUGMENTATIONS, app
-from synther_buffers.datasets import open_dataset, write_dataset
-from synther_buffers.offline import upsample
+from synther_buffers.datasets import open_dataset, upsample, upsampling, write_dataset
 
 #: Help texts are checked as one line, without the frames and breaks of the terminal.
 WIDE = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
@@ -243,10 +242,10 @@ def test_wrong_usage_is_2(real, arguments, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"train_step": 5}, "unknown train_step; known: network, training"),
-        ({"network": {"depht": 2}}, "unknown network.depht; known: width"),
-        ({"network": 3}, "network. is 3; wanted an object"),
-        ([1], "wanted an object"),
+        ({"train_step": 5}, "wrong.json: unknown train_step. Did you mean 'train_steps'? Known: network, training"),
+        ({"network": {"depht": 2}}, "unknown network.depht. Did you mean 'depth'? Known: width"),
+        ({"network": 3}, "network is 3; wanted names and values"),
+        ([1], "the whole is [1]; wanted names and values"),
         ({"train_steps": 0}, "train_steps is 0"),
         ({"train_steps": "many"}, "train_steps is 'many'"),
     ],
@@ -286,14 +285,12 @@ def test_a_missing_extra_is_told(real, monkeypatch):
 
 
 def test_an_interrupted_run_goes_on(real, monkeypatch):
-    from synther_buffers import offline
-
     def interrupt(*args):
         raise KeyboardInterrupt
 
     arguments = ("upsample", real, "-o", "cli.npz", "-n", 100, "--config", "tiny.json", "--device", "cpu")
     with monkeypatch.context() as patch:
-        patch.setattr(offline, "_draw", interrupt)
+        patch.setattr(upsampling, "_draw", interrupt)
         assert "goes on with --resume" in run(*arguments, code=130).stderr
     assert "--resume" in run(*arguments, code=1).stderr
     assert json.loads(run(*arguments, "--resume", "--json").stdout)["num_rows"] == 100

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any
 
-import numpy as np
-
-from .transitions import Transitions, TransitionSpec
+from .command_parts import (
+    USAGE,
+    DatasetArgument,
+    JsonOption,
+    KeyOption,
+    NoTerminalsOption,
+    PickleOption,
+    QuietOption,
+    RealArgument,
+    RowsOption,
+    SeedOption,
+    SyntheticArgument,
+    confirm_minari,
+    fail,
+    failing,
+    log_to_stderr,
+    named_keys,
+    open_named,
+    read_alike_named,
+    usage,
+    write_json,
+)
 from .upsampling.augmentation import AUGMENTATIONS
-from .upsampling.presets import PRESETS, UpsamplerConfig, resolve_config, resolve_device
+from .upsampling.presets import PRESETS, UpsamplerConfig, merge_config, resolve_config, resolve_device
 from .version import __version__
 
 try:
@@ -23,15 +39,10 @@ try:
 except ImportError as error:
     raise ImportError('the command line needs typer: pip install "synther-buffers[offline]"') from error
 
-if TYPE_CHECKING:
-    from .datasets import Dataset
-
 #: Rows of each dataset that `evaluate` and `plot` read.
 SHOWN_ROWS = 50_000
 #: The pictures of `plot`: functions of `synther_buffers.plots`, called with (real, synthetic, spec).
 PICTURES = ("marginals", "correlations", "projection")
-
-FAILURE, USAGE = 1, 2
 
 app = typer.Typer(
     name="synther-buffers",
@@ -42,23 +53,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-
-_DATASET_HELP = (
-    "A file (D4RL's HDF5, SynthER's npz, a replay buffer saved by Stable-Baselines3 or Tianshou), the directory of a "
-    "Minari dataset, or the id of a local one."
-)
-DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help=_DATASET_HELP, show_default=False)]
-RealArgument = Annotated[str, typer.Argument(metavar="REAL", help=f"The real rows. {_DATASET_HELP}")]
-SyntheticArgument = Annotated[str, typer.Argument(metavar="SYNTHETIC", help="The synthetic rows, likewise.")]
-PickleOption = Annotated[
-    bool,
-    typer.Option("--allow-pickle", help="Unpickle where the format needs it. A pickle can run any code: only files "
-                 "from people you trust."),
-]  # fmt: skip
-JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout instead of text.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Of everything random: the same seed gives the same result.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no messages but warnings.")]
-RowsOption = Annotated[int, typer.Option(min=1, help="Rows to read of each dataset: a uniform subset.")]
 
 
 def _tell_version(wanted: bool) -> None:
@@ -80,6 +74,8 @@ def _common(
 def info(
     dataset: DatasetArgument,
     format: Annotated[str | None, typer.Option(help="Its format, if it cannot be guessed.")] = None,
+    key: KeyOption = None,
+    no_terminals: NoTerminalsOption = False,
     allow_pickle: PickleOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -89,12 +85,14 @@ def info(
 
         synther-buffers info walker2d_medium_replay.hdf5
     """
-    _log(quiet=False)
-    with _failing():
-        opened = _open(dataset, format, allow_pickle)
-        described = _describe(opened)
+    log_to_stderr(quiet=False)
+    with failing():
+        opened = open_named(dataset, format, allow_pickle, named_keys(key), not no_terminals)
+        from .datasets.description import describe
+
+        described = describe(opened)
     if as_json:
-        _write_json(described)
+        write_json(described)
         return
     typer.echo(f"{described['path']}: {described['format']}, {described['num_rows']:,} rows")
     if described["num_dropped"]:
@@ -155,12 +153,22 @@ def upsample(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto is CUDA where there is one.")] = "auto",
     format: Annotated[str | None, typer.Option(help="Format of the output, if its name does not tell.")] = None,
     input_format: Annotated[str | None, typer.Option(help="Format of the dataset, if it cannot be guessed.")] = None,
+    no_timeouts: Annotated[
+        bool,
+        typer.Option(
+            "--no-timeouts",
+            help="Leave `timeouts` out of a .hdf5 output, where every row but terminal ones has one: for readers that "
+            "skip such rows.",
+        ),
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run of the same settings, if there is one.")
     ] = False,
     chunk_rows: Annotated[int, typer.Option(min=1, help="Rows drawn at a time; what a kill loses at most.")] = 100_000,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a large Minari output.")] = False,
     quiet: QuietOption = False,
+    key: KeyOption = None,
+    no_terminals: NoTerminalsOption = False,
     allow_pickle: PickleOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -176,21 +184,22 @@ def upsample(
 
         synther-buffers upsample buffer.pkl --allow-pickle --include-real -n 1_000_000 -o mixed.npz
     """
-    _log(quiet)
+    log_to_stderr(quiet)
     upsampler, default_samples = _upsampler(preset, config, augmentation, device)
     num_samples = num_samples or default_samples
-    from . import offline
+    from .datasets import upsample as run
 
-    with _failing():
-        opened = _open(dataset, input_format, allow_pickle)
-        with _usage():
-            from .datasets.registry import output_format
+    with failing():
+        opened = open_named(dataset, input_format, allow_pickle, named_keys(key), not no_terminals)
+        with usage():
+            from .datasets.registry import check_timeouts, output_format
 
             kind = output_format(output, format)
+            check_timeouts(not no_timeouts, kind)
         if kind == "minari":
             total = num_samples + (len(opened) if include_real else 0)
-            yes = _confirm_minari(total, yes)
-        report = offline.upsample(
+            yes = confirm_minari(total, yes)
+        report = run(
             opened,
             num_samples,
             output,
@@ -204,9 +213,10 @@ def upsample(
             chunk_rows=chunk_rows,
             progress_bar=not quiet,
             allow_large_minari=yes,
+            timeouts=not no_timeouts,
         )
     if as_json:
-        _write_json(report.to_dict())
+        write_json(report.to_dict())
         return
     real = f"{report.num_real:,} real and " if report.num_real else ""
     typer.echo(f"{report.output}: {real}{report.num_synthetic:,} synthetic rows, in {report.seconds:.0f} s")
@@ -233,6 +243,8 @@ def evaluate(
     ] = None,
     rows: RowsOption = SHOWN_ROWS,
     seed: SeedOption = 0,
+    key: KeyOption = None,
+    no_terminals: NoTerminalsOption = False,
     allow_pickle: PickleOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -243,16 +255,16 @@ def evaluate(
 
         synther-buffers evaluate walker2d.hdf5 walker2d_synthetic.hdf5 --env Walker2d-v5 --json
     """
-    _log(quiet=False)
-    with _failing():
+    log_to_stderr(quiet=False)
+    with failing():
         from .evaluation import metrics
 
-        spec, (real_rows, synthetic_rows, *train_rows) = _read_alike(
-            [real, synthetic, *([] if train is None else [train])], rows, seed, allow_pickle
+        spec, (real_rows, synthetic_rows, *train_rows) = read_alike_named(
+            [real, synthetic, *([] if train is None else [train])], rows, seed, allow_pickle, key, no_terminals
         )
         simulator = None
         if env is not None:
-            with _usage():
+            with usage():
                 simulator = _simulator(env)
         result = metrics.evaluate(
             real_rows,
@@ -263,7 +275,7 @@ def evaluate(
             seed=seed,
         ).to_dict()
     if as_json:
-        _write_json({"real": real, "synthetic": synthetic, **result})
+        write_json({"real": real, "synthetic": synthetic, **result})
         return
     for name, value in _lines(result):
         typer.echo(f"{name:<36} {value}")
@@ -280,6 +292,8 @@ def plot(
     format: Annotated[str, typer.Option(help="Of the pictures: png, pdf or svg.")] = "png",
     rows: RowsOption = SHOWN_ROWS,
     seed: SeedOption = 0,
+    key: KeyOption = None,
+    no_terminals: NoTerminalsOption = False,
     allow_pickle: PickleOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -287,12 +301,14 @@ def plot(
 
     synther-buffers plot walker2d.hdf5 walker2d_synthetic.hdf5 --output pictures
     """
-    _log(quiet=False)
+    log_to_stderr(quiet=False)
     if format not in ("png", "pdf", "svg"):
         raise typer.BadParameter(f"{format!r} is unknown; wanted png, pdf or svg.", param_hint="--format")
-    with _failing():
+    with failing():
         plots = importlib.import_module("synther_buffers.plots")  # only now: it needs matplotlib
-        spec, (real_rows, synthetic_rows) = _read_alike([real, synthetic], rows, seed, allow_pickle)
+        spec, (real_rows, synthetic_rows) = read_alike_named(
+            [real, synthetic], rows, seed, allow_pickle, key, no_terminals
+        )
         output.mkdir(parents=True, exist_ok=True)
         written = []
         for name in PICTURES:
@@ -300,7 +316,7 @@ def plot(
             figure.savefig(output / f"{name}.{format}", dpi=200)
             written.append(str(output / f"{name}.{format}"))
     if as_json:
-        _write_json({"pictures": written})
+        write_json({"pictures": written})
     else:
         typer.echo("\n".join(written))
 
@@ -313,60 +329,15 @@ def main() -> None:
 # -- parts -----------------------------------------------------------------------------------------------------------
 
 
-def _log(quiet: bool) -> None:
-    """Messages to stderr, so that stdout holds the result alone."""
-    level = logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
-
-
-@contextmanager
-def _failing() -> Iterator[None]:
-    """What a user can do something about ends in one line and exit code 1; anything else is our bug and is shown."""
-    try:
-        yield
-    except (typer.Exit, typer.Abort):
-        raise
-    except (ValueError, ImportError, OSError, RuntimeError, MemoryError) as error:
-        _fail(str(error) or repr(error), FAILURE)
-    except KeyboardInterrupt:
-        _fail("interrupted; an upsampling goes on with --resume.", 130)
-
-
-@contextmanager
-def _usage() -> Iterator[None]:
-    """An option's value that is wrong in itself: exit code 2."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        _fail(str(error), USAGE)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(code)
-
-
-def _write_json(data: Any) -> None:
-    typer.echo(json.dumps(data, allow_nan=False))
-
-
-def _open(path: str, format: str | None, allow_pickle: bool) -> Dataset:
-    from .datasets import FORMATS, open_dataset
-
-    if format is not None and format not in FORMATS:
-        _fail(f"format is {format!r}; known formats: {', '.join(FORMATS)}.", USAGE)
-    return open_dataset(path, format, allow_pickle)
-
-
 def _upsampler(preset: str, file: Path | None, augmentation: str | None, device: str) -> tuple[Any, int]:
-    """What to give to `offline.upsample`, and how many rows by default; usage errors end here."""
+    """What to give to `datasets.upsample`, and how many rows by default; usage errors end here."""
     if augmentation is not None:
         if file is not None or preset != "auto":
-            _fail("--augmentation trains no model; leave out --preset and --config.", USAGE)
+            fail("--augmentation trains no model; leave out --preset and --config.", USAGE)
         if augmentation not in AUGMENTATIONS:
-            _fail(f"augmentation is {augmentation!r}; known ones: {', '.join(AUGMENTATIONS)}.", USAGE)
+            fail(f"augmentation is {augmentation!r}; known ones: {', '.join(AUGMENTATIONS)}.", USAGE)
         return AUGMENTATIONS[augmentation], 100_000
-    with _usage():
+    with usage():
         base = resolve_config(preset, resolve_device(device))
         config = base if file is None else _merged(base, file)
     return config, config.num_synthetic
@@ -378,35 +349,7 @@ def _merged(base: UpsamplerConfig, file: Path) -> UpsamplerConfig:
         changes = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} is no JSON ({error}).") from error
-
-    def merge(values: dict[str, Any], changes: Any, where: str) -> dict[str, Any]:
-        if not isinstance(changes, dict):
-            raise ValueError(f"{file}: {where or 'the whole'} is {changes!r}; wanted an object.")
-        unknown = sorted(set(changes) - set(values))
-        if unknown:
-            raise ValueError(f"{file}: unknown {where}{unknown[0]}; known: {', '.join(values)}.")
-        return {
-            key: (merge(value, changes[key], f"{where}{key}.") if isinstance(value, dict) else changes[key])
-            if key in changes
-            else value
-            for key, value in values.items()
-        }
-
-    return UpsamplerConfig.from_dict(merge(base.to_dict(), changes, ""))
-
-
-def _confirm_minari(num_rows: int, yes: bool) -> bool:
-    """Ask before a Minari output that takes minutes; whether it may be written."""
-    from .datasets.minari import MAX_ROWS, cost
-
-    if num_rows <= MAX_ROWS or yes:
-        return yes
-    question = f"{num_rows:,} rows as a Minari dataset take {cost(num_rows)}"
-    if not sys.stdin.isatty():
-        _fail(f"{question}; confirm with --yes, or write .hdf5 or .npz.", USAGE)
-    if not typer.confirm(f"{question} (.hdf5 or .npz: seconds). Go on?", err=True):
-        _fail("nothing was written.", FAILURE)
-    return True
+    return merge_config(base, changes, str(file))
 
 
 def _simulator(env: str) -> Any:
@@ -418,70 +361,6 @@ def _simulator(env: str) -> Any:
         return MujocoSimulator(env)
     except gymnasium.error.Error as error:
         raise ValueError(f"env is {env!r}: {error}") from error
-
-
-def _read_alike(
-    paths: list[str], num_rows: int, seed: int, allow_pickle: bool
-) -> tuple[TransitionSpec, list[Transitions]]:
-    """Subsets of several datasets, with the fields and dtypes of the first one.
-
-    Raises:
-        ValueError: fields that the first one has not, or of another shape.
-    """
-    datasets = [_open(path, None, allow_pickle) for path in paths]
-    subsets = [dataset.subset(num_rows, seed) for dataset in datasets]
-    first = datasets[0].spec
-    for path, rows in zip(paths[1:], subsets[1:], strict=True):
-        shapes = {name: tuple(tensor.shape[1:]) for name, tensor in rows.flat().items()}
-        wanted = {field.name: field.shape for field in first.fields}
-        if shapes != wanted:
-            different = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
-            name = different[0]
-            raise ValueError(
-                f"{path} has other fields than {paths[0]}: {name} has rows of shape {shapes.get(name, 'nothing')}, "
-                f"there {wanted.get(name, 'nothing')}."
-            )
-    dtypes = {field.name: field.torch_dtype for field in first.fields}
-    alike = [
-        Transitions.from_flat({name: tensor.to(dtypes[name]) for name, tensor in rows.flat().items()})
-        for rows in subsets
-    ]
-    return first, alike
-
-
-def _describe(dataset: Dataset) -> dict[str, Any]:
-    """Everything `info` tells, in one pass over the rows."""
-    spec = dataset.spec
-    low: dict[str, float] = {}
-    high: dict[str, float] = {}
-    total: dict[str, float] = {}
-    num_rows = 0
-    for rows in dataset.chunks():
-        num_rows += len(rows)
-        for name, tensor in rows.flat().items():
-            values = tensor.double()
-            low[name] = min(low.get(name, np.inf), float(values.min()))
-            high[name] = max(high.get(name, -np.inf), float(values.max()))
-            total[name] = total.get(name, 0.0) + float(values.sum())
-    return {
-        "path": str(dataset.path),
-        "format": dataset.format,
-        "num_rows": num_rows,
-        "num_dropped": dataset.num_dropped,
-        "terminal_rate": total["terminated"] / num_rows,
-        "fields": [
-            {
-                "name": field.name,
-                "kind": field.kind,
-                "dtype": field.dtype,
-                "shape": list(field.shape),
-                "min": low[field.name],
-                "mean": total[field.name] / (num_rows * field.size),
-                "max": high[field.name],
-            }
-            for field in spec.fields
-        ],
-    }
 
 
 def _lines(result: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

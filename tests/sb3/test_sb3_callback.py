@@ -121,6 +121,18 @@ def test_no_refresh_is_lost_between_two_logs(tmp_path):
     assert [line["synther/refresh"] for line in refresh_lines(tmp_path)] == [1, 2, 3]
 
 
+def test_an_upsampler_without_a_report_does_not_end_the_training(tmp_path, log):
+    class Silent(Marked):
+        def fit(self, transitions, *, held_out=None):
+            super().fit(transitions, held_out=held_out)
+
+    model = logged_model(tmp_path, upsampler=Silent)
+    model.learn(150, callback=SynthERCallback(), log_interval=1)
+    assert model.num_timesteps == 150
+    assert refresh_lines(tmp_path) == []
+    assert log.text.count("Silent.fit returned None; wanted a FitReport.") == 2  # the warning, and its traceback
+
+
 def test_a_run_too_short_for_a_refresh_is_warned_about_at_its_start(tmp_path, log):
     model = logged_model(tmp_path)
     with log.at_level(logging.WARNING):

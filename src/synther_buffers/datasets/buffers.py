@@ -22,7 +22,12 @@ _TIANSHOU = Layout("obs", "act", "rew", "obs_next", "terminated", "truncated")
 
 
 class SB3Dataset(FlatDataset):
-    """What `model.save_replay_buffer` wrote. Box actions come back in the environment's range, not in [-1, 1]."""
+    """What `model.save_replay_buffer` wrote.
+
+    Stable-Baselines3's algorithms store Box actions scaled to [-1, 1]: these come back in the environment's range. A
+    loop of one's own stores what it likes: actions that go beyond [-1, 1], or whose space has no bounds, cannot have
+    been scaled and come back as they are stored.
+    """
 
     format = "sb3"
 
@@ -44,9 +49,7 @@ class SB3Dataset(FlatDataset):
 
         action = rows(actions)
         if isinstance(buffer.action_space, spaces.Box):
-            low, high = (bound.reshape(1, -1) for bound in (buffer.action_space.low, buffer.action_space.high))
-            # Stable-Baselines3 stores them scaled to [-1, 1].
-            action = (low + 0.5 * (action + 1.0) * (high - low)).astype(action.dtype)
+            action = _unscaled(path, action, buffer.action_space)
         timeout = rows(buffer.timeouts) > 0
         if not getattr(buffer, "handle_timeout_termination", True):
             logger.warning("%s does not tell time limits from terminals (handle_timeout_termination=False).", path)
@@ -70,6 +73,18 @@ class SB3Dataset(FlatDataset):
         super().__init__(ArraySource(path, columns), Layout(), spec, breaks)
 
 
+def _unscaled(path: str | Path, action: NDArray[Any], space: spaces.Box) -> NDArray[Any]:
+    """Actions in the range of their space, be they stored by an algorithm of Stable-Baselines3 or by another loop."""
+    low, high = (bound.reshape(1, -1) for bound in (space.low, space.high))
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        return action
+    # Scaling to [-1, 1] and clipping may round to the next number of float32.
+    if not (np.abs(action) <= 1.0 + 1e-6).all():
+        logger.info("%s: actions go beyond [-1, 1], so that they were not scaled; they are read as stored.", path)
+        return action
+    return (low + 0.5 * (action.reshape(-1, low.size) + 1.0) * (high - low)).astype(action.dtype)
+
+
 class TianshouDataset(FlatDataset):
     """What `save_hdf5` or pickling a Tianshou buffer wrote. Actions are as the policy gave them."""
 
@@ -86,7 +101,7 @@ def open_tianshou_hdf5(path: str | Path) -> TianshouDataset:
             dataset = member(path, file, key)
             if dataset is not None:
                 if dataset.shape is None or math.prod(dataset.shape) > 1_000_000 or dataset.dtype.kind not in "iu":
-                    raise ValueError(f"{path}: {key} is no list of whole numbers.")
+                    raise ValueError(f"{path}: {key} is no list of whole numbers; the buffer is damaged.")
                 state[key] = np.asarray(dataset[()])
     segments, breaks = _rings(path, state)
     return TianshouDataset(Hdf5Source(path, _TIANSHOU, "_meta", segments), _TIANSHOU, breaks=breaks)
@@ -113,7 +128,7 @@ def open_pickle(path: str | Path, allow_pickle: bool) -> Dataset:
             return _unpickled_tianshou(path, buffer)
         if hasattr(buffer, "observations") and hasattr(buffer, "dones"):
             return SB3Dataset(path, buffer)
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
+    except (TypeError, ValueError, AttributeError, IndexError, KeyError, ArithmeticError) as error:
         if isinstance(error, ValueError) and str(path) in str(error):
             raise  # ours
         raise ValueError(f"{path}: the {type(buffer).__name__} in it is damaged or not supported ({error}).") from error
@@ -126,7 +141,7 @@ def _unpickled_tianshou(path: str | Path, buffer: Any) -> TianshouDataset:
     state = {key: np.asarray(buffer.__dict__[key]) for key in _STATE if key in buffer.__dict__}
     meta = buffer.__dict__["_meta"]
     columns: dict[str, NDArray[Any]] = {}
-    for key in vars(_TIANSHOU).values():
+    for key in _TIANSHOU.keys:
         if key in meta:
             columns |= _flat(key, meta[key])
     segments, breaks = _rings(path, state)
@@ -143,16 +158,18 @@ def _rings(path: str | Path, state: dict[str, NDArray[Any]]) -> tuple[list[tuple
     Raises:
         ValueError: a damaged or stacked buffer.
     """
-    if int(state.get("stack_num", np.array(1))) > 1:
-        raise ValueError(f"{path}: stack_num={int(state['stack_num'])}; rows of stacked frames are not supported.")
-    try:
-        maxsize, newest = int(state["maxsize"]), state["last_index"].tolist()
-        offsets = state["_offset"].tolist() if "_offset" in state else [0]
-        lengths = state["_lengths"].tolist() if "_lengths" in state else [int(state["_size"])]
-        stops = [*offsets[1:], maxsize]
-        rings = list(zip(offsets, stops, lengths, newest, strict=True))
-    except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} is no saved Tianshou buffer, or a damaged one ({error!r}).") from error
+    stack_num = _whole(path, state, "stack_num") if "stack_num" in state else 1
+    if stack_num > 1:
+        raise ValueError(f"{path}: stack_num={stack_num}; rows of stacked frames are not supported.")
+    maxsize, newest = _whole(path, state, "maxsize"), _wholes(path, state, "last_index")
+    offsets = _wholes(path, state, "_offset") if "_offset" in state else [0]
+    lengths = _wholes(path, state, "_lengths") if "_lengths" in state else [_whole(path, state, "_size")]
+    if not len(offsets) == len(lengths) == len(newest):
+        raise ValueError(
+            f"{path}: a damaged Tianshou buffer: {len(offsets)} offsets, {len(lengths)} lengths and {len(newest)} last "
+            "indices; wanted one of each for a ring."
+        )
+    rings = zip(offsets, [*offsets[1:], maxsize], lengths, newest, strict=True)
     segments: list[tuple[int, int]] = []
     breaks, total = [], 0
     for start, stop, length, last in rings:
@@ -168,6 +185,31 @@ def _rings(path: str | Path, state: dict[str, NDArray[Any]]) -> tuple[list[tuple
     if not segments:
         raise ValueError(f"{path}: the buffer is empty.")
     return segments, tuple(breaks)
+
+
+def _wholes(path: str | Path, state: dict[str, NDArray[Any]], key: str) -> list[int]:
+    """Whole numbers of the buffer's state.
+
+    Raises:
+        ValueError: something else, or nothing.
+    """
+    if key not in state:
+        raise ValueError(f"{path} is no saved Tianshou buffer, or a damaged one: it has no {key}.")
+    array = state[key]
+    if array.dtype.kind not in "iu" or array.ndim > 1:
+        raise ValueError(
+            f"{path}: a damaged Tianshou buffer: {key} has dtype {array.dtype} and shape {array.shape}; wanted whole "
+            "numbers."
+        )
+    return [int(value) for value in array.reshape(-1)]
+
+
+def _whole(path: str | Path, state: dict[str, NDArray[Any]], key: str) -> int:
+    """One whole number, likewise."""
+    values = _wholes(path, state, key)
+    if len(values) != 1:
+        raise ValueError(f"{path}: a damaged Tianshou buffer: {key} has {len(values)} values; wanted one.")
+    return values[0]
 
 
 def _flat(name: str, value: Any) -> dict[str, NDArray[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,17 +19,79 @@ from .columns import Block, Column, as_flags, block_rows, check_finite, successo
 
 logger = logging.getLogger(__name__)
 
+_FLAGS = ("terminated", "end")
+
 
 @dataclass(frozen=True)
 class Layout:
-    """How a format calls the fields; `truncated` says where a time limit cut an episode."""
+    """How a format calls the fields; `truncated` says where a time limit cut an episode.
+
+    Without `terminated` no row is terminal. With `done`, rows of `terminated` that are `truncated` are not.
+    """
 
     observation: str = "observations"
     action: str = "actions"
     reward: str = "rewards"
     next_observation: str = "next_observations"
-    terminated: str = "terminals"
+    terminated: str | None = "terminals"
     truncated: str = "timeouts"
+    done: bool = False
+
+    @property
+    def keys(self) -> list[str]:
+        return [value for value in vars(self).values() if isinstance(value, str)]
+
+    @classmethod
+    def of(cls, path: str | Path, names: list[str], keys: Mapping[str, str] | None, terminals: bool) -> Layout:
+        """How a file with these names calls the fields.
+
+        Args:
+            path: of the file, for messages.
+            names: what there is at its top.
+            keys: what it calls a field, as its user says; otherwise the first of `ALIASES` that is there.
+            terminals: whether it says which rows are terminal.
+
+        Raises:
+            ValueError: a field or key that is not known, or terminals in a file that shall have none.
+        """
+        found = {name.split(SEPARATOR)[0] for name in names if isinstance(name, str)}
+        keys = keys or {}
+        for field, key in keys.items():
+            if field not in ALIASES:
+                raise ValueError(f"keys has {field!r}; fields that can be named: {', '.join(ALIASES)}.")
+            if key not in found:
+                listed = ", ".join(sorted(found)[:20])
+                raise ValueError(f"{path} has no {key}, which keys (--key) names; it has {listed}.")
+        chosen: dict[str, Any] = {
+            field: keys.get(field) or next((name for name in names if name in found), names[0])
+            for field, names in ALIASES.items()
+        }
+        if not terminals:
+            if chosen["terminated"] in found:
+                raise ValueError(f"{path} has {chosen['terminated']}: leave out terminals=False (--no-terminals).")
+            chosen["terminated"] = None
+        chosen["done"] = chosen["terminated"] in DONES
+        if chosen["done"] and chosen["truncated"] not in found:
+            logger.warning(
+                "%s has %s but none of %s: rows that a time limit ended would be learned as terminal.",
+                path, chosen["terminated"], ", ".join(ALIASES["truncated"]),
+            )  # fmt: skip
+        return cls(**chosen)
+
+
+#: Names that flat files of transitions give the fields; the first one is D4RL's.
+ALIASES = {
+    "observation": ("observations", "observation", "obs", "states", "state"),
+    "action": ("actions", "action", "acts", "act"),
+    "reward": ("rewards", "reward", "rews", "rew"),
+    "next_observation": (
+        "next_observations", "next_observation", "next_obs", "obs_next", "obs2", "next_states", "next_state",
+    ),
+    "terminated": ("terminals", "terminal", "terminations", "terminated", "terminateds", "dones", "done"),
+    "truncated": ("timeouts", "timeout", "truncations", "truncated", "truncateds"),
+}  # fmt: skip
+#: Names of the ends of episodes whatever the reason: a time limit is no terminal.
+DONES = ("dones", "done")
 
 
 class Source(ABC):
@@ -130,8 +192,9 @@ class FlatDataset(Dataset):
             **{f"observation{leaf}": f"{layout.observation}{leaf}" for leaf in self._observations},
             "action": layout.action,
             "reward": layout.reward,
-            "terminated": layout.terminated,
         }
+        if layout.terminated is not None:
+            self._keys["terminated"] = layout.terminated
         for key in self._keys.values():
             self._demand(key)
         if self._has_next:
@@ -150,6 +213,8 @@ class FlatDataset(Dataset):
                     f"{self.path} has neither {layout.next_observation} nor {layout.truncated}: where a time limit cut "
                     "an episode, the next row would be taken for its continuation. Add one of the two."
                 )
+            self._keys["end"] = layout.truncated
+        if layout.done and layout.truncated in columns:
             self._keys["end"] = layout.truncated
         lengths = {key: columns[key].num_rows for key in self._keys.values()}
         if len(set(lengths.values())) > 1:
@@ -172,10 +237,19 @@ class FlatDataset(Dataset):
     def _demand(self, key: str) -> None:
         if key not in self._source.columns:
             found = ", ".join(sorted(map(str, self._source.names))[:20])
-            raise ValueError(f"{self.path} has no {key}; it has {found or 'nothing at all'}.")
+            hint = ""
+            if self.format in ("hdf5", "npz"):
+                hint = " If it has another name, give it with keys={...} (--key FIELD=NAME)."
+                if key == self._layout.terminated:
+                    hint += " If the dataset has no terminals: terminals=False (--no-terminals)."
+            raise ValueError(f"{self.path} has no {key}; it has {found or 'nothing at all'}.{hint}")
 
     def _key(self, name: str) -> str:
         return self._keys.get(name, name)
+
+    def fingerprint(self) -> list[list[Any]]:
+        """As of every dataset, and what the file calls the fields."""
+        return [*super().fingerprint(), sorted(self._keys.items())]
 
     @cached_property
     def _num_stored(self) -> int:
@@ -187,18 +261,22 @@ class FlatDataset(Dataset):
 
     def _stored(self, names: list[str], max_rows: int) -> Iterator[Block]:
         """Blocks by field name; ``end`` says where the next row does not go on."""
+        names = [name for name in names if name in self._keys]
         keys = [self._keys[name] for name in names]
         row = 0
         for found in self._source.blocks(keys, max_rows):
             block = {name: found[self._keys[name]] for name in names}
             for name, array in block.items():
                 check_finite(self.path, self._keys[name], array, row)
-            if "end" in block:
-                flags = [as_flags(self.path, self._keys[name], block[name]) for name in ("terminated", "end")]
-                block["end"] = flags[0] | flags[1]
-                here = self._breaks[(self._breaks >= row) & (self._breaks < row + len(block["end"]))]
+            num_rows = len(block[names[0]])
+            flags = {name: as_flags(self.path, self._keys[name], block[name]) for name in names if name in _FLAGS}
+            over, cut = flags.get("terminated", np.zeros(num_rows, np.bool_)), flags.get("end")
+            block["terminated"] = over & ~cut if self._layout.done and cut is not None else over
+            if cut is not None:
+                block["end"] = over | cut
+                here = self._breaks[(self._breaks >= row) & (self._breaks < row + num_rows)]
                 block["end"][here - row] = True
-            row += len(block["terminated"])
+            row += num_rows
             yield block
 
     def _blocks(self, max_rows: int) -> Iterator[Block]:
@@ -215,7 +293,7 @@ class FlatDataset(Dataset):
         last_ends = False
         for block in self._stored(["terminated", "end"], CHUNK_ROWS):
             ends += int(block["end"].sum())
-            terminals += int(as_flags(self.path, "terminated", block["terminated"]).sum())
+            terminals += int(block["terminated"].sum())
             last_ends = bool(block["end"][-1])
         dropped = ends + (not last_ends)
         logger.warning(

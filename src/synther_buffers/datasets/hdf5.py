@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 
 from ..transitions import SEPARATOR, Transitions, TransitionSpec
 from .columns import Block, Column, check_stored_size
+from .files import SafeWriter, new_file
 from .flat import FlatDataset, Layout, SlicedSource
 
 try:
@@ -109,7 +110,7 @@ class Hdf5Source(SlicedSource):
         segments: list[tuple[int, int]] | None = None,
     ) -> None:
         super().__init__(path, segments)
-        self._wanted = vars(layout).values()
+        self._wanted = layout.keys
         self._root = root
 
     @contextmanager
@@ -146,16 +147,28 @@ class Hdf5Source(SlicedSource):
 
 
 class Hdf5Dataset(FlatDataset):
-    """D4RL's keys; ``next_observations`` may be missing if ``timeouts`` is there."""
+    """D4RL's keys, or aliases; ``next_observations`` may be missing if ``timeouts`` is there."""
 
     format = "hdf5"
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(Hdf5Source(path, Layout()), Layout())
+    def __init__(self, path: str | Path, keys: Mapping[str, str] | None = None, terminals: bool = True) -> None:
+        layout = Layout.of(path, Hdf5Source(path, Layout()).names, keys, terminals)
+        super().__init__(Hdf5Source(path, layout), layout)
+
+
+def attributes(path: Path) -> dict[str, str]:
+    """The texts among a file's attributes."""
+    with open_file(path) as file:
+        return {str(key): value for key, value in file.attrs.items() if isinstance(value, str)}
 
 
 def write_hdf5(
-    path: str | Path, chunks: Iterable[Transitions], spec: TransitionSpec, num_rows: int, attributes: dict[str, str]
+    path: str | Path,
+    chunks: Iterable[Transitions],
+    spec: TransitionSpec,
+    num_rows: int,
+    attributes: dict[str, str],
+    timeouts: bool = True,
 ) -> None:
     """Write rows with D4RL's keys, streamed. Every row is an episode of its own: ``timeouts`` is set unless it ended.
 
@@ -165,25 +178,34 @@ def write_hdf5(
         spec: their fields.
         num_rows: how many there will be.
         attributes: of the file.
+        timeouts: write ``timeouts`` at all.
+
+    Raises:
+        OSError: the disk is full.
     """
     layout = Layout()
     keys = {field.name: _key(field.name, layout) for field in spec.fields}
-    with h5py.File(path, "w") as file:
-        file.attrs.update(attributes)
+    with new_file(path) as stream:
+        writer = SafeWriter(stream)
+        with h5py.File(writer, "w") as file:
+            file.attrs.update(attributes)
 
-        def create(key: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
-            rows = min(num_rows, _WRITTEN_CHUNK_ROWS)
-            return file.create_dataset(key, (num_rows, *shape), dtype, chunks=(rows, *shape))
+            def create(key: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
+                rows = min(num_rows, _WRITTEN_CHUNK_ROWS)
+                return file.create_dataset(key, (num_rows, *shape), dtype, chunks=(rows, *shape))
 
-        datasets = {field.name: create(keys[field.name], field.shape, field.dtype) for field in spec.fields}
-        timeouts = create(layout.truncated, (), "bool")
-        start = 0
-        for rows in chunks:
-            stop = start + len(rows)
-            for name, tensor in rows.flat().items():
-                datasets[name][start:stop] = tensor.cpu().numpy()
-            timeouts[start:stop] = ~rows.terminated.cpu().numpy()
-            start = stop
+            datasets = {field.name: create(keys[field.name], field.shape, field.dtype) for field in spec.fields}
+            cuts = create(layout.truncated, (), "bool") if timeouts else None
+            start = 0
+            for rows in chunks:
+                stop = start + len(rows)
+                for name, tensor in rows.flat().items():
+                    datasets[name][start:stop] = tensor.cpu().numpy()
+                if cuts is not None:
+                    cuts[start:stop] = ~rows.terminated.cpu().numpy()
+                writer.check()
+                start = stop
+        writer.check()
 
 
 def _key(name: str, layout: Layout) -> str:

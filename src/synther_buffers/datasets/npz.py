@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +18,15 @@ from numpy.typing import NDArray
 
 from ..transitions import SEPARATOR, Transitions, TransitionSpec
 from .columns import Block, Column, block_rows, check_stored_size
+from .files import new_file, size_text
 from .flat import ArraySource, FlatDataset, Layout, Source
 
 #: The oldest time a zip can tell: the same rows make the same file, whenever they are written.
 _TIME = (1980, 1, 1, 0, 0, 0)
 #: A header is a few dozen characters; the limit is NumPy's own.
 _MAX_HEADER = 10_000
+#: Columns in Fortran's order, which cannot be streamed, may take so much memory together.
+_MAX_FORTRAN_BYTES = 512 * 2**20
 
 
 class NpzSource(Source):
@@ -30,7 +34,7 @@ class NpzSource(Source):
 
     def __init__(self, path: str | Path, layout: Layout) -> None:
         super().__init__(path)
-        self._wanted = vars(layout).values()
+        self._wanted = layout.keys
 
     @contextmanager
     def _open(self) -> Iterator[zipfile.ZipFile]:
@@ -86,6 +90,14 @@ class NpzSource(Source):
                         "it is damaged or truncated."
                     )
                 check_stored_size(self.path, name, size, info.compress_size)
+        scattered = [name for name, (shape, fortran, _) in self.headers.items() if fortran and len(shape) > 1]
+        needed = sum(found[name].num_rows * found[name].row_bytes for name in scattered)
+        if needed > _MAX_FORTRAN_BYTES:
+            raise ValueError(
+                f"{self.path}: {', '.join(scattered)} are stored in Fortran's order, so that their {size_text(needed)} "
+                f"would have to be held in memory whole; wanted at most {size_text(_MAX_FORTRAN_BYTES)}. Save "
+                "them with np.ascontiguousarray(...)."
+            )
         return found
 
     def blocks(self, keys: list[str], max_rows: int) -> Iterator[Block]:
@@ -109,7 +121,7 @@ class NpzSource(Source):
                 raise ValueError(f"{self.path}: {key} ends too early; the file is truncated.")
             return np.frombuffer(data, column.dtype).reshape((num_rows, *column.shape), order=order)
 
-        if fortran:
+        if fortran and column.shape:
             # Each row is scattered over the whole member, so that this column has to be held in memory.
             whole = read(column.num_rows, "F")
             return lambda start, stop: whole[start:stop]
@@ -117,16 +129,23 @@ class NpzSource(Source):
 
 
 class NpzDataset(FlatDataset):
-    """The published keys: ``observations``, ``actions``, ``rewards``, ``next_observations``, ``terminals``."""
+    """Published keys: ``observations``, ``actions``, ``rewards``, ``next_observations``, ``terminals``; or aliases."""
 
     format = "npz"
 
-    def __init__(self, path: str | Path, allow_pickle: bool = False) -> None:
-        source = NpzSource(path, Layout())
+    def __init__(
+        self,
+        path: str | Path,
+        allow_pickle: bool = False,
+        keys: Mapping[str, str] | None = None,
+        terminals: bool = True,
+    ) -> None:
+        layout = Layout.of(path, NpzSource(path, Layout()).names, keys, terminals)
+        source = NpzSource(path, layout)
         if allow_pickle and any(dtype.hasobject for _, _, dtype in source.headers.values()):
-            super().__init__(ArraySource(path, _unpickled(path, list(source.headers))), Layout())
+            super().__init__(ArraySource(path, _unpickled(path, list(source.headers))), layout)
         else:
-            super().__init__(source, Layout())
+            super().__init__(source, layout)
 
 
 def _unpickled(path: str | Path, names: list[str]) -> dict[str, NDArray[Any]]:
@@ -144,8 +163,19 @@ def _unpickled(path: str | Path, names: list[str]) -> dict[str, NDArray[Any]]:
     return arrays
 
 
+def attributes(path: Path) -> dict[str, str]:
+    """The texts that `write_npz` kept in the comment of the archive."""
+    with zipfile.ZipFile(path) as archive:
+        found = json.loads(archive.comment or b"{}")
+    return {key: value for key, value in found.items() if isinstance(value, str)} if isinstance(found, dict) else {}
+
+
 def write_npz(
-    path: str | Path, chunks: Callable[[], Iterable[Transitions]], spec: TransitionSpec, num_rows: int
+    path: str | Path,
+    chunks: Callable[[], Iterable[Transitions]],
+    spec: TransitionSpec,
+    num_rows: int,
+    attributes: dict[str, str],
 ) -> None:
     """Write rows with the published keys, compressed and streamed, one column after the other.
 
@@ -154,9 +184,15 @@ def write_npz(
         chunks: gives the rows, from the first one at each call.
         spec: their fields.
         num_rows: how many there are.
+        attributes: kept in the comment of the archive, which readers of arrays pass over, if they fit there.
+
+    Raises:
+        OSError: the disk is full.
     """
     layout = vars(Layout())
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    comment = json.dumps(attributes).encode()
+    with new_file(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.comment = comment if attributes and len(comment) <= zipfile.ZIP_MAX_COMMENT else b""
         for field in spec.fields:
             root, *rest = field.name.split(SEPARATOR)
             # The published code keeps terminals as float32.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ..transitions import Transitions, TransitionSpec
 from ..version import __version__
 from .base import CHUNK_ROWS, Dataset
+from .files import check_space, place
 
 #: Formats that can be read.
 FORMATS = ("minari", "hdf5", "npz", "sb3", "tianshou")
@@ -19,13 +21,23 @@ OUTPUT_FORMATS = ("minari", "hdf5", "npz")
 _HDF5_MAGIC, _ZIP_MAGIC, _PICKLE_MAGIC = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"\x80"
 
 
-def open_dataset(path: str | Path, format: str | None = None, allow_pickle: bool = False) -> Dataset:
+def open_dataset(
+    path: str | Path,
+    format: str | None = None,
+    allow_pickle: bool = False,
+    *,
+    keys: Mapping[str, str] | None = None,
+    terminals: bool = True,
+) -> Dataset:
     """Open a dataset; its rows are read later, in chunks.
 
     Args:
         path: a file, the directory of a Minari dataset, or the id of one in Minari's local store.
         format: one of `FORMATS`; None to look at the file.
         allow_pickle: unpickle where the format needs it, which runs any code that whoever made the file put into it.
+        keys: what HDF5 or npz call a field, where it is none of the usual names: ``{"observation": "x"}``. Fields are
+            observation, action, reward, next_observation, terminated and truncated.
+        terminals: False for HDF5 or npz that do not say which rows are terminal: no row is then.
 
     Raises:
         ValueError: no such dataset, an unknown or unsupported format, or a file that is damaged or hostile; the
@@ -37,6 +49,9 @@ def open_dataset(path: str | Path, format: str | None = None, allow_pickle: bool
     if not isinstance(path, str | Path):
         raise TypeError(f"path is {path!r}; wanted the path of a file, or a Minari id.")
     format = format or guess_format(path)
+    if format not in ("hdf5", "npz") and (keys or not terminals):
+        option = "keys (--key)" if keys else "terminals=False (--no-terminals)"
+        raise ValueError(f"{option} is for HDF5 and npz; {path} is {format}, which has names of its own.")
     if format == "minari":
         from .minari import MinariDataset
 
@@ -46,11 +61,11 @@ def open_dataset(path: str | Path, format: str | None = None, allow_pickle: bool
     if format == "hdf5":
         from .hdf5 import Hdf5Dataset
 
-        return Hdf5Dataset(path)
+        return Hdf5Dataset(path, keys, terminals)
     if format == "npz":
         from .npz import NpzDataset
 
-        return NpzDataset(path, allow_pickle)
+        return NpzDataset(path, allow_pickle, keys, terminals)
     from .buffers import open_pickle, open_tianshou_hdf5
 
     if format == "tianshou" and _magic(Path(path)).startswith(_HDF5_MAGIC):
@@ -149,38 +164,71 @@ def write_rows(
     num_rows: int,
     attributes: dict[str, str] | None = None,
     env_spec: str | None = None,
+    timeouts: bool = True,
 ) -> None:
-    """Write rows to `unfinished` and give it the output's name when it is complete.
+    """Write rows to `unfinished`, and read from it that it is complete; `files.place` gives it the output's name.
 
     Args:
-        unfinished: where to write, in the file system of the output.
+        unfinished: where to write, in the file system of the output; nothing is there.
         output: the file, or the Minari id.
         format: one of `OUTPUT_FORMATS`.
         chunks: gives the rows, from the first one at each call.
         spec: their fields.
         num_rows: how many they are.
-        attributes: text to keep with the data (not in npz, which has no place for it).
+        attributes: text to keep with the data (npz: as the archive's comment).
         env_spec: JSON of the environment, for Minari.
+        timeouts: write D4RL's ``timeouts`` into HDF5.
+
+    Raises:
+        OSError: the disk is full, or what was written cannot be read back.
     """
     if spec.discounts or spec.extra:
         raise ValueError("rows with discounts or extra fields cannot be written; the formats hold plain transitions.")
     target = final_path(output, format)
-    attributes = {"algorithm_name": "synther-buffers", "synther_buffers_version": __version__, **(attributes or {})}
+    given = attributes or {}
+    attributes = {"algorithm_name": "synther-buffers", "synther_buffers_version": __version__, **given}
     if format == "minari":
-        from .minari import register_namespace, write_minari
+        from .minari import ROW_BYTES, register_namespace, write_minari
 
+        # Minari opens its files itself, and HDF5 does not survive a disk that fills up.
+        check_space(target, num_rows * ROW_BYTES)
         write_minari(unfinished, str(output), chunks(), spec, attributes, env_spec)
         register_namespace(str(output))
         target.parent.mkdir(parents=True, exist_ok=True)
     elif format == "hdf5":
         from .hdf5 import write_hdf5
 
-        write_hdf5(unfinished, chunks(), spec, num_rows, attributes)
+        write_hdf5(unfinished, chunks(), spec, num_rows, attributes, timeouts)
     else:
         from .npz import write_npz
 
-        write_npz(unfinished, chunks, spec, num_rows)
-    os.replace(unfinished, target)
+        write_npz(unfinished, chunks, spec, num_rows, given)
+    try:
+        written = len(open_dataset(unfinished, format))
+    except ValueError as error:
+        raise OSError(f"what was written for {target} cannot be read back ({error}).") from error
+    if written != num_rows:
+        raise OSError(f"of the {num_rows} rows of {target}, {written} were written.")
+
+
+def check_timeouts(timeouts: bool, format: str) -> None:
+    """Refuse to leave out what a format does not have, or must have."""
+    if not timeouts and format != "hdf5":
+        raise ValueError(f"timeouts=False (--no-timeouts) is for HDF5; {format} has none to leave out.")
+
+
+def attributes_of(target: Path, format: str) -> dict[str, str]:
+    """The text that `write_rows` kept with the data; nothing where there is none or it cannot be read."""
+    try:
+        if format == "minari":
+            from .minari import attributes
+        elif format == "hdf5":
+            from .hdf5 import attributes
+        else:
+            from .npz import attributes
+        return attributes(target)
+    except (ValueError, OSError, zipfile.BadZipFile):
+        return {}
 
 
 def unfinished_path(target: Path, format: str) -> Path:
@@ -196,6 +244,7 @@ def write_dataset(
     format: str | None = None,
     *,
     allow_large_minari: bool = False,
+    timeouts: bool = True,
 ) -> Path:
     """Write transitions, or another dataset, to a new dataset; nothing is there until it is complete.
 
@@ -205,16 +254,19 @@ def write_dataset(
         spec: its fields; None to infer them, or for what the dataset says.
         format: one of `OUTPUT_FORMATS`; None for what the name says.
         allow_large_minari: write more than 100,000 rows as a Minari dataset, which takes minutes.
+        timeouts: write D4RL's ``timeouts`` into HDF5, see `upsample`.
 
     Returns:
         Where it lies.
 
     Raises:
         ValueError: the output exists or its format is unknown, or there are no rows.
+        OSError: the disk is full, or cannot be written.
     """
     format = output_format(output, format)
+    check_timeouts(timeouts, format)
     target = final_path(output, format)
-    if target.exists():
+    if os.path.lexists(target):
         raise ValueError(f"{target} exists already; choose another name or remove it.")
     if spec is None:
         spec = rows.spec if isinstance(rows, Dataset) else TransitionSpec.infer(rows)
@@ -234,15 +286,11 @@ def write_dataset(
             for start in range(0, len(rows), CHUNK_ROWS):
                 yield rows[start : start + CHUNK_ROWS]
 
-    unfinished = unfinished_path(target, format)
-    if format == "minari":
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A folder of its own: a run of `upsample` may have left one of the usual name.
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        unfinished = Path(folder) / "output"
         env_spec = rows.env_spec if isinstance(rows, Dataset) else None
-        write_rows(unfinished, output, format, chunks, spec, len(rows), env_spec=env_spec)
-    except BaseException:
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.unlink(missing_ok=True)
-        raise
+        write_rows(unfinished, output, format, chunks, spec, len(rows), env_spec=env_spec, timeouts=timeouts)
+        place(unfinished, target)
     return target

@@ -15,9 +15,9 @@ from ..evaluation.copies import ClosestRecord, closest_record
 from ..evaluation.fidelity import MAX_ROWS, Fidelity, measure_fidelity
 from ..transitions import Transitions, TransitionSpec
 from ..upsampling.factory import make_upsampler
-from ..upsampling.protocol import FitReport, UpsamplerFactory
+from ..upsampling.protocol import UpsamplerFactory
+from .checks import checked_config, checked_fit, checked_rows, checked_state
 from .reports import RefreshReport
-from .rows import finite_rows
 
 #: With fewer held-out rows than this the fidelity is not measured.
 _MIN_HELD_OUT = 20
@@ -86,26 +86,23 @@ def run_refresh(job: RefreshJob) -> RefreshResult:
     same bits. Errors of the upsampler are not caught.
 
     Raises:
-        TypeError: the upsampler's `fit` returned no `FitReport`, or its `sample` no `Transitions`.
+        TypeError: the upsampler's `fit` returned no `FitReport` of numbers, its `sample` no `Transitions` of tensors,
+            its `state_dict` or its `config` no plain data.
         ValueError: the upsampler drew another number of rows than asked for, or rows that are not legal.
     """
     start = time.perf_counter()
     # Gradients and inference tensors of the caller's context must not reach the upsampler's training.
     with torch.inference_mode(False), torch.enable_grad(), _threads(job.num_threads):
         upsampler = make_upsampler(
-            job.factory, job.spec, device=job.device, seed=job.seed, progress_bar=job.progress_bar
+            job.factory, job.spec, device=job.device, seed=job.seed, progress_bar=job.progress_bar, state=job.state
         )
-        if job.state is not None:
-            upsampler.load_state_dict(job.state)
-        fit: Any = upsampler.fit(job.train, held_out=job.held_out)
-        if not isinstance(fit, FitReport):
-            raise TypeError(f"{type(upsampler).__name__}.fit returned {fit!r}; wanted a FitReport.")
+        fit = checked_fit(upsampler, upsampler.fit(job.train, held_out=job.held_out))
         fitted = time.perf_counter()
-        rows = _draw(upsampler, job)
+        rows = checked_rows(upsampler, upsampler.sample(job.num_synthetic), job.spec, job.num_synthetic)
         sampled = time.perf_counter()
         fidelity, fidelity_real = _fidelity(job, rows)
         closest = _closest(job, rows)
-        state, config = upsampler.state_dict(), dict(upsampler.config)
+        state, config = checked_state(upsampler), checked_config(upsampler)
     report = RefreshReport(
         refresh=job.refresh,
         num_observed=job.num_observed,
@@ -122,19 +119,6 @@ def run_refresh(job: RefreshJob) -> RefreshResult:
         closest=closest,
     )
     return RefreshResult(job.spec, rows, state, config, report)
-
-
-def _draw(upsampler: Any, job: RefreshJob) -> Transitions:
-    """The new synthetic set, checked."""
-    rows = upsampler.sample(job.num_synthetic)
-    if not isinstance(rows, Transitions):
-        raise TypeError(f"{type(upsampler).__name__}.sample returned {type(rows).__name__}; wanted Transitions.")
-    job.spec.check(rows)
-    if len(rows) != job.num_synthetic:
-        raise ValueError(f"the upsampler was asked for {job.num_synthetic} rows and gave {len(rows)}.")
-    if not finite_rows(rows).all():
-        raise ValueError("the upsampler generated rows that are not finite.")
-    return rows
 
 
 def _fidelity(job: RefreshJob, synthetic: Transitions) -> tuple[Fidelity, Fidelity]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -141,8 +142,14 @@ def append_to_log(path: str | Path, report: RefreshReport, settings: dict[str, A
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(_without_nan(line), default=str) + "\n")
+    text = json.dumps(_without_nan(line), default=str) + "\n"
+    with path.open("a+b") as file:
+        # A kill or a full disk may have cut the last line short: what follows must not become part of it.
+        if file.seek(0, os.SEEK_END) > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                text = "\n" + text
+        file.write(text.encode())
 
 
 def _without_nan(value: Any) -> Any:

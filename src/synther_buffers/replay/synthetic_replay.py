@@ -215,9 +215,7 @@ class SyntheticReplay:
         It is a copy: fitting it or drawing from it changes nothing here.
         """
         if self._upsampler is None and self.spec is not None:
-            self._upsampler = self._make_upsampler(self.spec)
-            if self._state is not None:
-                self._upsampler.load_state_dict(self._state)
+            self._upsampler = self._make_upsampler(self.spec, self._state)
         return self._upsampler
 
     def refresh(
@@ -328,7 +326,7 @@ class SyntheticReplay:
         if self.options.refresh_log is not None:
             try:
                 append_to_log(self.options.refresh_log, result.report, {"seed": self.seed, "config": result.config})
-            except (OSError, TypeError, ValueError) as error:
+            except Exception as error:  # also of what a user's own upsampler says of its configuration
                 self._warn_once(
                     "log", f"The refresh log {self.options.refresh_log} cannot be written ({error}); learning goes on."
                 )
@@ -350,13 +348,14 @@ class SyntheticReplay:
             logger.info("The real rows show new categories; the upsampler starts afresh.")
         return spec
 
-    def _make_upsampler(self, spec: TransitionSpec) -> Upsampler:
+    def _make_upsampler(self, spec: TransitionSpec, state: dict[str, Any] | None = None) -> Upsampler:
         return make_upsampler(
             self._factory,
             spec,
             device=self.options.upsampler_device,
             seed=self.seed,
             progress_bar=self.options.progress_bar,
+            state=state,
         )
 
     # -- telling the user --------------------------------------------------------------------------------------------
@@ -459,8 +458,8 @@ class SyntheticReplay:
                 device=self.options.upsampler_device,
                 seed=self.seed,
                 progress_bar=self.options.progress_bar,
+                state=state["upsampler"],
             )
-            upsampler.load_state_dict(state["upsampler"])
         self.spec, self._factory, self._upsampler, self._state = spec, factory, upsampler, state["upsampler"]
         self._set, self._hold_out, self.reports = served, hold_out, reports
         self._schedule.num_observed, self._schedule.next_refresh = state["num_observed"], state["next_refresh"]

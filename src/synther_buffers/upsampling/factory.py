@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,19 +60,40 @@ def resolve_factory(upsampler: UpsamplerOption, device: torch.device) -> Upsampl
 
 
 def make_upsampler(
-    factory: UpsamplerFactory, spec: TransitionSpec, *, device: str | torch.device, seed: int, progress_bar: bool
+    factory: UpsamplerFactory,
+    spec: TransitionSpec,
+    *,
+    device: str | torch.device,
+    seed: int,
+    progress_bar: bool,
+    state: dict[str, Any] | None = None,
 ) -> Upsampler:
     """What the factory makes.
+
+    Args:
+        factory: makes it.
+        spec: see `UpsamplerFactory`.
+        device: likewise.
+        seed: likewise.
+        progress_bar: likewise.
+        state: of an earlier one. It gets a copy: training may change in place what it was given, and fail.
 
     Raises:
         TypeError: it returns something else than an `Upsampler`.
     """
     made: Any = factory(spec, device=device, seed=seed, progress_bar=progress_bar)
-    missing = [name for name in ("config", "fit", "sample", "state_dict", "load_state_dict") if not hasattr(made, name)]
+    missing = [name for name in ("config", "fit", "sample", "state_dict", "load_state_dict") if not _has(made, name)]
     if missing:
         raise TypeError(f"the factory {factory!r} returned {made!r}, which has no {', '.join(missing)}.")
     upsampler: Upsampler = made
+    if state is not None:
+        upsampler.load_state_dict(copy.deepcopy(state))
     return upsampler
+
+
+def _has(made: Any, name: str) -> bool:
+    """Whether there is such an attribute, be it a property that raises an AttributeError: using it tells that."""
+    return hasattr(made, name) or inspect.getattr_static(made, name, None) is not None
 
 
 def most_synthetic(factory: UpsamplerFactory) -> int:

@@ -69,7 +69,7 @@ class Upsampler(Protocol):
         ...
 
     def sample(self, num_samples: int) -> Transitions:
-        """Draw `num_samples` legal synthetic transitions, in memory that nobody writes to afterwards."""
+        """Draw `num_samples` legal synthetic transitions. A buffer copies them: the memory stays the upsampler's."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Upsampler(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned.
+        """Restore what `state_dict` returned; here a copy, which may be kept and changed.
 
         Raises:
             ValueError: a state that it cannot read.

@@ -1,0 +1,145 @@
+"""What the commands share: their options, how they fail, and where they write."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+from safetensors import SafetensorError
+
+try:
+    import typer
+except ImportError as error:
+    raise ImportError('the command line needs typer: pip install "synther-buffers[offline]"') from error
+
+if TYPE_CHECKING:
+    from .datasets import Dataset
+    from .transitions import Transitions, TransitionSpec
+
+#: Exit codes.
+FAILURE, USAGE = 1, 2
+
+_DATASET_HELP = (
+    "A file (D4RL's HDF5, SynthER's npz, a replay buffer saved by Stable-Baselines3 or Tianshou), the directory of a "
+    "Minari dataset, or the id of a local one."
+)
+DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help=_DATASET_HELP, show_default=False)]
+RealArgument = Annotated[str, typer.Argument(metavar="REAL", help=f"The real rows. {_DATASET_HELP}")]
+SyntheticArgument = Annotated[str, typer.Argument(metavar="SYNTHETIC", help="The synthetic rows, likewise.")]
+PickleOption = Annotated[
+    bool,
+    typer.Option("--allow-pickle", help="Unpickle where the format needs it. A pickle can run any code: only files "
+                 "from people you trust."),
+]  # fmt: skip
+JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout instead of text.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of everything random: the same seed gives the same result.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no messages but warnings.")]
+RowsOption = Annotated[int, typer.Option(min=1, help="Rows to read of each dataset: a uniform subset.")]
+KeyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--key",
+        metavar="FIELD=NAME",
+        help="What the HDF5 or npz calls a field, like observation=x, action=x, reward=x, next_observation=x, "
+        "terminated=x or truncated=x; once for each. D4RL's names and usual others (obs, act, rew, done) need none.",
+        show_default=False,
+    ),
+]
+NoTerminalsOption = Annotated[
+    bool,
+    typer.Option("--no-terminals", help="The HDF5 or npz does not say which rows are terminal: none is."),
+]
+
+
+def log_to_stderr(quiet: bool) -> None:
+    """Messages to stderr, so that stdout holds the result alone."""
+    level = logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
+
+
+@contextmanager
+def failing() -> Iterator[None]:
+    """What a user can do something about ends in one line and exit code 1; anything else is our bug and is shown."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except (ValueError, ImportError, OSError, RuntimeError, MemoryError, SafetensorError) as error:
+        fail(str(error) or repr(error), FAILURE)
+    except KeyboardInterrupt:
+        fail("interrupted; an upsampling goes on with --resume.", 130)
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """An option's value that is wrong in itself: exit code 2."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        fail(str(error), USAGE)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End with a line on stderr."""
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def write_json(data: Any) -> None:
+    """One object to stdout."""
+    typer.echo(json.dumps(data, allow_nan=False))
+
+
+def open_named(
+    path: str, format: str | None, allow_pickle: bool, keys: Mapping[str, str] | None = None, terminals: bool = True
+) -> Dataset:
+    """Open a dataset of a command; an unknown format is wrong usage."""
+    from .datasets import FORMATS, open_dataset
+
+    if format is not None and format not in FORMATS:
+        fail(f"format is {format!r}; known formats: {', '.join(FORMATS)}.", USAGE)
+    return open_dataset(path, format, allow_pickle, keys=keys, terminals=terminals)
+
+
+def named_keys(pairs: list[str] | None) -> dict[str, str]:
+    """What ``--key FIELD=NAME`` says."""
+    from .datasets.flat import ALIASES
+
+    keys = {}
+    for pair in pairs or []:
+        field, equals, name = pair.partition("=")
+        if not equals or not name or field not in ALIASES or field in keys:
+            fail(f"--key is {pair!r}; wanted FIELD=NAME, once for each of {', '.join(ALIASES)}.", USAGE)
+        keys[field] = name
+    return keys
+
+
+def read_alike_named(
+    paths: list[str], rows: int, seed: int, allow_pickle: bool, key: list[str] | None, no_terminals: bool
+) -> tuple[TransitionSpec, list[Transitions]]:
+    """Subsets with the fields of the first one. The second one is synthetic: it has the names of `upsample`."""
+    from .datasets.description import read_alike
+
+    keys = named_keys(key)
+    given = [({}, True) if index == 1 else (keys, not no_terminals) for index in range(len(paths))]
+    return read_alike(
+        [open_named(path, None, allow_pickle, *named) for path, named in zip(paths, given, strict=True)], rows, seed
+    )
+
+
+def confirm_minari(num_rows: int, yes: bool) -> bool:
+    """Ask before a Minari output that takes minutes; whether it may be written."""
+    from .datasets.minari import MAX_ROWS, cost
+
+    if num_rows <= MAX_ROWS or yes:
+        return yes
+    question = f"{num_rows:,} rows as a Minari dataset take {cost(num_rows)}"
+    if not sys.stdin.isatty():
+        fail(f"{question}; confirm with --yes, or write .hdf5 or .npz.", USAGE)
+    if not typer.confirm(f"{question} (.hdf5 or .npz: seconds). Go on?", err=True):
+        fail("nothing was written.", FAILURE)
+    return True
