@@ -67,6 +67,8 @@ def entries() -> dict[str, UpsamplerConfig]:
 
 def split(data: ReplayData, num_rows: int, seed: int) -> tuple[Transitions, Transitions]:
     """The rows of a buffer, and a quarter as many to judge by that nobody else sees."""
+    if len(data.rows) < num_rows * 5 // 4:
+        raise ValueError(f"{data.name} has {len(data.rows)} rows; {num_rows * 5 // 4} are needed to learn {num_rows}.")
     first = data.rows[: num_rows * 5 // 4]
     judged = torch.arange(len(first)) // _RUN % 5 == seed % 5
     return first[~judged], first[judged]
