@@ -40,6 +40,8 @@ DOCS = Path(__file__).parent.parent / "docs" / "results"
 #: Rows learned; a quarter as many more are put aside to judge by.
 ROWS = (500, 1_000, 2_000, 5_000, 10_000)
 _RUN = 25
+#: Rows between two refreshes of a model that is trained as a buffer trains it.
+_EVERY = 1_000
 
 
 def entries() -> dict[str, UpsamplerConfig]:
@@ -55,6 +57,7 @@ def entries() -> dict[str, UpsamplerConfig]:
     )
     return {
         "default": cpu,
+        "default-warm": cpu,
         # The same net, as long and as free for any number of rows.
         "constant": plain,
         # The paper's net and a tenth of its steps, sampled by ours.
@@ -62,20 +65,24 @@ def entries() -> dict[str, UpsamplerConfig]:
     }
 
 
-def split(data: ReplayData, num_rows: int, seed: int) -> tuple[Transitions, Transitions, Transitions]:
-    """Rows to learn, rows that a buffer holds out, and rows to judge by that nobody sees."""
+def split(data: ReplayData, num_rows: int, seed: int) -> tuple[Transitions, Transitions]:
+    """The rows of a buffer, and a quarter as many to judge by that nobody else sees."""
+    if len(data.rows) < num_rows * 5 // 4:
+        raise ValueError(f"{data.name} has {len(data.rows)} rows; {num_rows * 5 // 4} are needed to learn {num_rows}.")
     first = data.rows[: num_rows * 5 // 4]
     judged = torch.arange(len(first)) // _RUN % 5 == seed % 5
-    buffer = first[~judged]
-    held = torch.from_numpy(HoldOut().mask(RowOrder.appended(len(buffer))))
-    return buffer[~held], buffer[held], first[judged]
+    return first[~judged], first[judged]
 
 
 def measure(data: ReplayData, name: str, config: UpsamplerConfig, num_rows: int, seed: int) -> dict[str, Any]:
-    """One line."""
-    train, held_out, judges = split(data, num_rows, seed)
-    upsampler = DiffusionUpsampler(data.spec, config, "cpu", seed)
-    report = upsampler.fit(train, held_out=held_out)
+    """One line. Where the name ends in ``-warm`` the model is refreshed every 1,000 rows, as a buffer's is."""
+    buffer, judges = split(data, num_rows, seed)
+    upsampler, hold_out = DiffusionUpsampler(data.spec, config, "cpu", seed), HoldOut()
+    for size in (*(range(_EVERY, num_rows, _EVERY) if name.endswith("-warm") else ()), num_rows):
+        rows = buffer[:size]
+        held = torch.from_numpy(hold_out.mask(RowOrder.appended(len(rows))))
+        train = rows[~held]
+        report = upsampler.fit(train, held_out=rows[held])
     count = synthetic_rows(config, len(train))
     start = time.perf_counter()
     rows = upsampler.sample(count)
@@ -104,6 +111,7 @@ def measure(data: ReplayData, name: str, config: UpsamplerConfig, num_rows: int,
         "best_step": report.best_step,
         "fit_seconds": report.seconds,
         "phases": report.phases,
+        "warm": report.warm,
         "sample_seconds": sample_seconds,
         "num_synthetic": count,
         "loss": losses,
@@ -153,7 +161,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="*", help="files of examples/collect.py (default: data/*-12500-*)")
     parser.add_argument("--rows", type=int, nargs="*", default=ROWS)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", help="names of entries (default: default and constant)")
+    parser.add_argument("--only", nargs="*", help="names of entries (default: all but paper-10k)")
     parser.add_argument("--toy", action="store_true", help="tiny data and trainings, to see that it runs")
     parser.add_argument("--out", type=Path, default=RESULTS / "few_rows.jsonl")
     args = parser.parse_args()
@@ -173,7 +181,7 @@ def main() -> None:
             if any(line["data"] == data.name and line["digest"] != data.digest for line in lines):
                 parser.error(f"{args.out} has results of other rows named {data.name}; give another --out.")
             for num_rows in args.rows:
-                for name in args.only or ("default", "constant"):
+                for name in args.only or ("default", "default-warm", "constant"):
                     key = (data.name, num_rows, name, seed)
                     if any((line["data"], line["rows"], line["name"], line["seed"]) == key for line in lines):
                         continue

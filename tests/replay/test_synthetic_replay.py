@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import SPEC, TINY, Resampler, equal, fails_at, gaussian, global_state, walk
 
-from synther_buffers import PRESETS, Transitions
+from synther_buffers import PRESETS, RowBudget, Transitions
 from synther_buffers.replay.holdout import RowOrder
 from synther_buffers.replay.reports import RefreshReport
 from synther_buffers.replay.synthetic_replay import SyntheticReplay
@@ -318,6 +318,18 @@ def test_7_a_pickle_loads_where_a_presets_name_means_another_configuration(monke
     stored = pickle.dumps(replay)
     monkeypatch.setitem(PRESETS, "cpu", replace(TINY, network=replace(TINY.network, width=48)))
     assert equal(pickle.loads(stored).upsampler.sample(10), replay.upsampler.sample(10))
+
+
+def test_7_a_loaded_model_of_the_same_shape_goes_on_with_the_presets_present_training(monkeypatch, caplog):
+    monkeypatch.setitem(PRESETS, "cpu", TINY)
+    replay = refreshed("auto", gaussian(400), upsampler_device="cpu")
+    stored = pickle.dumps(replay)
+    present = replace(TINY, train_steps=60, budget=RowBudget(), training=replace(TINY.training, weight_decay=0.5))
+    monkeypatch.setitem(PRESETS, "cpu", present)
+    loaded = pickle.loads(stored)
+    assert loaded.upsampler.settings == present
+    assert equal(loaded.upsampler.sample(10), replay.upsampler.sample(10))
+    assert "another configuration" not in caplog.text
 
 
 def test_7_resetting_a_loaded_replay_goes_back_to_the_preset(monkeypatch, caplog):

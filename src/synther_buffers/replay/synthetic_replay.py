@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Unpack
 
 import numpy as np
@@ -12,15 +11,15 @@ import torch
 from torch import Tensor
 
 from ..transitions import Transitions, TransitionSpec
-from ..upsampling.factory import DiffusionFactory, default_num_synthetic, make_upsampler, most_synthetic
+from ..upsampling.factory import default_num_synthetic, make_upsampler, most_synthetic
 from ..upsampling.presets import resolve_device
 from ..upsampling.protocol import Upsampler
 from .holdout import HoldOut, RowOrder
-from .migration import STATE_VERSION, migrate_pickle, migrate_state
 from .options import SyntheticKeywords, SyntheticOptions, lists_options, split_keywords
 from .refresh import RefreshJob, RefreshResult, run_refresh
 from .reports import RefreshReport, append_to_log, log_report
 from .rows import finite_rows, non_finite_columns, reaches_held_out
+from .saving import SavedReplay
 from .schedule import RefreshSchedule
 from .synthetic_set import SyntheticSet
 from .update_ratio import UpdateRatio
@@ -35,7 +34,7 @@ MAX_NON_FINITE = 0.01
 FEW_UPDATES = 5.0
 
 
-class SyntheticReplay:
+class SyntheticReplay(SavedReplay):
     """Decides when the upsampler is retrained, keeps the synthetic set, and says how a batch is mixed.
 
     A buffer counts its writes with `observe_total`, asks `refresh_due` when it is sampled, gives its real rows to
@@ -397,105 +396,3 @@ class SyntheticReplay:
         """Move the synthetic set to another device, in place."""
         self._set.to(resolve_device(device))
         return self
-
-    def state_dict(self) -> dict[str, Any]:
-        """The synthetic set, the model, counters and reports: CPU tensors and plain data, without the options."""
-        return {
-            "version": STATE_VERSION,
-            "spec": None if self.spec is None else self.spec.to_dict(),
-            "num_observed": self.num_observed,
-            "next_refresh": self._schedule.next_refresh,
-            "num_batches": self._num_batches,
-            "hold_out": self._hold_out.state_dict(),
-            "warned": sorted(self._warned),
-            "reports": [report.to_dict() for report in self.reports],
-            "set": self._set.state_dict(),
-            "upsampler": self._state,
-            "config": self._factory.config.to_dict() if isinstance(self._factory, DiffusionFactory) else None,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned.
-
-        What cannot be read, because it is damaged or of a version that is not known, costs the model and the synthetic
-        set: a warning says so, and the next batch trains anew.
-        """
-        try:
-            self._restore(migrate_state(state))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            logger.warning(
-                "The saved synthetic rows and their model cannot be read (%s). The real rows are all there; the next "
-                "refresh trains anew.",
-                error,
-            )
-            observed = self.num_observed
-            self.reset()
-            self.observe_total(observed)
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        spec = None if state["spec"] is None else TransitionSpec.from_dict(state["spec"])
-        if not self._infers_spec and spec != self.spec:
-            raise ValueError(f"it was saved for other transitions: {spec}, not {self.spec}")
-        factory = self._factory
-        if isinstance(factory, DiffusionFactory) and state["config"] is not None:
-            saved = type(factory.config).from_dict(state["config"])
-            if saved != factory.config and isinstance(self.options.upsampler, str):
-                logger.warning(
-                    "The saved model has another configuration than %r stands for here; it goes on with its own "
-                    "(%d training steps, width %d).",
-                    self.options.upsampler, saved.train_steps, saved.network.width,
-                )  # fmt: skip
-                factory = DiffusionFactory(saved)
-        hold_out = HoldOut.from_state_dict(state["hold_out"])
-        reports = [RefreshReport.from_dict(report) for report in state["reports"]]
-        served = SyntheticSet(self.device, (self.seed + state["num_batches"]) % 2**64)
-        served.load_state_dict(state["set"])
-        upsampler = None
-        if spec is not None and state["upsampler"] is not None:
-            upsampler = make_upsampler(
-                factory,
-                spec,
-                device=self.options.upsampler_device,
-                seed=self.seed,
-                progress_bar=self.options.progress_bar,
-                state=state["upsampler"],
-            )
-        self.spec, self._factory, self._upsampler, self._state = spec, factory, upsampler, state["upsampler"]
-        self._set, self._hold_out, self.reports = served, hold_out, reports
-        self._schedule.num_observed, self._schedule.next_refresh = state["num_observed"], state["next_refresh"]
-        self._num_batches, self._warned = state["num_batches"], set(state["warned"])
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Options, and `state_dict`: a pickle loads on a machine without this one's devices."""
-        return {
-            "options": self.options,
-            "spec": self.spec,
-            "infers_spec": self._infers_spec,
-            "num_synthetic": self.num_synthetic,
-            "device": str(self.device),
-            "too_small": self._too_small,
-            "update_advice": self._update_advice,
-            "state": self.state_dict(),
-        }
-
-    def __setstate__(self, pickled: dict[str, Any]) -> None:
-        pickled = migrate_pickle(pickled)
-        device, options = pickled["device"], pickled["options"]
-        if not _usable(options.upsampler_device):
-            logger.warning("The upsampler's device %s is not here; it goes on on 'auto'.", options.upsampler_device)
-            options = replace(options, upsampler_device="auto")
-        self.options, self.num_synthetic = options, pickled["num_synthetic"]
-        self.spec, self._infers_spec = pickled["spec"], pickled["infers_spec"]
-        self._too_small = pickled.get("too_small")
-        self._update_advice = pickled.get("update_advice", "")
-        self._factory = options.factory()
-        self._start_afresh(torch.device(device if _usable(device) else "cpu"))
-        self.load_state_dict(pickled["state"])
-
-
-def _usable(device: str | torch.device) -> bool:
-    try:
-        resolve_device(device)
-    except ValueError:
-        return False
-    return True
