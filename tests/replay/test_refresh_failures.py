@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 import threading
 from dataclasses import replace
 
@@ -138,6 +139,35 @@ def test_a_training_in_place_that_fails_leaves_the_last_model(monkeypatch):
     assert replay.upsampler.weights.tolist() == [1, 1]
     replay.upsampler.weights.fill_(9.0)  # the user's copy
     assert replay.state_dict()["upsampler"]["weights"].tolist() == [1, 1]
+
+
+class Unloadable(Resampler):
+    """A module of PyTorch raises a RuntimeError where weights do not fit."""
+
+    error = None
+
+    def load_state_dict(self, state):
+        if self.error is not None:
+            raise self.error("the weights do not fit")
+        super().load_state_dict(state)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, IndexError, AssertionError, OSError, ValueError])
+def test_a_saved_model_that_cannot_be_loaded_costs_itself_alone(error, monkeypatch, caplog):
+    """With an exception from here a framework's loading would fail, and its real rows would be out of reach."""
+    replay = make(Unloadable)
+    refresh(replay, 400)
+    saved = pickle.dumps(replay)
+    with monkeypatch.context() as patch:
+        patch.setattr(Unloadable, "error", error)
+        loaded = pickle.loads(saved)
+    loaded.observe_total(400)  # the buffer counts its rows
+    assert loaded.split(10) == (10, 0)
+    (record,) = (record for record in caplog.records if record.levelno >= logging.WARNING)
+    assert "cannot be read (the weights do not fit). The real rows are all there" in record.getMessage()
+    assert loaded.refresh_due
+    assert refresh(loaded, 410) is not None
+    assert loaded.split(10) == (5, 5)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ class SavedReplay:
         """
         try:
             self._restore(migrate_state(state))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except Exception as error:  # of a damaged state anything, and of a user's own upsampler
             logger.warning(
                 "The saved synthetic rows and their model cannot be read (%s). The real rows are all there; the next "
                 "refresh trains anew.",
