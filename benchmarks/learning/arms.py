@@ -54,6 +54,11 @@ class Arm:
 #: Real rows alone, under the three update rules.
 REAL_ONLY = ("utd1", "utd10", "utd20-delay")
 
+_FEW_ROWS = {
+    "training": {"weight_decay": 1.0, "dropout": 0.2},
+    "budget": {"full_rows": 50_000, "few_rows": 2_000},
+}
+
 ARMS: dict[str, Arm] = {
     "utd1": Arm(1, 1),
     # Stable-Baselines3's rule: the actor and the temperature are updated at each gradient step.
@@ -68,13 +73,10 @@ ARMS: dict[str, Arm] = {
         upsampler="diffusion", changes={"budget": None, "training": {"weight_decay": 0.0, "dropout": 0.0}}
     ),
     # Steps and regularisation follow the rows, and the weights at the least held-out loss are served.
-    "few-rows": Arm(
-        upsampler="diffusion",
-        changes={
-            "training": {"weight_decay": 1.0, "dropout": 0.2},
-            "budget": {"full_rows": 50_000, "few_rows": 2_000},
-        },
-    ),
+    "few-rows": Arm(upsampler="diffusion", changes=_FEW_ROWS),
+    # The same under the published update rule, and with a smaller share of each batch.
+    "few-rows-delay": Arm(20, 20, upsampler="diffusion", changes=_FEW_ROWS),
+    "few-rows-quarter": Arm(upsampler="diffusion", changes=_FEW_ROWS, synthetic_fraction=0.25),
 }
 
 
