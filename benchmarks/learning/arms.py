@@ -74,7 +74,11 @@ ARMS: dict[str, Arm] = {
     ),
     # Steps and regularisation follow the rows, and the weights at the least held-out loss are served.
     "few-rows": Arm(upsampler="diffusion", changes=_FEW_ROWS),
-    # The same under the published update rule, and with a smaller share of each batch.
+    # As many steps as the constant budget has from 10,000 rows on, instead of from 50,000.
+    "few-rows-long": Arm(
+        upsampler="diffusion", changes=_FEW_ROWS | {"budget": {"full_rows": 10_000, "few_rows": 2_000}}
+    ),
+    # `few-rows` under the published update rule, and with a smaller share of each batch.
     "few-rows-delay": Arm(20, 20, upsampler="diffusion", changes=_FEW_ROWS),
     "few-rows-quarter": Arm(upsampler="diffusion", changes=_FEW_ROWS, synthetic_fraction=0.25),
 }
