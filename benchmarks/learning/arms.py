@@ -54,10 +54,9 @@ class Arm:
 #: Real rows alone, under the three update rules.
 REAL_ONLY = ("utd1", "utd10", "utd20-delay")
 
-_FEW_ROWS = {
-    "training": {"weight_decay": 1.0, "dropout": 0.2},
-    "budget": {"full_rows": 50_000, "few_rows": 2_000},
-}
+_REGULARIZED = {"weight_decay": 1.0, "dropout": 0.2}
+_SHORT = {"training": _REGULARIZED, "budget": {"full_rows": 50_000, "few_rows": 2_000, "power": 2 / 3}}
+_PASSES = {"training": _REGULARIZED, "budget": {"full_rows": 10_000, "few_rows": 2_000, "power": 1.0}}
 
 ARMS: dict[str, Arm] = {
     "utd1": Arm(1, 1),
@@ -72,15 +71,13 @@ ARMS: dict[str, Arm] = {
     "constant-budget": Arm(
         upsampler="diffusion", changes={"budget": None, "training": {"weight_decay": 0.0, "dropout": 0.0}}
     ),
-    # Steps and regularisation follow the rows, and the weights at the least held-out loss are served.
-    "few-rows": Arm(upsampler="diffusion", changes=_FEW_ROWS),
-    # As many steps as the constant budget has from 10,000 rows on, instead of from 50,000.
-    "few-rows-long": Arm(
-        upsampler="diffusion", changes=_FEW_ROWS | {"budget": {"full_rows": 10_000, "few_rows": 2_000}}
-    ),
-    # `few-rows` under the published update rule, and with a smaller share of each batch.
-    "few-rows-delay": Arm(20, 20, upsampler="diffusion", changes=_FEW_ROWS),
-    "few-rows-quarter": Arm(upsampler="diffusion", changes=_FEW_ROWS, synthetic_fraction=0.25),
+    # Steps and regularisation follow the rows, and the weights at the least held-out loss are served. The first follows
+    # the 2/3 power of the rows up to 50,000, the second takes as many passes over any number of rows up to 10,000.
+    "few-rows": Arm(upsampler="diffusion", changes=_SHORT),
+    "few-rows-passes": Arm(upsampler="diffusion", changes=_PASSES),
+    # The same under the published update rule, and with a smaller share of each batch.
+    "passes-delay": Arm(20, 20, upsampler="diffusion", changes=_PASSES),
+    "passes-quarter": Arm(upsampler="diffusion", changes=_PASSES, synthetic_fraction=0.25),
 }
 
 

@@ -68,7 +68,7 @@ STAGES: dict[str, Stage] = {
     # Candidates for the default and for the one arm that the reporting seeds judge.
     "choosing": Stage(
         ("halfcheetah", "walker2d", "pusher", "hopper"),
-        ("few-rows", "few-rows-long", "few-rows-delay", "few-rows-quarter"),
+        ("few-rows", "few-rows-passes", "passes-delay", "passes-quarter"),
         CHOOSING,
         "learning_choosing.jsonl",
     ),

@@ -30,7 +30,7 @@ def test_a_candidate_is_the_preset_with_its_changes():
         return buffer_kwargs(ARMS[arm].for_task(task), task, 0)["upsampler"]
 
     # The candidate that became the default, with its settings written out.
-    assert config("few-rows") == PRESETS["cpu"]
+    assert config("few-rows-passes") == PRESETS["cpu"]
     first = config("constant-budget")
     assert (first.budget, first.training.weight_decay, first.training.dropout) == (None, 0.0, 0.0)
     assert (first.train_steps, first.warm_steps, first.num_synthetic) == (7_000, 2_000, 100_000)

@@ -22,12 +22,18 @@ from synther_buffers.upsampling.presets import PRESETS, UpsamplerConfig, merge_c
 
 # (N / 8,000)^(2/3) is 1/4 at 1,000 rows, 1/16 at 125.
 CONFIG = replace(TINY, train_steps=4_000, warm_steps=400, terminal_steps=800, num_synthetic=100_000)
-BY_ROWS = replace(CONFIG, budget=RowBudget(full_rows=8_000, few_rows=1_000))
+BY_ROWS = replace(CONFIG, budget=RowBudget(full_rows=8_000, few_rows=1_000, power=2 / 3))
 
 
 def test_steps_follow_the_rows() -> None:
     assert [train_steps(BY_ROWS, rows) for rows in (125, 1_000, 8_000, 1_000_000)] == [250, 1_000, 4_000, 4_000]
     assert [terminal_steps(BY_ROWS, rows) for rows in (1_000, 8_000)] == [200, 800]
+
+
+def test_the_default_takes_as_many_passes_over_any_rows_up_to_ten_thousand() -> None:
+    budget = PRESETS["cpu"].budget
+    assert [budget.steps(7_000, rows) for rows in (1_000, 2_000, 10_000, 50_000)] == [700, 1_400, 7_000, 7_000]
+    assert [budget.regularization(rows) for rows in (1_000, 2_000, 10_000)] == pytest.approx([1.0, 1.0, 0.2])
 
 
 def test_a_few_steps_are_always_taken() -> None:
@@ -45,7 +51,7 @@ def test_a_warm_start_takes_as_large_a_share_as_there_is_new() -> None:
 
 
 def test_regularisation_falls_as_the_steps_rise() -> None:
-    budget = RowBudget(full_rows=8_000, few_rows=1_000)
+    budget = RowBudget(full_rows=8_000, few_rows=1_000, power=2 / 3)
     assert [budget.regularization(rows) for rows in (1, 1_000, 8_000)] == pytest.approx([1.0, 1.0, 0.25])
     # Weight decay times steps is the same in every training between few and full rows.
     for rows in (1_000, 2_000, 5_000, 8_000):
@@ -92,6 +98,11 @@ def test_counts_are_named(name: str) -> None:
         RowBudget(**{name: 1.5})
 
 
+def test_a_power_is_positive() -> None:
+    with pytest.raises(ValueError, match=r"budget\.power is 0; it must be positive"):
+        RowBudget(power=0)
+
+
 def test_a_budget_of_another_type_is_refused() -> None:
     with pytest.raises(TypeError, match="budget is 3; wanted a RowBudget, or None"):
         replace(CONFIG, budget=3)
@@ -106,7 +117,7 @@ def test_plain_data_and_back() -> None:
 
 
 def test_a_mapping_changes_a_budget_or_leaves_it_out() -> None:
-    assert merge_config(BY_ROWS, {"budget": {"few_rows": 5}}, "x").budget == RowBudget(8_000, 5)
+    assert merge_config(BY_ROWS, {"budget": {"few_rows": 5}}, "x").budget == RowBudget(8_000, 5, 2 / 3)
     assert merge_config(BY_ROWS, {"budget": None}, "x") == CONFIG
     assert merge_config(CONFIG, {"budget": {"full_rows": 5}}, "x").budget == RowBudget(5)
 

@@ -6,14 +6,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..diffusion.config import TrainingConfig
-from ..validation import whole_number
+from ..validation import positive, whole_number
 
 if TYPE_CHECKING:
     from .presets import UpsamplerConfig
 
-#: Steps grow with the rows to this power. Measured (docs/results/few_rows.md): from 1,000 to 50,000 rows the least
-#: held-out loss comes after about so many steps.
-_POWER = 2.0 / 3.0
 #: Fewer steps than this teach nothing, however few the rows.
 _FEWEST_STEPS = 100
 #: Dropout takes a tenth of a training step's time; a smaller share than this is not worth it.
@@ -26,32 +23,36 @@ _SYNTHETIC_PER_REAL, _FEWEST_SYNTHETIC = 10, 20_000
 class RowBudget:
     """Lets training steps, regularisation and the synthetic set follow the number of rows.
 
-    A denoiser of few rows first learns what they have in common and soon after that the rows themselves: what it then
-    generates are copies. So few rows get fewer steps, more weight decay and dropout, and training keeps the weights at
-    the least loss on held-out rows (`synther_buffers.diffusion.early_stopping`).
+    A denoiser first learns what the rows have in common and then, after a number of steps in proportion to the rows,
+    the rows themselves (Bonnaire et al., NeurIPS 2025): what it then generates are copies. So every number of rows gets
+    the same number of passes, few rows get more weight decay and dropout, and training keeps the weights at the least
+    loss on held-out rows (`synther_buffers.diffusion.early_stopping`). Measured in docs/results/few_rows.md.
 
     Attributes:
         full_rows: from so many rows on a fit takes all of its steps.
         few_rows: up to so many rows weight decay and dropout are as configured; beyond, they fall as the steps rise, so
             that weight decay shrinks a weight by the same factor in every training.
+        power: of the number of rows that steps and regularisation follow.
     """
 
-    full_rows: int = 50_000
+    full_rows: int = 10_000
     few_rows: int = 2_000
+    power: float = 1.0
 
     def __post_init__(self) -> None:
         """Reject values out of range with an error that names them."""
         for name in ("full_rows", "few_rows"):
             object.__setattr__(self, name, whole_number(f"budget.{name}", getattr(self, name), 1))
+        object.__setattr__(self, "power", positive("budget.power", self.power))
 
     def steps(self, most: int, num_rows: int) -> int:
         """Gradient steps for `num_rows` rows, where `most` are for `full_rows`."""
-        share = min(num_rows / self.full_rows, 1.0) ** _POWER
+        share = min(num_rows / self.full_rows, 1.0) ** self.power
         return max(round(most * share), min(most, _FEWEST_STEPS))
 
     def regularization(self, num_rows: int) -> float:
         """What weight decay and dropout are multiplied by, in (0, 1]."""
-        return min(self.few_rows / num_rows, 1.0) ** _POWER
+        return min(self.few_rows / num_rows, 1.0) ** self.power
 
 
 def regularized(config: UpsamplerConfig, num_rows: int) -> TrainingConfig:
