@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..transitions import SEPARATOR, Observation, Transitions
 
-#: The keys of a stored batch that a synthetic row has values of its own for.
+#: The keys of a stored batch that are modelled.
 MODELLED = {"obs", "act", "rew", "terminated", "truncated", "done", "obs_next"}
 
 

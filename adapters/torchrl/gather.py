@@ -65,7 +65,7 @@ class Gatherer:
     def _from_arrays(self, at: Any, rows: Any, first: int) -> Iterable[tuple[Key, Tensor]]:
         order = batch_order(first, len(rows))
         for key, leaf, filling in self._tensors:
-            # Made anew for each batch: a tensor's memory moves when it is shared with a worker process.
+            # Made for each batch, because a tensor's memory moves when it is shared with a worker process.
             stored = leaf.numpy()
             if filling is None:
                 yield key, torch.from_numpy(stored.take(at[order], 0))

@@ -148,9 +148,9 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         """Store rows; see the storage's own `set`.
 
         Raises:
-            ValueError: the rows are no transitions, or not of the storage's shape, or the storage is smaller than
+            ValueError: the rows are not transitions or do not have the storage's shape, or the storage is smaller than
                 `retrain_every`.
-            TypeError: the data are no tensordict.
+            TypeError: the data are not a tensordict.
         """
         num_rows = 0
         if self._is_mixing:
