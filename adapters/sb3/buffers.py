@@ -127,10 +127,10 @@ class SynthERNStepBuffer(SynthERMixin, NStepReplayBuffer):
     Real rows are the buffer's own n-step rows; the upsampler learns the same n-step form of every stored row and
     generates ``(s, a, sum of discounted rewards, s k steps later, terminated, gamma ** k)``. With `VecNormalize` the
     synthetic sum is divided by the reward's scale but not clipped, whereas the buffer clips each real reward before
-    it sums: the two agree as long as no single reward is clipped.
+    summing: the two agree as long as no single reward is clipped.
 
-    Args: see `SynthERMixin`; `n_steps` and `gamma` and everything else are Stable-Baselines3's. The algorithm's own
-        `n_steps` does not reach a custom buffer class: pass both in `replay_buffer_kwargs`.
+    Args: see `SynthERMixin`; `n_steps`, `gamma` and everything else are Stable-Baselines3's. SB3 does not pass the
+        algorithm's `n_steps` to a custom buffer class: pass both in `replay_buffer_kwargs`.
     """
 
     _framework_keywords = ("n_steps", "gamma")
@@ -196,7 +196,7 @@ class SynthERNStepBuffer(SynthERMixin, NStepReplayBuffer):
         size, shape = self.size(), (self.size(), self.n_envs)
         last_written = (self.pos - 1) % self.buffer_size
         stops = (self.dones[:size] > 0) | (self.timeouts[:size] > 0)
-        # Where the ring's newest row meets its oldest one a trajectory must not go on.
+        # In the ring, the newest row is followed by the oldest one, which does not continue its trajectory.
         stops[last_written] = True
         slots = np.broadcast_to(np.arange(size)[:, None], shape)
         envs = np.broadcast_to(np.arange(self.n_envs), shape)

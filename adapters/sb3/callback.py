@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 class SynthERCallback(BaseCallback):
     """Records ``synther/...`` after each refresh: loss, seconds, rows and fidelity, as curves in TensorBoard.
 
-    ``model.learn(100_000, callback=SynthERCallback())``. The logger is written right after each refresh, as SB3's own
-    evaluation callback does it, so that no refresh is missing between two logs. Also warns at the start of a run that
+    ``model.learn(100_000, callback=SynthERCallback())``. It writes the logger right after each refresh, as SB3's
+    `EvalCallback` does after an evaluation, so that every refresh is logged. It also warns at the start of a run that
     is too short for a refresh.
     """
 
@@ -36,7 +36,7 @@ class SynthERCallback(BaseCallback):
             self._warn_of_a_plain_buffer()
             return
         self._recorded = _latest(replay)
-        # Rows that came into the buffer without its `add` are counted at the first batch.
+        # Rows that were written without `add` are not counted before the first batch.
         buffer: Any = self.model.replay_buffer  # type: ignore[attr-defined]
         total = max(replay.num_observed, buffer.size() * buffer.n_envs)
         total += self.model._total_timesteps - self.model.num_timesteps

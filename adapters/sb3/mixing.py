@@ -24,25 +24,25 @@ Samples = ReplayBufferSamples | DictReplayBufferSamples
 
 
 class SynthERMixin(ReplayBuffer):
-    """Adds synthetic transitions to a Stable-Baselines3 buffer class that stands to its right.
+    """Adds synthetic transitions to the Stable-Baselines3 buffer class to its right in the bases.
 
     Args:
         buffer_size, observation_space, action_space, device, n_envs, optimize_memory_usage, handle_timeout_termination:
             Stable-Baselines3's.
-        **options: those of `synther_buffers.SyntheticOptions`; `seed` is by default the one that the algorithm has just
+        **options: those of `synther_buffers.SyntheticOptions`; the default of `seed` is the one that the algorithm has
             set.
 
     Attributes:
         synthetic: the `SyntheticReplay`, with the schedule, the synthetic rows and the reports of the refreshes.
 
     Raises:
-        ValueError: an argument out of range, or `optimize_memory_usage`; at the first `add` a ring smaller than
+        ValueError: an argument out of range, or `optimize_memory_usage`; at the first `add`, a buffer smaller than
             `retrain_every`.
-        TypeError: an argument of the wrong type, or an observation space of another class's.
+        TypeError: an argument of the wrong type, or an observation space that needs another class.
     """
 
     synthetic: SyntheticReplay
-    #: Keywords of the class to the right beside those of every buffer.
+    #: Further keywords of the class to the right.
     _framework_keywords: tuple[str, ...] = ()
 
     @lists_options
@@ -89,8 +89,8 @@ class SynthERMixin(ReplayBuffer):
         """The fields of this buffer's transitions."""
         action_space, bounds = self.action_space, None
         if isinstance(action_space, spaces.Box):
-            # As they are stored: flattened, and never in float64. SB3's algorithms scale them to [-1, 1], but a loop of
-            # one's own need not: so the rows alone say in what range they are.
+            # As they are stored: flattened, and never in float64. SB3's algorithms scale them to [-1, 1], but other
+            # training loops may not, so the range is taken from the rows.
             action_space = spaces.Box(-1, 1, (self.action_dim,), self.actions.dtype.type)
             bounds = (-np.inf, np.inf)
         return TransitionSpec.from_spaces(
@@ -115,7 +115,7 @@ class SynthERMixin(ReplayBuffer):
         """Store one transition of each environment; see the buffer's own `add`.
 
         Raises:
-            ValueError: rows of another number of environments, or a ring smaller than `retrain_every`.
+            ValueError: rows of another number of environments, or a buffer smaller than `retrain_every`.
         """
         self.synthetic.check_capacity()
         if np.size(done) != self.n_envs:
@@ -130,7 +130,7 @@ class SynthERMixin(ReplayBuffer):
         self.synthetic.observe_total(self._num_adds * self.n_envs)
 
     def _num_slots_written(self) -> int:
-        """Slots ever written: those that `add` wrote, and at least those with rows; arrays may be filled directly."""
+        """Slots ever written by `add`; at least those with rows, because the arrays may be filled directly."""
         return max(self._num_adds, self.size())
 
     def reset(self) -> None:
@@ -143,11 +143,11 @@ class SynthERMixin(ReplayBuffer):
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> Any:
-        """A batch of the buffer's own kind, partly synthetic once there has been a refresh.
+        """A batch in the format of SB3's buffer, partly synthetic after the first refresh.
 
         Args:
             batch_size: rows in all.
-            env: normalises observations and rewards, of real and synthetic rows alike.
+            env: normalises observations and rewards of real and synthetic rows.
         """
         synthetic = self.synthetic
         synthetic.observe_total(self._num_slots_written() * self.n_envs)
@@ -170,7 +170,7 @@ class SynthERMixin(ReplayBuffer):
             name: _gather(array, real_rows, synthetic[name], synthetic_rows)
             for name, array in self._real_arrays().items()
         }
-        # The buffer's own rule: a time limit does not stop bootstrapping.
+        # As in SB3's buffer, a time limit does not stop bootstrapping.
         ended = self.dones.reshape(-1, 1)[real_rows] * (1 - self.timeouts.reshape(-1, 1)[real_rows])
         dones = _gather(ended, np.arange(num_real), synthetic["terminated"], synthetic_rows)
         return self._pack(batch, dones, env)
@@ -204,7 +204,7 @@ class SynthERMixin(ReplayBuffer):
         return self._batch_rows
 
     def _batch_layout(self, rows: Transitions) -> dict[str, Tensor]:
-        """Fields as the buffer's batches have them: scalars as columns, flags as float32."""
+        """Fields as in the buffer's batches: scalars as columns, flags as float32."""
         layout = {name: tensor.unsqueeze(1) if tensor.ndim == 1 else tensor for name, tensor in rows.flat().items()}
         layout["terminated"] = layout["terminated"].to(torch.float32)
         return layout
@@ -216,7 +216,7 @@ class SynthERMixin(ReplayBuffer):
         return array.reshape(-1, *array.shape[2:])
 
     def _real_arrays(self) -> dict[str, NDArray[Any]]:
-        """The stored fields of a batch but the flags, ``[steps * n_envs, ...]`` views of the whole storage."""
+        """The stored fields of a batch except the flags, ``[steps * n_envs, ...]`` views of the whole storage."""
         return {
             "observation": self._flat(self.observations),
             "action": self._flat(self.actions),
@@ -225,7 +225,7 @@ class SynthERMixin(ReplayBuffer):
         }
 
     def real_transitions(self) -> Transitions:
-        """Every row that was written, raw and with effective terminals; views where the buffer stores it so."""
+        """Every stored row, not normalised and without time limits as terminals; views where dtype and shape allow."""
         num_rows = self.size() * self.n_envs
         columns = {name: torch.from_numpy(array[:num_rows]) for name, array in self._real_arrays().items()}
         ended, timed_out = self._flat(self.dones)[:num_rows], self._flat(self.timeouts)[:num_rows]

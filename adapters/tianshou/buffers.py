@@ -18,14 +18,15 @@ class SynthERReplayBuffer(SynthERMixin, VectorReplayBuffer):
 
     ``Collector(policy, envs, SynthERReplayBuffer(1_000_000, len(envs)))``
 
-    Branching DQN (BDQN) and Calibrated CQL do not go with synthetic rows: the first reads ends of episodes from the raw
-    storage and never bootstraps from them, the second finds 0 as their Monte Carlo return. Use `synthetic_fraction=0`.
+    Branching DQN (BDQN) and Calibrated CQL do not work with synthetic rows: the first reads ends of episodes from the
+    raw storage and never bootstraps from them, the second reads 0 as their Monte Carlo return. Use
+    `synthetic_fraction=0` with both.
 
     Args: see `SynthERMixin`; everything else is Tianshou's.
     """
 
     def _real_indices(self, num_rows: int) -> NDArray[Any]:
-        # The manager draws the sub-buffer of each row first, which takes half of the time, even from a single one.
+        # The manager first draws a sub-buffer for each row, which takes half of the time even if there is only one.
         return self.buffers[0].sample_indices(num_rows) if self.buffer_num == 1 else super()._real_indices(num_rows)
 
 
@@ -57,7 +58,7 @@ class SynthERPrioritizedReplayBuffer(SynthERMixin, PrioritizedVectorReplayBuffer
             super().update_weight(index[real], new_weight[real])
 
     def reset(self, keep_statistics: bool = False) -> None:
-        """Empty the buffer; its old rows lose their priorities too, which Tianshou's own buffer leaves them."""
+        """Empty the buffer and clear the priorities of its rows, which Tianshou's own buffer keeps."""
         super().reset(keep_statistics)
         if self._num_slots:
             self.weight[np.arange(self.maxsize)] = np.zeros(self.maxsize)

@@ -35,15 +35,15 @@ class BufferKeywords(SyntheticKeywords, total=False):
 
 
 class SynthERMixin(SyntheticSlots):
-    """Adds synthetic transitions to a vectorised Tianshou buffer class that stands to its right.
+    """Adds synthetic transitions to the vectorised Tianshou buffer class to its right in the bases.
 
-    Real rows lie where the plain buffer has them, in slots 0 to ``maxsize - 1``; the synthetic rows follow as one more
-    sub-buffer, slots ``maxsize`` on, each an episode of one step. Only batches drawn with ``sample`` and
-    ``sample_indices`` of a positive size have any: ``len``, ``buffer[:]``, slices, ``sample_indices(0)`` and
-    ``sample_indices(None)``, ``hasnull``, ``unfinished_index`` and whatever counts rows know the real ones alone. The
-    raw arrays (``buffer.rew``) cover both. In a batch real and synthetic rows lie interleaved, so that every slice of
-    it is a fair mix; ``indices >= buffer.maxsize`` tells the synthetic ones. Keys that are not modelled (``info``,
-    ``policy``, what an episode hook adds) are 0, False or None in synthetic rows, as in a row that lacks them.
+    Real rows are in slots 0 to ``maxsize - 1``, as in the plain buffer; the synthetic rows follow as one more
+    sub-buffer, from slot ``maxsize`` on, each an episode of one step. Only ``sample`` and ``sample_indices`` of a
+    positive size draw any: ``len``, ``buffer[:]``, slices, ``sample_indices(0)`` and ``sample_indices(None)``,
+    ``hasnull``, ``unfinished_index`` and everything that counts rows cover only the real ones. The raw arrays
+    (``buffer.rew``) cover both. In a batch, real and synthetic rows are interleaved, so each slice of it has about the
+    same share of synthetic rows; ``indices >= buffer.maxsize`` is True for these. Keys that are not modelled (``info``,
+    ``policy``, keys added by an episode hook) are 0, False or None in synthetic rows, as in a row that lacks them.
 
     Args:
         total_size: real rows in all, as of `VectorReplayBuffer`.
@@ -56,7 +56,7 @@ class SynthERMixin(SyntheticSlots):
     Raises:
         ValueError: an argument out of range, or one that leaves out next observations or stacks frames; at the first
             row a `total_size` smaller than `retrain_every`.
-        TypeError: an argument of the wrong type, or one that the plain buffer does not know.
+        TypeError: an argument of the wrong type, or one that the plain buffer does not take.
     """
 
     synthetic: SyntheticReplay
@@ -69,7 +69,7 @@ class SynthERMixin(SyntheticSlots):
         chosen, others = split_keywords(type(self).__name__, options, self._framework_keywords())
         # The class to the right takes the sizes.
         super().__init__(total_size, buffer_num, **others)  # type: ignore[call-arg, arg-type]
-        # No spec: a Tianshou buffer never sees the spaces, so that it is inferred from the rows.
+        # Without a spec: a Tianshou buffer does not get the spaces, so it is inferred from the rows.
         advice = "Set update_step_num_gradient_steps_per_sample=10.0 in the trainer's parameters."
         self.synthetic = SyntheticReplay(None, update_advice=advice, **chosen)
         self.synthetic.limit_capacity("total_size", total_size, self.maxsize)
@@ -83,7 +83,7 @@ class SynthERMixin(SyntheticSlots):
 
     @classmethod
     def _framework_keywords(cls) -> set[str]:
-        """Of the plain buffers: their constructors swallow names that they do not know, and misspelt ones with them."""
+        """Those of the plain buffers, to find misspelt ones: Tianshou's constructors ignore unknown keywords."""
         plain = (
             base for base in cls.__mro__ if issubclass(base, ReplayBuffer) and not issubclass(base, ReplayBufferManager)
         )
@@ -154,7 +154,7 @@ class SynthERMixin(SyntheticSlots):
         return added
 
     def _check(self, batch: Any) -> None:
-        """See that the rows can be learned; the first ones say what all are like."""
+        """Raise an error if the upsampler cannot learn rows like these; the first rows are taken as typical."""
         if "obs_next" not in batch:
             raise ValueError(
                 f"the batch has no obs_next, only {sorted(batch.keys())}: {type(self).__name__} learns whole "
@@ -163,7 +163,7 @@ class SynthERMixin(SyntheticSlots):
         TransitionSpec.infer(to_transitions(batch))
 
     def update(self, buffer: ReplayBuffer) -> NDArray[Any]:
-        """Move the data of another buffer into this one, as `ReplayBuffer` does it; with one sub-buffer only.
+        """Copy the data of another buffer into this one, as `ReplayBuffer` does; with one sub-buffer only.
 
         Returns:
             The slots they got, oldest first.
@@ -190,7 +190,7 @@ class SynthERMixin(SyntheticSlots):
         self._learn_afresh()
 
     def set_batch(self, batch: RolloutBatchProtocol) -> None:
-        """Store other data, ``[maxsize, ...]``, and forget what was learned of the old; see Tianshou's `set_batch`."""
+        """Replace all data, ``[maxsize, ...]``, and reset the synthetic part; see Tianshou's `set_batch`."""
         if self._num_slots:
             self._check(batch)
         super().set_batch(batch)
@@ -242,7 +242,7 @@ class SynthERMixin(SyntheticSlots):
         self.synthetic.observe_total(sum(self._num_written))
 
     def _count_rows(self) -> None:
-        """Number the rows of the sub-buffers that have more than were ever seen to be written."""
+        """Number the rows of the sub-buffers that hold more rows than were counted."""
         for number, (offset, child) in enumerate(zip(self._offset, self.buffers, strict=True)):
             if len(child) > self._num_written[number]:
                 slots = child.sample_indices(0) + offset
@@ -252,15 +252,15 @@ class SynthERMixin(SyntheticSlots):
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def sample_indices(self, batch_size: int | None) -> NDArray[Any]:
-        """Indices of a batch, partly synthetic once there has been a refresh; both kinds interleaved.
+        """Indices of a batch, after the first refresh partly synthetic; both kinds are interleaved.
 
         Args:
-            batch_size: rows in all; 0 or None for every real row, none below.
+            batch_size: rows in all; 0 or None for every real row, negative for none.
         """
         if batch_size is None or batch_size <= 0:
             return super().sample_indices(batch_size)
         synthetic = self.synthetic
-        if len(self) > synthetic.num_observed:  # they came in without `add`
+        if len(self) > synthetic.num_observed:  # rows were written without `add`
             self._count_rows()
             synthetic.observe_total(sum(self._num_written))
         if synthetic.refresh_due:
@@ -272,7 +272,7 @@ class SynthERMixin(SyntheticSlots):
         if num_synthetic == 0:
             return super().sample_indices(batch_size)
         drawn = synthetic.draw_indices(num_synthetic).numpy() + self.maxsize
-        if num_real == 0:  # asked for no rows at all, the plain buffer gives every one
+        if num_real == 0:  # asked for 0 rows, the plain buffer returns all
             return drawn
         return np.concatenate((self._real_indices(num_real), drawn))[batch_order(num_real, num_synthetic)]
 
@@ -289,7 +289,7 @@ class SynthERMixin(SyntheticSlots):
     # -- the real rows -----------------------------------------------------------------------------------------------
 
     def _real_slots(self) -> slice | NDArray[np.int64]:
-        """The slots that were written, sub-buffer by sub-buffer; a slice where there is no gap."""
+        """The slots that were written, sub-buffer by sub-buffer; a slice if they are contiguous."""
         sizes = [len(child) for child in self.buffers]
         if all(len(child) == child.maxsize for child in self.buffers[:-1]):
             return slice(0, sum(sizes))
@@ -298,7 +298,7 @@ class SynthERMixin(SyntheticSlots):
         )
 
     def real_transitions(self) -> Transitions:
-        """Every row that was written; views of the storage where it has no gap."""
+        """Every row that was written; views of the storage if they are contiguous there."""
         return to_transitions(self._meta[self._real_slots()])
 
     def row_order(self) -> RowOrder:

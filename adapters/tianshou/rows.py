@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..transitions import SEPARATOR, Observation, Transitions
 
-#: The keys of a stored batch that a synthetic row has values of its own for.
+#: The keys of a stored batch that are modelled.
 MODELLED = {"obs", "act", "rew", "terminated", "truncated", "done", "obs_next"}
 
 
@@ -21,8 +21,8 @@ def to_transitions(batch: Any) -> Transitions:
     """The rows of a batch as tensors, views where the dtypes allow it.
 
     Args:
-        batch: has ``obs``, ``act``, ``rew`` ``[N]``, ``terminated`` and ``obs_next``; the time limit, ``truncated``,
-            is no terminal.
+        batch: has ``obs``, ``act``, ``rew`` ``[N]``, ``terminated`` and ``obs_next``; ``truncated``, the time limit,
+            does not count as terminal.
 
     Raises:
         ValueError, TypeError: a key that the upsampler cannot model, by its name.
@@ -65,19 +65,19 @@ def _tensor(name: str, value: Any) -> Tensor:
             f"{name} holds Python objects (such as text), which the upsampler cannot model; wanted numbers. Leave "
             "them out of the observations or encode them."
         )
-    # torch warns about arrays that it must not write to; the stored ones are writable, and not copied.
+    # torch warns about read-only arrays, so these are copied; stored arrays are writable.
     return torch.from_numpy(np.require(array, requirements="W"))
 
 
 def _as_stored(observation: Observation, following: Observation) -> Observation:
-    """The next observation in the dtypes of the observation, which a transition wants to be the same."""
+    """The next observation in the dtypes of the observation, as `Transitions` requires."""
     if isinstance(observation, Tensor) or isinstance(following, Tensor):
         return following.to(observation.dtype) if isinstance(observation, Tensor) else following  # type: ignore[union-attr]
     return {key: _as_stored(observation[key], child) for key, child in following.items() if key in observation}
 
 
 def extended(batch: Any, num_rows: int) -> Batch:
-    """The same keys with room for `num_rows` rows; new memory only where there is less.
+    """The same keys with room for `num_rows` rows; new memory only for arrays that are shorter.
 
     New rows hold what Tianshou gives a row that lacks a key: 0, False or None.
     """
@@ -107,9 +107,9 @@ def _extended(value: Any, num_rows: int) -> Any:
 def write_transitions(batch: Any, first: int, rows: Transitions) -> None:
     """Put synthetic rows into the slots from `first` on, each of them an episode of one step.
 
-    An episode that ends with every row keeps n-step returns from running on into the next row. It ends by the time
-    limit where the row is not terminal, so that bootstrapping goes on from its next observation. Keys that are not
-    modelled (``info``, ``policy``, what a hook added) stay as `extended` left them.
+    Because an episode ends with each row, n-step returns do not include the next row. A row that is not terminal ends
+    by the time limit, so that its target bootstraps from its next observation. Keys that are not modelled (``info``,
+    ``policy``, keys added by a hook) keep their values from `extended`.
     """
     slots = slice(first, first + len(rows))
     _put(batch.obs, slots, rows.observation)
@@ -122,7 +122,7 @@ def write_transitions(batch: Any, first: int, rows: Transitions) -> None:
 
 
 def blank_others(batch: Any, slots: slice) -> None:
-    """Make the keys that are not modelled 0, False or None in `slots`."""
+    """Set the keys that are not modelled to 0, False or None in `slots`."""
     for key, value in batch.items():
         if key in MODELLED:
             continue

@@ -1,4 +1,4 @@
-"""The storage: real rows in the slots where Tianshou has them, then as many slots for synthetic rows."""
+"""The storage: real rows in the slots where Tianshou has them, then slots for synthetic rows."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ Indices = int | NDArray[Any]
 
 
 class SyntheticSlots(ReplayBufferManager):
-    """A buffer whose index space goes on, after its own ``maxsize`` slots, with synthetic rows.
+    """A buffer whose index space continues with synthetic rows after its own ``maxsize`` slots.
 
-    Everything that Tianshou's classes count with (``maxsize``, ``buffers``, ``_lengths``) is of the real rows, so that
-    they go on unchanged. The synthetic rows are one more sub-buffer to those who walk the index space: each row an
-    episode of one step, its own neighbour. Only the arrays of the storage cover both.
+    All attributes with which Tianshou's classes count (``maxsize``, ``buffers``, ``_lengths``) describe the real rows
+    only, so that these classes work unchanged. In the index space (``next``, ``prev``, ``subbuffer_edges``) the
+    synthetic rows are one more sub-buffer: each row is an episode of one step and its own neighbour. Only the arrays of
+    the storage cover both.
     """
 
     _num_slots: int
@@ -48,11 +49,11 @@ class SyntheticSlots(ReplayBufferManager):
         return batch
 
     def next(self, index: Indices) -> NDArray[Any]:
-        """The index of the next transition, the same at an episode's end: of every synthetic row."""
+        """The index of the next transition; the same index at an episode's end, and so for every synthetic row."""
         return self._own_neighbour(index, super().next(index))
 
     def prev(self, index: Indices) -> NDArray[Any]:
-        """The index of the transition before, the same at an episode's start: of every synthetic row."""
+        """The index of the previous transition; the same at an episode's start, and so for every synthetic row."""
         return self._own_neighbour(index, super().prev(index))
 
     def _own_neighbour(self, index: Indices, neighbour: NDArray[Any]) -> NDArray[Any]:
@@ -63,24 +64,24 @@ class SyntheticSlots(ReplayBufferManager):
 
     @property
     def subbuffer_edges(self) -> NDArray[Any]:
-        """Where the sub-buffers begin and end, that of the synthetic rows last."""
+        """Where the sub-buffers begin and end; that of the synthetic rows is the last."""
         edges = super().subbuffer_edges
         return np.append(edges, self.maxsize + self._num_slots) if self._num_slots else edges
 
     # -- changing the storage ----------------------------------------------------------------------------------------
 
     def _set_batch_for_children(self) -> None:
-        """Let the sub-buffers see their rows of the storage, after it has changed; make room for synthetic rows."""
+        """Make room for synthetic rows, and let the sub-buffers be views of the storage again."""
         if not self._meta.get_keys():
             return
         self._meta = extended(self._meta, self.maxsize + self._num_slots)
         for offset, child in zip(self._offset, self.buffers, strict=True):
-            # Not set_batch: it refuses the keys of episode hooks.
+            # Not set_batch, which rejects the keys of episode hooks.
             child._meta = self._meta[offset : offset + child.maxsize]
 
     def _write_synthetic(self, rows: Transitions) -> None:
         """Fill the synthetic slots, in bulk."""
-        self._set_batch_for_children()  # somebody may have put a key into the storage directly
+        self._set_batch_for_children()  # keys may have been added to the storage directly
         write_transitions(self._meta, self.maxsize, rows)
 
     def set_array_at_key(
@@ -93,11 +94,11 @@ class SyntheticSlots(ReplayBufferManager):
             index, default_value = np.arange(self.maxsize), 0
         super().set_array_at_key(seq, key, index, default_value)
         if self._num_slots:
-            # The default, NaN as a rule, must not reach a batch through the synthetic rows.
+            # Tianshou fills the other slots with a default, usually NaN, which must not appear in synthetic rows.
             blank_others(self._meta, slice(self.maxsize, None))
 
     def dropnull(self) -> None:
-        """Drop the real rows that have a NaN or a None, and close up the others in their order."""
+        """Drop the real rows that have a NaN or a None, and move the others together in their order."""
         for number, (offset, child) in enumerate(zip(self._offset, self.buffers, strict=True)):
             slots = child.sample_indices(0) + offset
             if not len(slots):
@@ -114,14 +115,14 @@ class SyntheticSlots(ReplayBufferManager):
             self.last_index[number] = offset + child.last_index[0]
 
     def _rows_moved(self, source: NDArray[Any], target: NDArray[Any], before: NDArray[Any]) -> None:
-        """What belongs to the real rows of `source` goes to `target`; of `before`, no other slot has a row now."""
+        """The real rows in slots `source` are now in `target`; the other slots of `before` are empty."""
 
     # -- persistence -------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        """The real rows once: the sub-buffers are views of the storage, and their ends of episodes are all they need.
+        """The real rows, stored once: the sub-buffers are views of the storage and keep only their ``done``.
 
-        Those make an HDF5 file one that Tianshou's own class can read too.
+        With ``done`` in the sub-buffers, Tianshou's own class can read the HDF5 file too.
         """
         state = self.__dict__.copy()
         empty = not self._meta.get_keys()
@@ -143,7 +144,7 @@ class SyntheticSlots(ReplayBufferManager):
         """Load what `save_hdf5` saved.
 
         Raises:
-            ValueError: the file of another class; the message names it.
+            ValueError: the file of another class; the message names the file.
         """
         try:
             return super().load_hdf5(path, device)

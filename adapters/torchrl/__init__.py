@@ -1,4 +1,4 @@
-"""TorchRL: ``LazyTensorStorage`` becomes ``SynthERStorage``."""
+"""TorchRL: ``SynthERStorage`` in place of ``LazyTensorStorage``."""
 
 try:
     import torchrl  # noqa: F401

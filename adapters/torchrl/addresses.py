@@ -1,12 +1,12 @@
-"""The index of a synthetic row: an integer that no real row can have, negative so that no priority tree takes it."""
+"""The index of a synthetic row: a negative integer that no real row has and that no priority tree accepts."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-#: The address of row 0 of synthetic set 0; row j of set g has ``FIRST - g * _SET - j``. Far below what counts from the
-#: end of any storage.
+#: The address of row 0 of synthetic set 0; row j of set g has ``FIRST - g * _SET - j``. It is far below every negative
+#: index that counts from the end of a storage.
 FIRST = -(2**40)
 _SET = 2**32
 

@@ -1,4 +1,4 @@
-"""One batch out of two stores: real rows of the storage and synthetic rows, interleaved, leaf by leaf."""
+"""One batch from two stores: real rows of the storage and synthetic rows, interleaved, leaf by leaf."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .layout import Key
 class Gatherer:
     """The leaves of a storage beside those of the synthetic set, ready to be gathered.
 
-    Indexing a tensordict and overwriting half of the result would touch each leaf twice; and NumPy gathers a batch on
-    the CPU in half the time torch takes.
+    Indexing a tensordict and overwriting half of the result would write each leaf twice; and on the CPU NumPy gathers a
+    batch in half of torch's time.
 
     Args:
         stored: the storage's rows, ``[max_size]`` or of several dimensions; plain tensors only.
@@ -30,7 +30,7 @@ class Gatherer:
         pairs = [(key, leaf.flatten(0, stored.batch_dims - 1), synthetic.get(key)) for key, leaf in leaves_of(stored)]
         self._keys = {key for key, *_ in pairs}
         self._on_cpu = all(leaf.device.type == "cpu" and leaf.dtype not in _NOT_NUMPYS for _, leaf, _ in pairs)
-        # A constant is one row: NumPy would copy the whole of an array that repeats it.
+        # A constant becomes one row: NumPy would copy an expanded array in full.
         self._tensors = [
             (key, leaf, rows[:1] if rows is not None and self._on_cpu and _is_constant(rows) else rows)
             for key, leaf, rows in pairs
@@ -45,8 +45,8 @@ class Gatherer:
 
         Args:
             read_at: ``[N]`` places in the storage, or one such tensor for each of its dimensions. The last
-                ``len(rows)`` only give what synthetic rows do not fill by themselves.
-            rows: rows of the synthetic set. In the batch they lie between the real ones.
+                ``len(rows)`` are for the synthetic rows, which take from there the keys that they do not fill.
+            rows: rows of the synthetic set, interleaved with the real ones in the batch.
         """
         at = read_at if isinstance(read_at, Tensor) else _flat(read_at, self._shape)
         first = len(at) - len(rows)
@@ -65,7 +65,7 @@ class Gatherer:
     def _from_arrays(self, at: Any, rows: Any, first: int) -> Iterable[tuple[Key, Tensor]]:
         order = batch_order(first, len(rows))
         for key, leaf, filling in self._tensors:
-            # Not kept: a tensor's memory moves when it is shared with a worker process.
+            # Made for each batch, because a tensor's memory moves when it is shared with a worker process.
             stored = leaf.numpy()
             if filling is None:
                 yield key, torch.from_numpy(stored.take(at[order], 0))
@@ -85,7 +85,7 @@ class Gatherer:
 
 
 def leaves_of(stored: TensorDictBase) -> Iterator[tuple[Key, Any]]:
-    """Whatever is no plain tensordict, with its key as a tuple."""
+    """Every leaf, with its key as a tuple; anything but a plain tensordict is a leaf."""
     for name, value in stored.items():
         if type(value) is TensorDict:
             yield from (((name, *key), leaf) for key, leaf in leaves_of(value))
@@ -98,7 +98,7 @@ def can_gather(stored: Any) -> bool:
     return type(stored) is TensorDict and all(type(leaf) is Tensor for _, leaf in leaves_of(stored))
 
 
-#: What NumPy has no name for.
+#: Dtypes that NumPy does not have.
 _NOT_NUMPYS = {torch.bfloat16, *(dtype for dtype in vars(torch).values() if str(dtype).startswith("torch.float8"))}
 
 

@@ -1,4 +1,4 @@
-"""Which key of a stored tensordict is which part of a transition, and how a synthetic row fills every one of them."""
+"""Which key of a stored tensordict is which part of a transition, and what a synthetic row has under each key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..transitions import SEPARATOR, Transitions
 Key = tuple[str, ...]
 
 _FLAGS = frozenset({"done", "terminated", "truncated"})
-#: What TorchRL's collectors and transforms write beside the transition; by the last part of the key.
+#: What TorchRL's collectors and transforms write besides the transition; by the last part of the key.
 _BOOKKEEPING = _FLAGS | {"reward", "traj_ids", "step_count", "episode_reward", "is_init", "_reset"}
 #: What `MultiStepTransform` writes: the discount of the row's steps, and what follows from it.
 _DISCOUNT, _STEPS, _FROM_DISCOUNT = ("gamma",), ("steps_to_next_obs",), (("steps_to_next_obs",), ("nonterminal",))
@@ -29,7 +29,7 @@ class Layout:
         columns: key of each field of `Transitions`, by the field's name there.
         row_shapes: shape of one row under each of the storage's keys.
         done, truncated: keys of these flags, None where there is none.
-        is_terminated: whether there is a ``terminated`` flag; without one, ``done`` says it.
+        is_terminated: whether there is a ``terminated`` flag; without one, ``done`` is used.
     """
 
     columns: Mapping[str, Key]
@@ -40,7 +40,7 @@ class Layout:
 
     @classmethod
     def of(cls, data: TensorDictBase, modelled_keys: Sequence[Key] = ()) -> Layout:
-        """Read it off a tensordict of transitions.
+        """The layout of a tensordict of transitions.
 
         Args:
             data: rows, or a single one.
@@ -91,10 +91,10 @@ class Layout:
 
         Args:
             stored: the rows.
-            one_hot: whether actions are one-hot; None to see for yourself.
+            one_hot: whether actions are one-hot; None to detect it.
 
         Raises:
-            ValueError: actions said to be one-hot are not.
+            ValueError: `one_hot` is True, but the actions are not.
         """
         columns = {name: stored.get(key) for name, key in self.columns.items()}
         num_rows = stored.shape[0]
@@ -103,7 +103,7 @@ class Layout:
                 columns[name] = columns[name].reshape(num_rows).to(torch.float32)
         for name, column in columns.items():
             if name.startswith("observation"):
-                # A transition wants both in one dtype; stored and served they keep their own.
+                # `Transitions` requires one dtype for both; the storage and its batches keep each its own.
                 columns[f"next_{name}"] = columns[f"next_{name}"].to(column.dtype)
         ended = columns["terminated"].reshape(num_rows).to(torch.bool)
         if not self.is_terminated and self.truncated is not None:
@@ -129,11 +129,11 @@ class Layout:
     # -- filling -----------------------------------------------------------------------------------------------------
 
     def synthetic_leaves(self, rows: Transitions, stored: TensorDictBase, addresses: Tensor) -> dict[Key, Tensor]:
-        """Every key that a synthetic row fills by itself, in the shape and dtype of the stored rows.
+        """The keys that synthetic rows have values of their own for, in the shape and dtype of the stored rows.
 
-        A row is an episode of one step: done, and truncated unless it is terminated, so that nothing is looked up
-        behind it while bootstrapping goes on. Keys that are left out keep what a real row has there, the flags of the
-        state before the step among them.
+        A row is an episode of one step: done, and truncated unless it is terminated, so that nothing is looked up after
+        it and its target still bootstraps. All other keys, such as the flags of the state before the step, are copied
+        from some real row.
 
         Args:
             rows: the synthetic set, M rows.
@@ -287,12 +287,12 @@ def _looked_up(values: Tensor, stored_discount: Tensor, discount: Tensor) -> Ten
 
 
 def _constant(value: bool | int, like: Tensor) -> Tensor:
-    """`value` for each row of `like`, ``[M]``; one number in memory, so that gathering rows misses no cache."""
+    """`value` for each row of `like`, ``[M]``; one number in memory, so that gathering rows stays in the cache."""
     return torch.tensor(value, device=like.device).expand(len(like))
 
 
 def _like(tensor: Tensor, stored: Tensor, row_shape: torch.Size) -> Tensor:
-    """Rows ``[M, ...]`` in the dtype of stored ones, their shape filled up with ones or expanded to."""
+    """Rows ``[M, ...]`` in the dtype of stored ones, reshaped or expanded to the stored shape of a row."""
     if tensor.dtype != stored.dtype:
         if tensor.is_floating_point() and not stored.is_floating_point():
             tensor = tensor.round()

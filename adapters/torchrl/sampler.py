@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 class SynthERPrioritizedSampler(PrioritizedSampler):  # type: ignore[misc]  # TorchRL ships no types
     """`PrioritizedSampler` whose batches are partly synthetic where the storage is a `SynthERStorage`.
 
-    Real rows are drawn by their priority, as ever. Synthetic rows are drawn uniformly, carry no priority and ignore
-    updates of it. Their importance weight is that of a real row of mean priority: a uniform draw needs no correction,
-    so it is 1 before all weights are divided by the largest possible one.
+    Real rows are drawn by their priority, as in `PrioritizedSampler`. Synthetic rows are drawn uniformly and have no
+    priority; updates of it are ignored. Their importance weight is that of a real row of mean priority: a uniform draw
+    needs no correction, so it is 1 before all weights are divided by the largest possible one.
 
-    A plain `PrioritizedSampler` becomes one as soon as its buffer writes or reads, so nobody has to name this class.
+    A plain `PrioritizedSampler` becomes one as soon as its buffer writes or reads, so users do not need to name this
+    class.
 
     Args: `PrioritizedSampler`'s.
     """
@@ -34,7 +35,7 @@ class SynthERPrioritizedSampler(PrioritizedSampler):  # type: ignore[misc]  # To
         num_real, num_synthetic = storage.split_batch(batch_size)
         if num_synthetic == 0:
             return super().sample(storage, batch_size)
-        # The trees cannot be asked for no row at all, and give no dimension to the weight of a single one.
+        # The trees cannot draw 0 rows, and return the weight of a single row without a dimension.
         index, info = super().sample(storage, max(num_real, 1))
         weight = info["priority_weight"].reshape(-1)[:num_real]
         weight = torch.cat((weight, self._uniform_weight(storage, weight).expand(num_synthetic)))
@@ -72,9 +73,10 @@ class SynthERPrioritizedSampler(PrioritizedSampler):  # type: ignore[misc]  # To
 
 
 def adopt(sampler: Any) -> bool:
-    """Whether this sampler's batches can hold synthetic rows; a plain prioritised one is taught to.
+    """Whether this sampler's batches can hold synthetic rows; turns a plain prioritised sampler into one that mixes.
 
-    It changes its class rather than being replaced: whoever holds it (a scheduler of its beta) goes on holding it.
+    The sampler's class is changed instead of replacing the object, because others (a scheduler of its beta) may hold a
+    reference to it.
     """
     if type(sampler) is PrioritizedSampler:
         sampler.__class__ = SynthERPrioritizedSampler

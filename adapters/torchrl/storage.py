@@ -1,4 +1,4 @@
-"""The storages: TorchRL's lazy ones, whose batches are partly synthetic once there has been a refresh."""
+"""The storages: TorchRL's lazy ones, whose batches are partly synthetic after the first refresh."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FILE = "synthetic.safetensors"
 #: What versions up to 3 wrote in its place.
 _OLD_FILE = "synthetic.pickle"
 
-#: Later than the oldest TorchRL that works: no class at all where they are missing.
+#: Classes that the oldest supported TorchRL lacks; an empty tuple there, so that `isinstance` is False.
 _HINDSIGHT: Any = getattr(torchrl_data, "HERReplayBuffer", ())
 _SINGLE_ROWS: Any = getattr(replay_buffers, "Transition", ())
 
@@ -58,13 +58,13 @@ class StorageKeywords(SyntheticKeywords, total=False):
 
 
 class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL ships no types
-    """Adds synthetic transitions to a lazy TorchRL storage class that stands to its right.
+    """Adds synthetic transitions to the lazy TorchRL storage class to its right in the bases.
 
-    The storage holds real rows only: its length, its slices and its iteration know no others. A sampler that asks it
-    for random rows (`RandomSampler`) or knows it (`SynthERPrioritizedSampler`, which `PrioritizedSampler` becomes) gets
-    the addresses of real and synthetic rows interleaved, and reading a synthetic address gives a row with every
-    key of a real one: modelled where it is part of a transition or declared in `modelled_keys`, ``done`` as the only
-    step of an episode, ``traj_ids`` -1, and anything else as some real row has it.
+    The storage holds real rows only: its length, slices and iteration cover no others. `RandomSampler`, which asks the
+    storage for random rows, and `SynthERPrioritizedSampler`, which `PrioritizedSampler` becomes, get addresses of real
+    and synthetic rows interleaved. Reading a synthetic address gives a row with every key of a real one: modelled if it
+    is part of a transition or named in `modelled_keys`, ``done`` as the only step of an episode, ``traj_ids`` -1, and
+    all other keys copied from some real row.
 
     Args:
         max_size: rows of the storage.
@@ -87,7 +87,7 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         chosen, others = split_keywords(type(self).__name__, options, inspect.signature(storage).parameters)
         super().__init__(max_size, **others)
         self.modelled_keys = normalized_keys(modelled_keys)
-        # The set moves to the storage's device with the first refresh; before, that device may still be unknown.
+        # The set moves to the storage's device at the first refresh; the device may be unknown until then.
         advice = "Draw a batch and take a step ten times for each collected transition."
         self.synthetic = SyntheticReplay(None, device="cpu", update_advice=advice, **chosen)
         self.synthetic.limit_capacity("max_size", max_size, self.max_size)
@@ -109,7 +109,7 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
     # -- who reads and writes ----------------------------------------------------------------------------------------
 
     def attach(self, buffer: Any) -> None:
-        """Take note of a buffer that uses this storage."""
+        """Register a buffer that uses this storage."""
         if self._is_mixing and isinstance(buffer, _HINDSIGHT):
             raise TypeError(
                 f"{type(self).__name__} does not support HERReplayBuffer: it looks up later rows of the same episode, "
@@ -118,15 +118,15 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         super().attach(buffer)
 
     def _may_mix(self, warn: bool = True) -> bool:
-        """Whether random rows may be synthetic for every buffer here; teaches prioritised samplers to mix.
+        """Whether random rows may be synthetic for every buffer here; lets prioritised samplers mix.
 
-        Samplers are set after `attach`, and can be replaced at any time: so look at each use.
+        Samplers are set after `attach` and can be replaced at any time, so this is checked at each use.
         """
         may_mix, real_only = True, []
         for buffer in self._attached_entities:
             unit = getattr(buffer, "_sample_unit", None)
             if unit is not None and not isinstance(unit, _SINGLE_ROWS):
-                may_mix = False  # which of its buffers asks, the storage is not told
+                may_mix = False  # for all buffers, because the storage does not know which of them asks
                 real_only.append(f"of all buffers of a storage with the sample unit {type(unit).__name__}")
             sampler = getattr(buffer, "_prioritized_sampler", None) or getattr(buffer, "_sampler", None)
             if sampler is not None and not isinstance(sampler, RandomSampler) and not adopt(sampler):
@@ -148,9 +148,9 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         """Store rows; see the storage's own `set`.
 
         Raises:
-            ValueError: the rows are no transitions, or not of the storage's shape, or the storage is smaller than
+            ValueError: the rows are not transitions or do not have the storage's shape, or the storage is smaller than
                 `retrain_every`.
-            TypeError: the data are no tensordict.
+            TypeError: the data are not a tensordict.
         """
         num_rows = 0
         if self._is_mixing:
@@ -158,13 +158,13 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
             num_rows = self._checked_rows(cursor, data) if set_cursor else 0
             self._may_mix(warn=False)
         if self._gatherer is not None and not self._gatherer.knows(data):
-            self._gatherer = None  # a new key: until the next refresh rows are read the longer way
-        # Not by super(): torch.compile does not find what stands behind its attribute.
+            self._gatherer = None  # a new key: until the next refresh rows are read without the gatherer
+        # Not by super(), whose attributes torch.compile cannot resolve.
         LazyTensorStorage.set(self, cursor, data, set_cursor=set_cursor)
         self._num_set += num_rows
 
     def _checked_rows(self, cursor: Any, data: Any) -> int:
-        """How many rows `data` are, if they are transitions."""
+        """The number of rows in `data`; raises an error unless they are transitions."""
         rows = data[0] if isinstance(data, list) and data else data
         if not isinstance(rows, TensorDictBase):
             raise TypeError(
@@ -199,14 +199,14 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         self._forget_derived()
 
     def _num_written(self) -> int:
-        """Rows ever written: as the writers count them, whatever process they write in, or at least as seen here."""
+        """Rows ever written: as counted by the writers, which other processes share, and at least those set here."""
         written = self._write_count() - self._num_forgotten
         if self.ndim > 1:
             written *= self._rows_per_slot()
         return max(written, self._num_set, self._len)
 
     def _write_count(self) -> int:
-        """What the writers have counted, in slots along the first dimension."""
+        """Slots along the first dimension that the writers have counted."""
         writers = [getattr(buffer, "_writer", None) for buffer in self._attached_entities]
         return sum(int(getattr(writer, "_write_count", 0)) for writer in writers)
 
@@ -219,7 +219,7 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         return index if num_synthetic == 0 else self.add_synthetic(index, num_synthetic)
 
     def split_batch(self, batch_size: int) -> tuple[int, int]:
-        """``(n_real, n_synthetic)`` of the batch that is to be drawn now, after a refresh if one is due."""
+        """``(n_real, n_synthetic)`` of the batch to draw now, after a refresh if one is due."""
         if self._is_mixing and not self._may_mix():
             return batch_size, 0
         self.synthetic.observe_total(self._num_written())
@@ -259,13 +259,13 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def get(self, index: Any) -> Any:
-        """Rows at `index`; synthetic ones where it says so, wherever in it that is."""
+        """Rows at `index`; those at synthetic addresses, anywhere in it, are synthetic."""
         drawn, self._drawn = self._drawn, None
         if drawn is not None and _same(index, drawn[0]):
             _, read_at, rows = drawn
             if self._gatherer is not None:
                 return self._gatherer.rows(read_at, rows)
-            # Every address is in range, which spares the slice of the written rows that the storage would take.
+            # Read directly: every address is in range, so the slice of written rows that `get` takes is not needed.
             data = self._storage[read_at]
             first = len(data) - len(rows)
             for key, leaf in self._leaves.items():
@@ -322,14 +322,14 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         return stored if self.ndim == 1 else stored.flatten(0, self.ndim - 1)
 
     def real_transitions(self) -> Transitions:
-        """Every row that was written, views where the storage has it as a transition wants it."""
+        """Every row that was written; views where dtype and shape are those of `Transitions`."""
         layout = Layout.of(self._storage, self.modelled_keys)
         spec = self.synthetic.spec
         one_hot = None if spec is None else layout.are_categories(spec.action.shape)
         return layout.transitions(self._written(), one_hot)
 
     def row_order(self) -> RowOrder:
-        """When each row was written, in the order of `real_transitions`; by its place where the writer's is unknown."""
+        """When each row was written, in the order of `real_transitions`; by its place for writers of unknown order."""
         ends = Layout.of(self._storage, self.modelled_keys).episode_ends(self._written()).cpu().numpy()
         num_slots = self._len_along_dim0
         next_slot, num_written = num_slots, num_slots
@@ -343,17 +343,17 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
     # -- persistence -------------------------------------------------------------------------------------------------
 
     def dumps(self, path: str | Path) -> None:
-        """Save to a directory; the synthetic part beside TorchRL's own files, which LazyTensorStorage still loads."""
+        """Save to a directory; LazyTensorStorage can load it too, without the synthetic part."""
         super().dumps(path)
         unfinished = Path(path, f"{_FILE}.tmp")
         unfinished.write_bytes(self._packed())
         unfinished.replace(Path(path, _FILE))
 
     def loads(self, path: str | Path) -> None:
-        """Load what `dumps` saved; the constructor's settings stay.
+        """Load what `dumps` saved; the constructor's settings are kept.
 
-        What LazyTensorStorage saved loads too, without a synthetic set. A synthetic part that cannot be read costs the
-        synthetic set and its model, and a warning says so; older versions kept it as a pickle, which is not read.
+        Also loads what LazyTensorStorage saved, without a synthetic set. If the synthetic part cannot be read, a
+        warning says so, and the synthetic set and its model are lost; the pickle that older versions wrote is not read.
         """
         super().loads(path)
         file = Path(path, _FILE)
@@ -371,7 +371,7 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         return {**super().state_dict(), "synthetic": packed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state of this class's `state_dict` or of LazyTensorStorage's."""
+        """Load the state of this class's `state_dict` or of LazyTensorStorage's."""
         super().load_state_dict(state_dict)
         packed = state_dict.get("synthetic")
         self._unpack(None if packed is None else packed.cpu().numpy().tobytes())
@@ -387,7 +387,7 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
             return pack({**content, "state": {**state, "upsampler": None}})
 
     def _settings(self) -> dict[str, Any]:
-        """What the synthetic part was made with, as far as it is plain data."""
+        """The options of the synthetic part that are plain data."""
         options = vars(self.synthetic.options)
         return {name: value for name, value in options.items() if isinstance(value, bool | int | float | str)}
 
@@ -424,7 +424,7 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         """Leave out what is derived from the synthetic set."""
         state = {**super().__getstate__(), "_leaves": {}, "_leaves_of": None, "_gatherer": None, "_drawn": None}
         if get_spawning_popen() is not None:
-            # A worker gets tensors as handles, which dangle where the tensor was made for the pickle alone.
+            # Tensors are sent to a worker as handles, which are invalid if the tensor was made for the pickle only.
             state["synthetic"] = pickle.dumps(self.synthetic)
         return state
 
@@ -444,14 +444,14 @@ class SynthERStorage(SynthERStorageMixin, LazyTensorStorage):  # type: ignore[mi
 
 
 class SynthERMemmapStorage(SynthERStorageMixin, LazyMemmapStorage):  # type: ignore[misc]
-    """`LazyMemmapStorage` whose batches are partly synthetic; the synthetic set lies in memory.
+    """`LazyMemmapStorage` whose batches are partly synthetic; the synthetic set is held in memory.
 
     Args: see `SynthERStorageMixin`; everything else is TorchRL's.
     """
 
 
 def _as_many(index: Tensor, num_rows: int) -> Tensor:
-    """`num_rows` addresses out of the batch's own real ones; the first row of the storage if it has none."""
+    """`num_rows` of the batch's real addresses; the first row of the storage if it has none."""
     if len(index) == 0:
         return index.new_zeros(num_rows)
     if len(index) < num_rows:
@@ -460,7 +460,7 @@ def _as_many(index: Tensor, num_rows: int) -> Tensor:
 
 
 def _same(index: Any, drawn: Index) -> bool:
-    """Whether `index` is the one just drawn; a tuple may have been built anew from the same tensors."""
+    """Whether `index` is the one just drawn; a tuple may be a new one with the same tensors."""
     if isinstance(drawn, tuple):
         return isinstance(index, tuple) and len(index) == len(drawn) and index[0] is drawn[0]
     return index is drawn

@@ -1,1 +1,1 @@
-"""The diffusion model: preconditioned denoiser, loss, training and samplers. Knows nothing of RL."""
+"""The diffusion model: preconditioned denoiser, loss, training and samplers; independent of RL."""

@@ -34,15 +34,15 @@ class TrainingConfig:
 
     Attributes:
         batch_size: rows per step, drawn with replacement.
-        learning_rate: peak of AdamW's learning rate; a cosine takes it to 0 (Loshchilov and Hutter 2017).
-        warmup_steps: steps, a tenth of the training at most, over which the rate rises to its place on the cosine;
-            without it large rates diverge.
+        learning_rate: peak of AdamW's learning rate, which falls to 0 as a cosine (Loshchilov and Hutter 2017).
+        warmup_steps: steps, at most a tenth of the training, over which the rate rises linearly; without it large rates
+            diverge.
         betas, weight_decay: AdamW's.
-        dropout: share of each layer's hidden units that are 0 in a training step.
+        dropout: share of each layer's hidden units that are set to 0 in a training step.
         max_grad_norm: gradients are clipped to this norm.
         p_mean, p_std: of ln sigma (EDM, Table 1).
-        ema_decay, ema_every: moving average of the weights every `ema_every` steps. The decay ramps up as
-            (1 + k) / (10 + k), so that a short training is not an average of its first weights.
+        ema_decay, ema_every: moving average of the weights, updated every `ema_every` steps. The decay ramps up as
+            (1 + k) / (10 + k), so that the first weights do not dominate the average of a short training.
         bfloat16: run the network in bfloat16 (weights, optimiser and loss stay float32).
     """
 
@@ -78,9 +78,9 @@ class SamplerConfig:
     """How noise becomes rows.
 
     Attributes:
-        solver: with its settings, `HeunSolver` or `DPMSolver`. Its sigma_max is raised where the data reach beyond it.
+        solver: with its settings, `HeunSolver` or `DPMSolver`. Its sigma_max is raised if the data reach beyond it.
         bfloat16: evaluate the network in bfloat16; everything outside it stays float32.
-        block_rows: rows that go through the solver together; None is 2,048, on CUDA 65,536. It changes drawn rows only
+        block_rows: rows that go through the solver together; None is 2,048, on CUDA 65,536. It affects drawn rows only
             by rounding.
     """
 
@@ -96,7 +96,7 @@ class SamplerConfig:
             object.__setattr__(self, "block_rows", whole_number("sampler.block_rows", self.block_rows, 1))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Unpickle; version 3 had a solver's name, and the settings of all solvers, side by side."""
+        """Unpickle; version 3 has the solver's name and the settings of all solvers side by side."""
         if isinstance(name := state["solver"], str):
             own = {field.name for field in fields(SOLVERS[name])}
             solver = SOLVERS[name](**{key: value for key, value in state.items() if key in own})

@@ -12,14 +12,14 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-#: Calls that run directly before the capture: CUDA's libraries set themselves up meanwhile.
+#: Calls that run directly before the capture, in which CUDA's libraries initialise.
 _WARM_UP_CALLS = 3
 #: PyTorch 2.14 registers a generator with a graph when the capture first uses it; doing it explicitly is deprecated.
 _REGISTERS_GENERATORS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 14)
 
 _eager: ContextVar[bool] = ContextVar("synther_buffers_eager", default=False)
 #: The side stream of each device, on which work warms up and is captured. One stream for all graphs, because CUDA's
-#: libraries keep a workspace for each stream; one user at a time, because a capture takes in all work of its stream.
+#: libraries keep a workspace for each stream; one user at a time, because a capture records all work of its stream.
 _streams: dict[torch.device, torch.cuda.Stream] = {}
 _stream_lock = threading.Lock()
 #: Captures that CUDA invalidated. PyTorch's allocator may still refer to them, so they are never freed.
@@ -28,7 +28,7 @@ _failed: list[torch.cuda.CUDAGraph] = []
 
 @contextlib.contextmanager
 def eager() -> Iterator[None]:
-    """Inside, every `CudaGraph` of this thread calls its function directly, kernel by kernel."""
+    """Inside this context, every `CudaGraph` of the thread calls its function directly, kernel by kernel."""
     token = _eager.set(True)
     try:
         yield
@@ -39,15 +39,15 @@ def eager() -> Iterator[None]:
 class CudaGraph:
     """Calls a function, on CUDA three times directly and from the fourth time on as a replayed graph.
 
-    Where CUDA cannot capture the function a warning says so, and this object goes on calling it directly.
+    If CUDA cannot capture the function, a warning says so, and further calls are direct.
 
     Args:
-        device: where the function runs; anywhere but on CUDA it is called directly.
-        name: of what the function does, for the warning.
+        device: where the function runs; on devices other than CUDA it is called directly.
+        name: what the function does, for the warning.
         generators: on `device`, from which the function draws.
 
     Attributes:
-        graph: None until there is one.
+        graph: None before the capture.
     """
 
     def __init__(self, device: torch.device, name: str, generators: tuple[torch.Generator, ...] = ()) -> None:
@@ -57,7 +57,7 @@ class CudaGraph:
         self._captures = device.type == "cuda"
 
     def __call__(self, function: Callable[[], None]) -> None:
-        """Do the work once.
+        """Call the function once, or replay its graph.
 
         Args:
             function: the same at every call. It reads and writes the same memory each time and never waits for the
@@ -80,7 +80,7 @@ class CudaGraph:
         function()
 
     def _on_side_stream(self, function: Callable[[], None]) -> None:
-        """Call the function where it will be captured, in order with the work before and after it."""
+        """Call the function on the stream of the capture, in order with the work before and after it."""
         current = torch.cuda.current_stream()
         with _stream_lock:
             side = self._side_stream()
@@ -100,14 +100,14 @@ class CudaGraph:
             if not _REGISTERS_GENERATORS:
                 for generator in self.generators:
                     graph.register_generator_state(generator)
-            # thread_local: what other threads do on the device meanwhile does not invalidate the capture.
+            # thread_local: work of other threads on the device does not invalidate the capture.
             with (
                 _stream_lock,
                 torch.cuda.graph(graph, pool=pool, stream=self._side_stream(), capture_error_mode="thread_local"),
             ):
                 function()
         except Exception as error:
-            # A capture that fails may leave its stream the current one and its generators in the middle of it.
+            # A failed capture may leave its stream current and its generators in the state of a capture.
             torch.cuda.set_stream(stream)
             _release(graph, pool)
             for generator, state in zip(generators, states, strict=True):
@@ -127,8 +127,8 @@ class CudaGraph:
 def _release(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
     """Give back the memory pool of a capture that failed.
 
-    A capture that CUDA itself invalidated never tells PyTorch's allocator that it is over. The allocator would go on
-    watching for it, and postpone the reuse of memory that several streams share, to the end of the process.
+    PyTorch's allocator is not notified of the end of a capture that CUDA itself invalidated. Until the end of the
+    process it would treat the capture as active and postpone the reuse of memory that several streams share.
     """
     try:
         graph.pool()

@@ -1,8 +1,8 @@
-"""Early stopping: the weights at the least loss on held-out rows, and an end to training that makes it worse.
+"""Early stopping: keeps the weights with the lowest loss on held-out rows, and ends training once the loss rises.
 
 With few rows a denoiser first learns what they have in common and then, after a number of steps in proportion to the
-rows, the rows themselves (Bonnaire et al., NeurIPS 2025; for tables Fang et al., ICML 2025). The held-out loss turns
-where the second begins.
+rows, memorises the rows (Bonnaire et al., NeurIPS 2025; for tables Fang et al., ICML 2025). The held-out loss begins to
+rise where memorisation begins.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from .edm import Preconditioner
 
 
 class EarlyStopping:
-    """Looks at the averaged weights now and then and keeps those at the least loss.
+    """Evaluates the averaged weights at intervals and keeps those with the lowest loss.
 
     Args:
-        judge: the loss on held-out rows, always with the same noise, so that two looks can be compared.
-        look_every: steps between looks.
-        patience: looks in a row without a new least loss after which training ends.
+        judge: the loss on held-out rows, always with the same noise, so that its values can be compared.
+        look_every: steps between two evaluations.
+        patience: consecutive evaluations without a new lowest loss after which training ends.
 
     Attributes:
-        least: loss of the kept weights, infinite before the first look.
+        least: loss of the kept weights, infinite before the first evaluation.
         least_step: after which step they were taken.
         stopped_at: step at which training ended before its budget, or None.
     """
@@ -37,13 +37,13 @@ class EarlyStopping:
         self._weights: Tensor | None = None
 
     def due(self, step: int, num_steps: int) -> bool:
-        """Whether to look after a step, counted from 1; always after the last."""
+        """Whether to evaluate after a step, counted from 1; always after the last."""
         return step % self._look_every == 0 or step == num_steps
 
     def look(self, averaged: Preconditioner, step: int) -> bool:
-        """Judge the averaged weights after a step; True if training is to end here."""
+        """Evaluate the averaged weights after a step; True if training should end here."""
         loss = self._judge(averaged)
-        # A loss that is NaN is never the least.
+        # False for a loss that is NaN.
         if loss < self.least:
             self.least, self.least_step = loss, step
             self._weights = parameters_to_vector(averaged.parameters()).detach().clone()
@@ -53,5 +53,5 @@ class EarlyStopping:
         return False
 
     def best(self, last: Tensor) -> Tensor:
-        """The kept weights; `last` if no look gave a loss."""
+        """The kept weights; `last` if there are none."""
         return last if self._weights is None else self._weights

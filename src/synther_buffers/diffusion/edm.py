@@ -11,7 +11,7 @@ class Preconditioner(nn.Module):
 
     Args:
         network: F, called as ``network(x [n, D], c_noise [n] or [1], condition)``.
-        sigma_data: standard deviation of the data. The only place that holds it; the loss reads it from here.
+        sigma_data: standard deviation of the data; the loss reads it from here.
     """
 
     def __init__(self, network: nn.Module, sigma_data: float = 1.0) -> None:
@@ -25,7 +25,7 @@ class Preconditioner(nn.Module):
         Args:
             x: ``[n, D]`` float32.
             sigma: ``[n]`` or ``[1]`` noise level of the rows.
-            condition: what F takes besides.
+            condition: passed to F.
         """
         sigma = sigma.reshape(-1, 1)
         variance = sigma.square() + self.sigma_data**2

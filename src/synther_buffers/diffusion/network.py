@@ -17,11 +17,11 @@ ACTIVATIONS: tuple[str, ...] = ("relu", "swiglu")
 class ResidualMLP(nn.Module):
     """Rows and noise level are embedded and added, then ``depth`` residual layers follow.
 
-    A layer is ``h + W relu(h)``, as published, or ``h + W (silu(U n) * V n)`` with ``n = norm(h)``, a gated one
-    (SwiGLU, Shazeer 2020, behind a layer normalisation, Xiong et al. 2020), which learns the dynamics better for as
-    many weights. Each gated layer multiplies two linear functions of its input, so without the normalisation the output
-    of six layers grows as the 64th power of the input, and training at a high learning rate can diverge. The last
-    layer's output goes through ``relu`` or ``silu`` and a linear map to the columns.
+    A layer is ``h + W relu(h)``, as published, or gated: ``h + W (silu(U n) * V n)`` with ``n = norm(h)`` (SwiGLU,
+    Shazeer 2020, after a layer normalisation, Xiong et al. 2020). Gated layers learn the dynamics better with the same
+    number of weights. Each multiplies two linear functions of its input, so without the normalisation the output of six
+    layers grows as the 64th power of the input, and training at a high learning rate can diverge. The last layer's
+    output goes through ``relu`` or ``silu`` and a linear map to the columns.
 
     Args:
         dim: columns D of a row.
@@ -30,13 +30,13 @@ class ResidualMLP(nn.Module):
         embedding_dim: width in which the row and the noise level are added.
         fourier_dim: number of random Fourier features of the noise level.
         activation: of the layers, ``relu`` or ``swiglu``.
-        generator: source of the initial weights (a CPU generator; the global one is never touched).
-        device: where the weights live.
+        generator: source of the initial weights (a CPU generator; the global one is not used).
+        device: of the weights.
     """
 
     frequencies: Tensor
 
-    @torch.inference_mode(False)  # what is made in inference mode can never be trained
+    @torch.inference_mode(False)  # tensors made in inference mode cannot be trained
     def __init__(
         self,
         dim: int,
@@ -66,7 +66,7 @@ class ResidualMLP(nn.Module):
         self.out = linear(width, dim, generator, device)
 
     def forward(self, x: Tensor, c_noise: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The raw answer ``[n, D]``, in the dtype of the weights.
+        """The raw output ``[n, D]``, in the dtype of the weights.
 
         Args:
             x: ``[n, D]``.
@@ -103,10 +103,10 @@ class GatedLayer(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Sets a share of the values to 0 and divides the others by what is left (Srivastava et al., JMLR 2014).
+    """Sets a share of the values to 0 and divides the others by the remaining share (Srivastava et al., JMLR 2014).
 
-    It passes values through until `diffusion.training` calls `start` on its own copy of a network: the random numbers
-    then come from the fit's stream instead of the global one, and a network that draws rows drops nothing.
+    It passes values through unchanged until `diffusion.training` calls `start` on its own copy of a network. So the
+    random numbers come from the fit's generator instead of the global one, and sampling uses no dropout.
     """
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ class Dropout(nn.Module):
         """Values of any shape."""
         if self._share == 0:
             return x
-        # Eight decisions for each random 64-bit number: drawing them is what takes the time.
+        # Each random 64-bit number gives eight decisions, because most of the time is spent drawing numbers.
         numbers = torch.empty(math.ceil(x.numel() / 8), dtype=torch.int64, device=x.device)
         numbers.random_(-(2**63), None, generator=self._generator)
         kept = numbers.view(torch.uint8)[: x.numel()].view(x.shape) >= self._share

@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 #: Rows whose noise comes from one generator. Every block is a whole number of slabs, so that a row's noise depends only
 #: on the seed and on its index in the draw.
 SLAB_ROWS = 2_048
-#: Rows of a block by default. On a CPU the activations of so many rows fit into the cache; a GPU needs more to be used
-#: fully.
+#: Rows of a block by default. On a CPU the activations of this many rows fit into the cache; a GPU needs more rows for
+#: full utilisation.
 _BLOCK_ROWS, _BLOCK_ROWS_CUDA = 2_048, 65_536
 #: With fewer evaluations no CUDA graph is captured: a capture waits for the device and empties PyTorch's cache, which
-#: takes longer than it saves.
+#: costs more time than the graph saves.
 _EVALUATIONS_TO_CAPTURE = 100
 
 
@@ -32,11 +32,11 @@ class BlockDenoiser:
     """``D(x, sigma)`` for up to `num_rows` rows at one noise level, clamped to the range of the data.
 
     The exact D is a mean of data rows, so it lies within their range. A network can leave that range where it has seen
-    no data, and then each step of the solver takes the row further out: without the clamp one row in many thousands
-    diverges. The limits are wider than the data, so that clamped rows do not pile up on its largest value.
+    no data, and then each step of the solver moves the row further out: without the clamp one row in many thousands
+    diverges. The limits are wider than the data, so that clamped rows do not accumulate at its largest value.
 
     Args:
-        denoiser: D; its weights are copied now.
+        denoiser: D; its weights are copied.
         num_rows: of a block at most.
         low, high: range of the data's columns, ``[D]``; D may leave it by a quarter of its width.
         bfloat16: run the network in bfloat16; everything outside it stays float32.
@@ -108,7 +108,7 @@ class RowSampler:
         self._low, self._high = low, high
         self._sigmas = config.solver.noise_levels(sigma_max)
         most = config.block_rows or (_BLOCK_ROWS_CUDA if low.is_cuda else _BLOCK_ROWS)
-        # Blocks of nearly one size: a graph computes a whole block, also for the few rows of a last one.
+        # Blocks of nearly equal size, because a graph computes a whole block even if the last one has few rows.
         num_blocks = max(math.ceil(num_rows / most), 1)
         self._use_blocks_of(max(math.ceil(num_rows / num_blocks), 1))
 
@@ -119,7 +119,7 @@ class RowSampler:
         Args:
             start: a multiple of `SLAB_ROWS`.
             count: rows.
-            watch: sees the rows of each block at every noise level.
+            watch: called with the rows of each block at every noise level.
 
         Raises:
             ValueError: rows that are not part of the request, or do not begin with a slab.
@@ -140,13 +140,13 @@ class RowSampler:
         return out
 
     def _draw_block(self, start: int, out: Tensor, watch: Watch | None) -> bool:
-        """Fill `out`. False: the GPU ran out of memory, and a smaller block may fit."""
+        """Fill `out`; return False if the GPU ran out of memory and a smaller block may fit."""
         try:
             noise = row_noise(self.seed, start, out)
             x = self._sigmas[0] * noise()
             out.copy_(self._config.solver.solve(self._evaluate, x, self._sigmas, noise, watch))
         except torch.cuda.OutOfMemoryError:
-            if self.block_rows <= SLAB_ROWS or watch is not None:  # `watch` must not see a part of the block twice
+            if self.block_rows <= SLAB_ROWS or watch is not None:  # `watch` must not get the same rows twice
                 raise
             return False
         return True
@@ -160,7 +160,7 @@ class RowSampler:
         )
 
     def _use_blocks_of(self, num_rows: int) -> None:
-        """From now on use blocks of so many rows, rounded up to whole slabs."""
+        """Use blocks of this many rows from now on, rounded up to whole slabs."""
         self.block_rows = math.ceil(num_rows / SLAB_ROWS) * SLAB_ROWS
         self._blocks: BlockDenoiser | None = None
 
@@ -179,7 +179,7 @@ class RowSampler:
 
 
 def row_noise(seed: int, start: int, rows: Tensor) -> Noise:
-    """Standard normal noise for consecutive rows of a draw, the same in whatever blocks they are drawn.
+    """Standard normal noise for consecutive rows of a draw; it does not depend on the division into blocks.
 
     Args:
         seed: of the draw.

@@ -1,4 +1,4 @@
-"""Training: minibatches, optimiser, moving average of the weights. The host waits for the device only to report."""
+"""Training: minibatches, optimiser, moving average of the weights. The host waits for the device only in reports."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .early_stopping import EarlyStopping
 from .edm import Preconditioner, denoising_loss, draw_sigma
 from .network import Dropout
 
-#: Times in a training that the loss is read and progress is reported; each of them waits for the device.
+#: Number of reports in a training. Each reads the loss, which waits for the device.
 _REPORTS = 50
-#: Rows that `evaluate_denoiser` takes at a time, and in all.
+#: Rows that `evaluate_denoiser` processes at a time, and in all.
 _EVALUATION_BLOCK, _EVALUATION_ROWS = 4_096, 65_536
 
 
@@ -27,12 +27,12 @@ class NonFiniteLossError(RuntimeError):
 
 
 class TrainingStep:
-    """One gradient step at a call: minibatch, noise, forward and backward pass, clipping, AdamW.
+    """One gradient step per call: minibatch, noise, forward and backward pass, clipping, AdamW.
 
     Nothing in it waits for the device, so that all of it can be one CUDA graph.
 
     Args:
-        denoiser: D, on the device of `rows`; it is copied, and stays as it is.
+        denoiser: D, on the device of `rows`; it is copied and not changed.
         rows: ``[N, D]`` float32 training rows.
         config: batch size, optimiser, noise levels; the caller sets the learning rate and averages the weights.
         generator: source of everything random, on the device of `rows`.
@@ -55,7 +55,7 @@ class TrainingStep:
         self._parameters = list(self._denoiser.parameters())
         # One vector: clipping, AdamW, rounding and averaging are then one operation each.
         self.weights = nn.Parameter(parameters_to_vector(self._parameters).detach().clone())
-        # What the network computes with, and the gradient that autograd returns: in bfloat16 rounded copies.
+        # The weights that the network computes with, and the gradient that autograd returns; rounded if bfloat16.
         self._rounded = self.weights.detach().to(torch.bfloat16 if config.bfloat16 else torch.float32)
         self._rounded_gradient = torch.zeros_like(self._rounded)
         self.weights.grad = self.gradient = self._rounded_gradient.to(torch.float32)
@@ -73,7 +73,7 @@ class TrainingStep:
         self._graph = CudaGraph(rows.device, "training step", (generator,))
 
     def __call__(self) -> None:
-        """Take one step; afterwards `loss` and `gradient` are that step's."""
+        """Take one step and set `loss` and `gradient` to its values."""
         self._graph(self._step)
 
     def _step(self) -> None:
@@ -85,7 +85,7 @@ class TrainingStep:
         with torch.enable_grad():
             loss = denoising_loss(self._denoiser, clean, noise, sigma)
         gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
-        # Into memory that stays: allocating the whole vector anew takes longer than filling it.
+        # Into existing memory: allocating the whole vector takes longer than filling it.
         torch.cat([gradient.reshape(-1) for gradient in gradients], out=self._rounded_gradient)
         self.gradient.copy_(self._rounded_gradient)
         clip_grad_norm_([self.weights], self.config.max_grad_norm, error_if_nonfinite=False, foreach=True)
@@ -108,14 +108,14 @@ def train_denoiser(
     """Train a copy of a denoiser and return the moving average of its weights.
 
     Args:
-        denoiser: D, on the device of `rows`; it stays as it is.
-        rows: ``[N, D]`` float32, resident on the device.
+        denoiser: D, on the device of `rows`; it is not changed.
+        rows: ``[N, D]`` float32.
         num_steps: gradient steps.
         config: see `TrainingConfig`.
         generator: source of minibatches, noise levels and noise, on the device of `rows`.
-        on_progress: called now and then with the number of steps done and the recent mean loss.
-        stopping: judges the averaged weights on the way, picks those to return, and may end the training early; a new
-            one for each training.
+        on_progress: called at intervals with the number of steps done and the recent mean loss.
+        stopping: evaluates the averaged weights during training, selects those to return, and may end the training
+            early; a new object for each training.
 
     Returns:
         The averaged denoiser, and the mean training loss over the last tenth of the steps that were taken.
@@ -127,7 +127,7 @@ def train_denoiser(
     weights = step.weights.detach()
     average = weights.clone()
     averaged = copy.deepcopy(denoiser).requires_grad_(False)
-    vector_to_parameters(average, averaged.parameters())  # views: what changes `average` changes the denoiser
+    vector_to_parameters(average, averaged.parameters())  # views: changing `average` changes the denoiser
     num_averaged = 0
     report_every = max(num_steps // _REPORTS, 1)
     losses = torch.zeros(num_steps, device=rows.device, dtype=torch.float32)
@@ -154,7 +154,7 @@ def train_denoiser(
                 break
     vector_to_parameters(average if stopping is None else stopping.best(average), averaged.parameters())
     for parameter in averaged.parameters():
-        # Memory of its own: a view of the vector would write the whole vector into every file.
+        # Copied, because saving a view would write the whole vector for each parameter.
         parameter.data = parameter.data.clone()
     return averaged, losses[done - max(done // 10, 1) : done].mean().item()
 
@@ -163,9 +163,9 @@ def train_denoiser(
 def evaluate_denoiser(
     denoiser: Preconditioner, rows: Tensor, config: TrainingConfig, generator: torch.Generator
 ) -> float:
-    """Mean loss on given rows at noise drawn from `generator`; the same generator state compares two denoisers.
+    """Mean loss on given rows at noise drawn from `generator`; use the same generator state to compare two denoisers.
 
-    Few rows are repeated, each time with other noise; of many rows the first 65,536 are taken.
+    Few rows are repeated, each time with other noise; of many rows the first 65,536 are used.
     """
     repeats = max(_EVALUATION_BLOCK // max(len(rows), 1), 1)
     count = min(repeats * len(rows), _EVALUATION_ROWS)
@@ -182,6 +182,6 @@ def evaluate_denoiser(
 
 def _schedule(index: int, num_steps: int, warmup_steps: int) -> float:
     """Share of the peak learning rate at a step: a linear rise over the first steps, times a cosine down to 0."""
-    # At most a tenth of the training, so that a short one does not end while the rate still rises.
+    # At most a tenth of the training, so that a short training does not end during the rise.
     rise = min((index + 1) / max(min(warmup_steps, num_steps // 10), 1), 1.0)
     return rise * 0.5 * (1.0 + math.cos(math.pi * index / num_steps))

@@ -1,4 +1,4 @@
-"""Are synthetic rows new? The distance to the closest training row, next to that of real rows not trained on."""
+"""Detects copies: the distance of synthetic rows to the closest training row, compared with held-out real rows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 from ..transitions import Transitions, TransitionSpec
 from .points import Units, check_rows, thin
 
-#: Rows of each set that are looked at, where nothing else is said.
+#: Default for the largest number of rows of each set that are compared.
 MAX_ROWS = 5_000
-#: Training rows among which the closest is searched.
+#: Largest number of training rows among which the closest is searched.
 MAX_RECORDS = 100_000
 #: Rows of one side of a distance matrix that are in memory at a time.
 _CHUNK = 1_024
@@ -21,13 +21,13 @@ _CHUNK = 1_024
 
 @dataclass(frozen=True)
 class ClosestRecord:
-    """How far synthetic rows lie from the training rows, next to real rows that were not trained on.
+    """Distance of synthetic rows to the training rows, compared with real rows that were not trained on.
 
     Attributes:
         synthetic_median, held_out_median: of the distance to the closest training row.
-        ratio: the first by the second. 1: as new as real rows are; towards 0: copies; above 1: off the data.
-        share_closer: share of synthetic rows that lie closer than 95 % of the held-out rows do. 0.05 is to be expected,
-            more says that training rows are reproduced.
+        ratio: the first divided by the second. 1: as new as real rows; towards 0: copies; above 1: off the data.
+        share_closer: share of synthetic rows that lie closer than 95 % of the held-out rows do. The expected value is
+            0.05; with more, training rows are reproduced.
     """
 
     synthetic_median: float
@@ -60,8 +60,8 @@ def closest_record(
 ) -> ClosestRecord:
     """Distance of synthetic rows to the closest training row, against that of held-out real rows.
 
-    At most `max_rows` synthetic and real rows, among at most 100,000 training rows. The distance to the closest record
-    is the usual check for copies in synthetic tables (Zhao et al. 2021); the held-out reference tells what is usual.
+    It uses at most `max_rows` synthetic and real rows and at most 100,000 training rows. The distance to the closest
+    record is the usual check for copies in synthetic tables (Zhao et al. 2021); held-out rows give the reference value.
 
     Raises:
         ValueError: rows that do not match the spec, are not finite, or none.
@@ -79,7 +79,7 @@ def closest_record(
 
 def _closest(points: Tensor, records: Tensor) -> Tensor:
     """Distance of each point to the closest record."""
-    # The search is by matrix products in float32, which round; the distance to the record found is exact.
+    # The search uses matrix products in float32, which round; the distance to the record found is exact.
     rough = records.float()
     found = []
     for chunk in points.split(_CHUNK):

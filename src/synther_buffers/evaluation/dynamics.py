@@ -1,4 +1,4 @@
-"""What a simulator makes of rows: errors of their dynamics, rewards and terminal flags."""
+"""Errors of rows in a simulator: of their dynamics, rewards and terminal flags."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .simulators import Simulator
 
 @dataclass(frozen=True)
 class SimulatedRows:
-    """What a simulator says about each of N rows; NaN, and False, where it cannot simulate.
+    """The result of simulating each of N rows; NaN and False for rows that cannot be simulated.
 
     Attributes:
         dynamics_error: ``[N]`` float64, ``mean_j ((s'_j - sim_j) / std_j)^2`` over the elements of the next
             observation.
         reward_error: ``[N]`` float64, ``((r - sim) / std)^2``.
-        terminated: ``[N]`` bool, the simulator's own.
-        simulated: ``[N]`` bool, whether it could.
+        terminated: ``[N]`` bool, the simulator's flag.
+        simulated: ``[N]`` bool, whether the row could be simulated.
     """
 
     dynamics_error: Tensor
@@ -39,14 +39,14 @@ class SimulatorError:
     """Summary of `SimulatedRows`.
 
     Attributes:
-        dynamics_mean, dynamics_median: of the squared error, in [0, inf), lower is better; 1 is what always answering
-            with the mean next observation would give.
-        reward_mean, reward_median: the same of the reward.
+        dynamics_mean, dynamics_median: of the squared error, in [0, inf), lower is better; 1 is the error of always
+            predicting the mean next observation.
+        reward_mean, reward_median: the same for the reward.
         terminal_agreement: share of rows whose flag is the simulator's, higher is better.
-        terminal_precision: share of rows flagged terminal that are so in the simulator; NaN if none is flagged.
+        terminal_precision: share of rows flagged terminal that are terminal in the simulator; NaN if none is flagged.
         terminal_recall: share of rows terminal in the simulator that are flagged; NaN if none is.
         num_rows: rows that were simulated.
-        share_simulated: of the rows that were to be; errors of sets where it differs are of different kinds of rows.
+        share_simulated: share of the given rows that were simulated; compare errors only of sets with similar shares.
     """
 
     dynamics_mean: float
@@ -61,19 +61,19 @@ class SimulatorError:
 
 
 def simulate(rows: Transitions, spec: TransitionSpec, simulator: Simulator, real: Transitions) -> SimulatedRows:
-    """Take each row's action from its observation in the simulator, and compare what came of it with the row.
+    """Take each row's action from its observation in the simulator, and compare the outcome with the row.
 
     The dynamics error is that of SynthER's figure 5 (Lu et al. 2023), in the units of the real rows.
 
     Args:
-        rows: every one of them is simulated.
+        rows: to simulate, all of them.
         spec: their fields.
         simulator: takes the steps.
         real: rows whose standard deviations are the units.
 
     Raises:
-        ValueError: rows that do not match the spec or are not finite, n-step rows, or a simulator that returns other
-            shapes than the rows'.
+        ValueError: rows that do not match the spec or are not finite, n-step rows, or a simulator that returns shapes
+            different from the rows'.
     """
     check_rows(spec, 1, rows=rows, real=real)
     if len(spec.discounts) > 1:

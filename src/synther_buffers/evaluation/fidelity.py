@@ -1,10 +1,10 @@
-"""How good is a synthetic set: the cheap figures that every refresh reports.
+"""Quality of a synthetic set: the cheap figures that every refresh reports.
 
 Marginal similarity is SDMetrics' KSComplement (one minus the Kolmogorov-Smirnov statistic of a numerical column) or
 TVComplement (one minus the total variation distance of a discrete one), averaged over columns. Correlation similarity
 is SDMetrics' CorrelationSimilarity: ``1 - |rho_real - rho_synthetic| / 2`` with Pearson's rho, averaged over pairs of
-numerical columns. All lie in [0, 1], higher is better. Constant columns have no distribution to miss: they count in
-the marginals only, as 1 if they are reproduced and 0 if not.
+numerical columns. All lie in [0, 1], higher is better. Constant columns count only in the marginals, as 1 if they are
+reproduced and 0 if not.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ..transitions import Transitions, TransitionSpec
 
-#: Rows of each side that are looked at.
+#: Largest number of rows of each set that are compared.
 MAX_ROWS = 5_000
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Similarity of two sets of rows, each in [0, 1], 1 for equal.
+    """Similarities of two sets of rows, in [0, 1], 1 for equal.
 
     Attributes:
         marginal: mean over columns of the Kolmogorov-Smirnov or total-variation complement.

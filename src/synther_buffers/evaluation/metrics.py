@@ -1,23 +1,23 @@
-"""How good is a synthetic set, in full: for benchmarks, reports and the command line.
+"""All quality figures of a synthetic set: for benchmarks, reports and the command line.
 
 ==========================  =========================  ==================================================
-figure                      range, best                says
+figure                      range, best                meaning of the best value
 ==========================  =========================  ==================================================
 marginal, correlation       [0, 1], 1                  columns and pairs of columns are distributed alike
 two-sample AUC              [0, 1], 0.5                a classifier cannot tell the sets apart
-distance to closest record  ratio [0, inf), 1          rows are new, neither copies nor strangers
+distance to closest record  ratio [0, inf), 1          rows are new, neither copies nor off the data
 precision, recall           [0, 1], 1                  rows lie among real ones; real ones among them
 density, coverage           [0, inf), 1; [0, 1], 0.97  the same, robust to outliers
-dynamics, reward error      [0, inf), 0                what a simulator makes of the same action
-terminal error              [-1, 1], 0                 the rate of terminal rows
+dynamics, reward error      [0, inf), 0                a simulator gives the same outcome of the action
+terminal error              [-1, 1], 0                 the rate of terminal rows is right
 ==========================  =========================  ==================================================
 
-`evaluate` computes them all. Real rows should be ones that the model never saw: what it has learned by heart looks
-perfect next to its own training rows.
+`evaluate` computes them all. Use real rows that the model was not trained on: against its own training rows, a model
+that memorised them looks perfect.
 
 Distances and errors are in units of the real rows' standard deviations (`synther_buffers.evaluation.points.Units`).
-Sets are thinned to `max_rows` rows at random, by generators of their own: the same seed gives the same figures, and the
-global random streams are neither read nor moved.
+Larger sets are subsampled to `max_rows` rows with separate generators: the same seed gives the same figures, and the
+global random streams are neither read nor advanced.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ __all__ = [
     "two_sample_auc",
 ]
 
-#: Rows of each set that are looked at, where nothing else is said.
+#: Default for the largest number of rows of each set.
 MAX_ROWS = 5_000
 #: Rows of one side of a distance matrix that are in memory at a time.
 _CHUNK = 1_024
-#: Distances that differ by less differ by rounding: they come from a matrix product of normalised float64 values.
+#: Smaller differences between distances are rounding of the matrix product of normalised float64 values.
 _ROUNDING = 1e-6
 _FOLDS = 3
 
@@ -71,10 +71,10 @@ class Neighborhoods:
     Attributes:
         precision: share of synthetic rows inside the neighbourhood of some real row.
         recall: share of real rows inside the neighbourhood of some synthetic row.
-        density: mean number of real neighbourhoods that a synthetic row lies in, by `neighbors`; above 1 where the
-            synthetic rows crowd where real ones are dense.
-        coverage: share of real neighbourhoods with a synthetic row inside; `expected_coverage` if both sets have one
-            distribution.
+        density: mean number of real neighbourhoods that a synthetic row lies in, divided by `neighbors`; above 1 if
+            synthetic rows concentrate where real rows are dense.
+        coverage: share of real neighbourhoods with a synthetic row inside; `expected_coverage` if both sets have the
+            same distribution.
     """
 
     precision: float
@@ -98,14 +98,14 @@ class Evaluation:
 
     Attributes:
         num_real, num_synthetic, num_train: rows that were given (0 train rows if none were).
-        seed: that thinned them.
+        seed: of the subsampling.
         fidelity: marginal and correlation similarity.
         auc: of the two-sample classifier.
         neighborhoods: precision, recall, density and coverage.
         terminals: rates.
         closest: distance to the closest training row; None without training rows.
         simulator: errors of the synthetic rows; None without a simulator.
-        simulator_real: errors of the real rows, what is left for reasons of storage and simulation.
+        simulator_real: errors of the real rows, which come from storage and simulation only.
     """
 
     num_real: int
@@ -121,7 +121,7 @@ class Evaluation:
     simulator_real: SimulatorError | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; what is not a finite number becomes None."""
+        """Plain data for JSON; numbers that are not finite become None."""
         return _plain(asdict(self))
 
 
@@ -138,13 +138,13 @@ def evaluate(
     """Compare a synthetic set with real rows by every figure of this module.
 
     Args:
-        real: rows that were not trained on; without such, the training rows, with the caveat above.
-        synthetic: rows to judge.
+        real: rows that were not trained on; if there are none, the training rows, with the caveat above.
+        synthetic: rows to evaluate.
         spec: the fields of both.
         train: the rows that were trained on, for the distance to the closest record.
-        simulator: tells what an action really does; see `synther_buffers.evaluation.simulators`.
+        simulator: gives the true outcome of an action; see `synther_buffers.evaluation.simulators`.
         seed: of the choice of rows and of the classifier.
-        max_rows: rows of each set that are looked at.
+        max_rows: largest number of rows of each set.
 
     Raises:
         ValueError: rows that do not match the spec, are not finite, or are too few.
@@ -173,8 +173,8 @@ def two_sample_auc(
     """Area under the ROC curve of boosted trees that tell real from synthetic rows, mean over 3 folds.
 
     In [0, 1]: 0.5 if the sets cannot be told apart, 1 if every row can. The classifier two-sample test of Lopez-Paz and
-    Oquab (2017) with scikit-learn's `HistGradientBoostingClassifier`; as many rows of each set. Rows that occur more
-    than once share a fold, so that repetition alone tells nothing.
+    Oquab (2017) with scikit-learn's `HistGradientBoostingClassifier` and the same number of rows of each set. Rows that
+    occur more than once are in the same fold, so that repetition alone gives no information.
 
     Raises:
         ValueError: rows that do not match the spec, are not finite, or fewer than 30 of a set.
@@ -215,15 +215,16 @@ def neighborhoods(
 
     The neighbourhood of a row is the ball up to its k-th nearest other row of its own set. With N real rows X and M
     synthetic rows Y: precision ``1/M sum_j [Y_j in some B(X_i)]``, recall ``1/N sum_i [X_i in some B(Y_j)]``, density
-    ``1/(kM) sum_ij [Y_j in B(X_i)]``, coverage ``1/N sum_i [some Y_j in B(X_i)]``. As many rows of each set.
+    ``1/(kM) sum_ij [Y_j in B(X_i)]``, coverage ``1/N sum_i [some Y_j in B(X_i)]``. It uses the same number of rows of
+    each set.
 
     Args:
         real: rows that were not trained on.
-        synthetic: rows to judge.
+        synthetic: rows to evaluate.
         spec: the fields of both.
         neighbors: k.
         seed: of the choice of rows.
-        max_rows: rows of each set that are looked at.
+        max_rows: largest number of rows of each set.
 
     Raises:
         ValueError: rows that do not match the spec, are not finite, or not more than `neighbors`.
@@ -252,7 +253,7 @@ def neighborhoods(
 def expected_coverage(num_rows: int, neighbors: int = 5) -> float:
     """The mean coverage of two sets of `num_rows` rows each from one distribution, 0.969 for many rows and k = 5.
 
-    ``1 - prod_{i=1..k} (N - i) / (2N - i)`` (Naeem et al. 2020, where it is derived for any distribution).
+    ``1 - prod_{i=1..k} (N - i) / (2N - i)`` (Naeem et al. 2020, derived there for any distribution).
     """
     return 1.0 - math.prod((num_rows - i) / (2 * num_rows - i) for i in range(1, neighbors + 1))
 
@@ -264,7 +265,7 @@ def terminal_error(real: Transitions, synthetic: Transitions) -> TerminalError:
 
 
 def _radii(points: Tensor, neighbors: int) -> Tensor:
-    """Distance to the k-th nearest other point, without the point at that distance; at least what equal rows have."""
+    """Slightly less than the distance to the k-th nearest other point; at least `_ROUNDING`, for equal rows."""
     radii = [torch.cdist(chunk, points).kthvalue(neighbors + 1, dim=1).values for chunk in points.split(_CHUNK)]
     return (torch.cat(radii) - _ROUNDING).clamp_min(_ROUNDING)
 

@@ -1,10 +1,9 @@
-"""Are new rows true? Their error in a simulator, next to that of a regression on the same training rows.
+"""Error of new rows in a simulator, compared with that of a regression on the same training rows.
 
-A low error by itself proves nothing: a copy of a training row has none. So rows are put in bins by their distance to
-the closest training row, and the error that can be expected is measured with them: an ensemble of networks that learns
-``(r, s')`` from ``(s, a)`` by regression on the same rows answers at the same ``(s, a)``. A generative model that knows
-as much as the data tell has about the same error; far less is a sign of copies, far more of a model that makes things
-up.
+A low error alone proves nothing: a copy of a training row has none. So rows are put in bins by their distance to the
+closest training row, and each bin gets a reference error: an ensemble of networks learns ``(r, s')`` from ``(s, a)`` by
+regression on the same rows, and predicts at the same ``(s, a)``. A generative model that has learned as much as the
+data allow has about the same error. A far lower error is a sign of copies, a far higher one of wrong dynamics.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from .dynamics import simulate
 from .points import check_rows, thin
 from .simulators import Simulator
 
-#: Networks of the ensemble, their hidden width, and how they are trained. A fifth of the training rows, in runs, stays
-#: out of each network's and says when it is at its best.
+#: Networks of the ensemble, their hidden width, and how they are trained. For each network another fifth of the
+#: training rows, in runs, is held out for early stopping.
 _NETWORKS, _WIDTH, _BATCH, _RATE, _LOOK_EVERY, _PATIENCE, _RUN = 5, 256, 256, 1e-3, 100, 8, 25
 
 
@@ -34,9 +33,9 @@ class Bin:
     """Rows at about one distance to the closest training row.
 
     Attributes:
-        num_rows: that were simulated.
+        num_rows: rows that were simulated.
         dynamics, reward: mean squared error of the rows' own outcome, in variances of the real rows.
-        dynamics_expected, reward_expected: of the ensemble's outcome at the same observations and actions.
+        dynamics_expected, reward_expected: that of the ensemble at the same observations and actions.
     """
 
     num_rows: int
@@ -48,7 +47,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class NewRows:
-    """Errors by distance to the closest training row; the middle half of the held-out rows is the measure.
+    """Errors by distance to the closest training row; the distances of held-out rows delimit the bins.
 
     Attributes:
         near: closer than three quarters of the held-out rows.
@@ -71,7 +70,7 @@ class RegressionEnsemble:
         num_steps: gradient steps at most.
 
     Raises:
-        ValueError: fields that are no plain numbers.
+        ValueError: fields that are not continuous.
     """
 
     def __init__(self, train: Transitions, spec: TransitionSpec, seed: int = 0, num_steps: int = 3_000) -> None:
@@ -93,7 +92,7 @@ class RegressionEnsemble:
 
     @torch.inference_mode(False)
     def _fit(self, inputs: Tensor, targets: Tensor, generator: torch.Generator, num_steps: int) -> None:
-        # Each network has its own fifth to stop by, so that together they learn every row.
+        # The held-out fifths differ, so that together the networks learn every row.
         fold = torch.arange(len(inputs)) // _RUN % _NETWORKS
         learned = [torch.nonzero(fold != network).flatten() for network in range(_NETWORKS)]
         judged = [torch.nonzero(fold == network).flatten() for network in range(_NETWORKS)]
@@ -158,15 +157,15 @@ def error_of_new_rows(
     seed: int = 0,
     max_rows: int = 2_000,
 ) -> NewRows:
-    """Errors of synthetic rows by their distance to the closest training row, next to the ensemble's.
+    """Errors of synthetic rows by their distance to the closest training row, compared with the ensemble's.
 
     Args:
-        held_out: real rows that neither the model nor the ensemble has learned; units and distances are measured by
-            them.
-        synthetic: rows to judge, of which at most `max_rows` are looked at.
-        train: what both have learned.
+        held_out: real rows that neither the model nor the ensemble has learned; they give the units and the limits of
+            the bins.
+        synthetic: rows to evaluate, at most `max_rows` of them.
+        train: rows that both have learned.
         spec: the fields of all of them.
-        simulator: tells what is true.
+        simulator: gives the true outcomes.
         ensemble: trained on `train`.
         seed: of the choice of rows.
         max_rows: of each set.

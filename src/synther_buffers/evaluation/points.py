@@ -1,4 +1,4 @@
-"""Rows as points: sets of transitions thinned, checked, and in units that can be compared."""
+"""Rows as points: sets of transitions, subsampled, checked, and in comparable units."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..transitions import Field, Transitions, TransitionSpec
 
 @dataclass(frozen=True)
 class Units:
-    """What a difference of 1 means in each field.
+    """The unit of a difference in each field.
 
-    For an element of a continuous field it is the standard deviation over the real rows, so that no column's unit
-    counts more than another's; a column that is constant there keeps its own unit. An element of a binary or
-    categorical field that differs counts 1, however rare its value: in standard deviations a rare flag would own every
-    distance.
+    For an element of a continuous field it is the standard deviation over the real rows, so that distances do not
+    depend on the columns' units; a column that is constant there keeps its own unit. An element of a binary or
+    categorical field that differs counts 1, however rare its value: in standard deviations, a rare flag would dominate
+    all distances.
 
     Attributes:
         spec: the fields.
@@ -32,7 +32,7 @@ class Units:
 
     @classmethod
     def measure(cls, real: Transitions, spec: TransitionSpec) -> Units:
-        """Take the units from real rows."""
+        """Measure the units on real rows."""
         flat, mean, std = real.flat(), {}, {}
         for field in spec.fields:
             if field.kind == "continuous":
@@ -48,7 +48,7 @@ class Units:
         for field in self.spec.fields:
             value = _element_columns(flat[field.name])
             if field.kind == "continuous":
-                # Centred, because distances by matrix products cancel far from 0.
+                # Centred, because distances from matrix products lose precision far from 0.
                 value = (value - self.mean[field.name]) / self.std[field.name]
             elif field.kind == "categorical":
                 value = _one_hot(field, value) / math.sqrt(2.0)  # two categories differ in two columns
@@ -70,7 +70,7 @@ def columns(rows: Transitions, spec: TransitionSpec) -> Tensor:
 
 
 def thin(rows: Transitions, max_rows: int, seed: int) -> Transitions:
-    """At most `max_rows` rows, drawn without replacement by a generator of their own."""
+    """At most `max_rows` rows, drawn without replacement by a separate generator."""
     if max_rows < 1:
         raise ValueError(f"max_rows is {max_rows}; it must be at least 1.")
     if len(rows) <= max_rows:
@@ -80,7 +80,7 @@ def thin(rows: Transitions, max_rows: int, seed: int) -> Transitions:
 
 
 def check_rows(spec: TransitionSpec, minimum: int, **sets: Transitions) -> None:
-    """See that sets of rows, given by the name of the argument, can be compared.
+    """Check that sets of rows, given by the name of the argument, can be compared.
 
     Raises:
         ValueError: one does not match the spec, has fewer than `minimum` rows, or is not finite.

@@ -1,4 +1,4 @@
-"""Simulators: what would really have come of an observation and an action, to judge synthetic rows by."""
+"""Simulators: compute the true outcome of an observation and an action, to evaluate synthetic rows."""
 
 from __future__ import annotations
 
@@ -7,57 +7,57 @@ from typing import Any, Protocol, runtime_checkable
 import gymnasium
 import numpy as np
 
-#: Faster than anything that a velocity limit in an observation lets pass.
+#: A velocity above every velocity limit in an observation.
 _FAST = 1e3
-#: Share of a velocity limit up to which a velocity is believed.
+#: Share of a velocity limit up to which a velocity is used.
 _BELIEVED = 0.95
 
 
 @runtime_checkable
 class Simulator(Protocol):
-    """One step from any observation. Anything with this method will do: an environment, or an exact model of it."""
+    """One step from any observation: an environment or an exact model of it, any object with this method."""
 
     def step(self, observation: Any, action: Any) -> tuple[Any, Any, Any]:
         """Take one step from each row.
 
         Args:
-            observation: ``[N, *shape]`` array in the units that are stored; a (nested) dict of them for a Dict space.
+            observation: ``[N, *shape]`` array in the stored units; a (nested) dict of them for a Dict space.
             action: ``[N, *shape]`` array as it is stored.
 
         Returns:
             ``(next_observation, reward, terminated)``: like `observation`, ``[N]`` float and ``[N]`` bool. NaN as the
-            reward says that a row cannot be simulated; it is then left out.
+            reward marks a row that cannot be simulated; it is left out.
         """
         ...
 
 
 class MujocoSimulator:
-    """Steps a Gymnasium MuJoCo environment from states that its observations tell.
+    """Steps a Gymnasium MuJoCo environment from the states given by its observations.
 
-    An environment fits if its observation begins with its positions and velocities (``observation_structure`` says
-    so): HalfCheetah, Hopper, Walker2d, Swimmer, InvertedPendulum, Ant, Humanoid and HumanoidStandup, version 5. The
-    positions that are missing from the observation (x, and y in space) are set to the initial ones, because neither
-    dynamics nor rewards depend on them.
+    An environment fits if its observation begins with its positions and velocities (according to
+    ``observation_structure``): HalfCheetah, Hopper, Walker2d, Swimmer, InvertedPendulum, Ant, Humanoid and
+    HumanoidStandup, version 5. The positions that are missing from the observation (x, and y in space) are set to the
+    initial ones, because neither dynamics nor rewards depend on them.
 
     Rows with a velocity at the limit to which observations are clipped (10 in Hopper and Walker2d) cannot be simulated,
-    because the velocity itself is not known. Neither can those within 5 % of it, where noisy synthetic rows are found
-    that mean the limit. In the replay of a learning agent that can be every second row (Walker2d). States from which
-    MuJoCo becomes unstable cannot be simulated either. All these come out as NaN.
+    because the velocity itself is not known. Rows within 5 % of the limit are not simulated either, because a noisy
+    synthetic velocity there may stand for the limit. In the replay of a learning agent that can be every second row
+    (Walker2d). States from which MuJoCo becomes unstable cannot be simulated either. The result of all these is NaN.
 
-    Other real rows come back to about 1e-12 of a column's standard deviation if stored as float64, and 1e-5 as float32
-    (1e-5 and 2e-4 at worst in Ant, Humanoid and HumanoidStandup). In Ant and Humanoid the reward is an approximation,
-    to less than 1 % of its standard deviation in most rows, because the real one is made of positions that MuJoCo
-    computed before the end of the step.
+    Other real rows are reproduced to about 1e-12 of a column's standard deviation if stored as float64, and 1e-5 as
+    float32 (1e-5 and 2e-4 at worst in Ant, Humanoid and HumanoidStandup). In Ant and Humanoid the reward is an
+    approximation, to less than 1 % of its standard deviation in most rows, because the real one uses positions that
+    MuJoCo computed before the end of the step.
 
     Args:
         env: the environment's id, or an environment. It is used without its wrappers, so rows must hold its own
-            observations; it must not be used elsewhere meanwhile.
-        scaled_actions: actions lie in [-1, 1] and stand for the whole range of the action space, as Stable-Baselines3
-            stores them. It makes no difference where that range is [-1, 1].
+            observations; do not use it elsewhere at the same time.
+        scaled_actions: actions lie in [-1, 1] and are scaled to the range of the action space, as Stable-Baselines3
+            stores them. No difference if that range is [-1, 1].
 
     Raises:
         TypeError: not a Gymnasium MuJoCo environment.
-        ValueError: its observation does not tell the state.
+        ValueError: its observation does not determine the state.
     """
 
     def __init__(self, env: str | gymnasium.Env, *, scaled_actions: bool = False) -> None:
@@ -87,7 +87,7 @@ class MujocoSimulator:
             False for rows that cannot be simulated.
 
         Raises:
-            ValueError: another shape than the environment's.
+            ValueError: a shape different from the environment's.
         """
         import mujoco
 
@@ -116,7 +116,7 @@ class MujocoSimulator:
                 mujoco.mjtWarning.mjWARN_BADQACC,
             )
         ]
-        # Otherwise each unstable row is written to a log file in the working directory.
+        # Otherwise MuJoCo writes each unstable row to a log file in the working directory.
         told = mujoco.get_mju_user_warning()
         mujoco.set_mju_user_warning(lambda message: None)
         try:
@@ -132,14 +132,14 @@ class MujocoSimulator:
     def _set_state(self, observation: np.ndarray) -> None:
         import mujoco
 
-        # The solver starts from the last row's forces otherwise, and a row's result would depend on it.
+        # Otherwise the solver starts from the last row's forces, and a row's result depends on that row.
         mujoco.mj_resetData(self._env.model, self._env.data)
         position = self._env.init_qpos.copy()
         position[self._skipped :] = observation[: self._num_positions]
         self._env.set_state(position, observation[self._num_positions :][: self._num_velocities])
 
     def _velocity_limits(self, env: str | gymnasium.Env) -> np.ndarray:
-        """Up to where each velocity is believed, ``[nv]``: clipping is found out by moving fast."""
+        """Largest usable magnitude of each velocity, ``[nv]``: the clipping limit, detected with a large velocity."""
         raw = self._env
         fast = np.full(raw.observation_space.shape, 0.0)
         end = self._num_positions + self._num_velocities

@@ -1,8 +1,9 @@
 """Pictures as matplotlib figures, sized for a page (6.9 inches) or for a column (3.3 inches).
 
-Every function returns a `matplotlib.figure.Figure` that belongs to nobody: save it with ``figure.savefig(path)``, or
-leave it as the last value of a notebook cell. Nothing is shown, and pyplot, the backend and matplotlib's settings are
-left alone. Colours are Okabe and Ito's, and what they tell is told by line styles, markers or hatches too.
+Every function returns a `matplotlib.figure.Figure` that is not registered with pyplot: save it with
+``figure.savefig(path)``, or make it the last value of a notebook cell. Nothing is shown, and pyplot, the backend and
+matplotlib's settings are not changed. Colours are Okabe and Ito's; line styles, markers or hatches make the same
+distinctions.
 """
 
 try:

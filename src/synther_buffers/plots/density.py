@@ -17,7 +17,7 @@ class Density(NamedTuple):
     share: np.ndarray
 
     def levels(self, *masses: float) -> list[float]:
-        """The densities above which these shares of all points lie, ascending as `contour` wants them."""
+        """The densities above which these shares of all points lie, ascending as `contour` requires."""
         ordered = np.sort(self.share, axis=None)[::-1]
         total = np.cumsum(ordered)
         index = [int(np.searchsorted(total, mass * total[-1])) for mass in masses]
@@ -27,9 +27,10 @@ class Density(NamedTuple):
 def measure_density(
     x: np.ndarray, y: np.ndarray, x_limits: tuple[float, float], y_limits: tuple[float, float]
 ) -> Density:
-    """The density of points ``[N]``; what lies outside the limits counts at the edge.
+    """The density of points ``[N]``; points outside the limits count at the edge.
 
-    The bandwidth is three quarters of Scott's, which washes out what is no Gaussian, and at least a bin.
+    The bandwidth is at least one bin, and otherwise three quarters of Scott's, which smooths too much if the
+    distribution is not Gaussian.
     """
     counts, x_edges, y_edges = np.histogram2d(
         np.clip(x, *x_limits), np.clip(y, *y_limits), bins=_BINS, range=(x_limits, y_limits)
@@ -39,7 +40,7 @@ def measure_density(
 
 
 def _smoother(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """A matrix ``[B, B]`` that spreads each bin's count over its neighbours and loses nothing at the edges."""
+    """A matrix ``[B, B]`` that spreads each bin's count over its neighbours and preserves the total."""
     bandwidth = 0.75 * float(values.std()) * len(values) ** (-1 / 6) / float(edges[1] - edges[0])
     index = np.arange(len(edges) - 1)
     weights = np.exp(-0.5 * ((index[:, None] - index) / max(bandwidth, 1.0)) ** 2)

@@ -1,4 +1,4 @@
-"""How noise becomes rows: a strip of pictures, or an animation."""
+"""How noise becomes rows: a strip of panels, or an animation."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from matplotlib.lines import Line2D
 from ..upsampling.diffusion_upsampler import DiffusionUpsampler
 from .style import COLOURS, COLUMN, MARKERS, PAGE, SMALL, SYNTHETIC, TEXT, label, new_figure
 
-#: Rows that can be followed by their marker.
+#: Rows that have a marker of their own in all panels.
 _FOLLOWED = 4
-#: Frames of an animation; longer schedules are thinned.
+#: Largest number of frames of an animation; of longer schedules, levels are left out.
 _MAX_FRAMES = 48
 _LAST_FRAME_SECONDS = 2.0
 
@@ -32,17 +32,17 @@ def generation_strip(
     num_panels: int | None = None,
     width: float = PAGE,
 ) -> Figure:
-    """Rows of noise becoming transitions: two columns at falling noise levels sigma, four rows marked to be followed.
+    """Noise becoming transitions: two columns at falling noise levels sigma, with four rows marked in all panels.
 
-    Columns are as the model sees them, normalised, and divided by ``sqrt(1 + (sigma / sigma_data)^2)``: at every level
-    the rows then have about unit variance, so that all panels have one scale. The last one shows the rows themselves.
+    Columns are normalised, as the model uses them, and divided by ``sqrt(1 + (sigma / sigma_data)^2)``: at every level
+    the rows then have about unit variance, so that all panels have the same scale. The last panel shows the rows.
 
     Args:
-        upsampler: a fitted one. Its later samples are the same with and without the picture.
-        columns: two names like ``("observation[0]", "reward")``; of the next observation the model sees the change
-            from the observation, where it is so configured. None for the first two continuous columns that vary.
+        upsampler: a fitted one. Its later samples do not depend on this call.
+        columns: two names like ``("observation[0]", "reward")``; those of the next observation show the change from
+            the observation, if the model is configured so. None for the first two continuous columns that vary.
         num_samples: rows that are generated.
-        num_panels: noise levels, evenly spaced in the schedule; None for what fits the width.
+        num_panels: noise levels, evenly spaced in the schedule; None for as many as fit the width.
         width: of the figure in inches.
 
     Raises:
@@ -82,7 +82,7 @@ def generation_animation(
         path: of the file, ending in ``.gif``.
         columns: as in `generation_strip`.
         num_samples: as in `generation_strip`.
-        frames_per_second: speed; schedules of more than 48 levels are thinned to as many frames.
+        frames_per_second: speed; schedules of more than 48 levels are reduced to 48 frames.
         width: of the picture in inches.
         dpi: pixels per inch.
 
@@ -104,7 +104,7 @@ def generation_animation(
     cloud.show(0)
     label(axes, course.label(0), course.label(1), course.title(0))
     axes.set_box_aspect(1)
-    # Laid out once: otherwise the axes would jump with the width of the title.
+    # Laid out once: otherwise the axes would move with the width of the title.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     writer = PillowWriter(fps=frames_per_second)
@@ -174,7 +174,7 @@ class _Course:
 
 
 class _Cloud:
-    """The points of one panel, which `show` moves to a noise level."""
+    """The points of one panel; `show` moves them to a noise level."""
 
     def __init__(self, axes: Axes, course: _Course) -> None:
         self._course = course
@@ -208,7 +208,7 @@ def matrix_columns(upsampler: DiffusionUpsampler) -> list[str]:
 
 
 def _first_two(upsampler: DiffusionUpsampler, names: list[str]) -> list[int]:
-    """The first two columns of continuous fields that vary; with fewer of them, others have to do."""
+    """The first two columns of continuous fields that vary; other columns if there are fewer than two."""
     scale = upsampler.state_dict()["model"]["codec"]["normalizer"]["scale"]  # 0 where a column is constant
     continuous = {field.name for field in upsampler.spec.fields if field.kind == "continuous"}
     varying = [

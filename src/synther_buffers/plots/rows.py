@@ -18,13 +18,13 @@ from ..transitions import Transitions, TransitionSpec
 from .density import measure_density
 from .style import PAGE, REAL, SMALL, SYNTHETIC, TEXT, WIDE, label, legend, new_figure, split
 
-#: Rows of each set that are looked at.
+#: Largest number of rows of each set.
 MAX_ROWS = 50_000
 #: The same for a projection, where categories take a column each.
 MAX_PROJECTED = 10_000
-#: A column with at most this many different values is drawn as bars.
+#: A column with at most this many distinct values is drawn as bars.
 _FEW_VALUES = 16
-#: So many correlated columns still have room for their names; of more, the fields are named.
+#: Up to this many correlated columns are labelled one by one; of more columns, only the fields are labelled.
 _NAMED_COLUMNS = 12
 
 
@@ -39,19 +39,19 @@ def marginals(
 ) -> Figure:
     """Histograms of real and synthetic columns, the least similar first.
 
-    Of an element of the observation and the same one of the next observation, which are distributed almost alike, only
-    the less similar is drawn where no names are given.
+    An element of the observation and the same element of the next observation have almost the same distribution, so
+    without `columns` only the less similar of the two is drawn.
 
     The similarity over each panel is that of `synther_buffers.evaluation.fidelity`: one minus the Kolmogorov-Smirnov
     statistic, or the total variation distance of a binary or categorical column. Continuous columns are drawn from the
-    0.1 % to the 99.9 % quantile of both sets together. At most 50,000 rows of each set are looked at.
+    0.1 % to the 99.9 % quantile of both sets together. At most 50,000 rows of each set are used.
 
     Args:
-        real: rows, best such as the model never saw.
-        synthetic: rows to judge.
+        real: rows, preferably ones that the model was not trained on.
+        synthetic: rows to evaluate.
         spec: the fields of both.
         columns: names like ``reward`` or ``observation[3]``, to draw these in this order.
-        num_columns: how many to draw where no names are given.
+        num_columns: number of columns to draw without `columns`.
         width: of the figure in inches.
 
     Raises:
@@ -87,12 +87,12 @@ def marginals(
 def correlations(real: Transitions, synthetic: Transitions, spec: TransitionSpec, *, width: float = PAGE) -> Figure:
     """Pearson's correlations of real and of synthetic columns, and how far they differ.
 
-    Continuous columns that vary in both sets take part. At most 50,000 rows of each set are looked at. The shade of
-    the correlations runs from dark (-1) to bright (1), so that their sign survives greyscale.
+    They use the continuous columns that vary in both sets, and at most 50,000 rows of each set. The shade of the
+    correlations runs from dark (-1) to bright (1), so that their sign is visible in greyscale.
 
     Args:
-        real: rows, best such as the model never saw.
-        synthetic: rows to judge.
+        real: rows, preferably ones that the model was not trained on.
+        synthetic: rows to evaluate.
         spec: the fields of both.
         width: of the figure in inches; the matrices are below each other where it is less than 5.
 
@@ -151,20 +151,20 @@ def projection(
 ) -> Figure:
     """Both sets on the first two principal components of the standardised real rows.
 
-    The components are the real rows' alone, so synthetic rows that lie elsewhere show. The lines, the same in both
-    panels, hold 50 % and 90 % of the real rows. At most 10,000 rows of each set are looked at.
+    The components are those of the real rows only, so synthetic rows that lie elsewhere are visible. The lines, the
+    same in both panels, enclose 50 % and 90 % of the real rows. At most 10,000 rows of each set are used.
 
     Args:
-        real: rows, best such as the model never saw.
-        synthetic: rows to judge.
+        real: rows, preferably ones that the model was not trained on.
+        synthetic: rows to evaluate.
         spec: the fields of both.
         num_points: rows of each set that are drawn as points.
         seed: of the choice of the points.
         width: of the figure in inches.
 
     Raises:
-        ValueError: rows that do not match the spec, are not finite, fewer than two real ones or no synthetic one; real
-            rows that are all the same.
+        ValueError: rows that do not match the spec or are not finite, fewer than two real rows or no synthetic one, or
+            real rows that are all equal.
     """
     if num_points < 1:
         raise ValueError(f"num_points is {num_points}; it must be at least 1.")
@@ -239,14 +239,14 @@ class _Sides:
         return self.names.index(name)
 
     def worst(self, similarity: np.ndarray, count: int) -> list[int]:
-        """The least similar columns, without the twins of those that are chosen already."""
+        """The least similar columns; of an element's observation and next observation only the less similar one."""
         chosen: dict[str, int] = {}
         for column in np.argsort(similarity, kind="stable").tolist():
             chosen.setdefault(self.names[column].removeprefix("next_"), column)
         return list(chosen.values())[:count]
 
     def similarity(self) -> np.ndarray:
-        """Of each column, in [0, 1], as `measure_fidelity` counts it."""
+        """Of each column, in [0, 1], as in `measure_fidelity`."""
         similarity = ks_complement(torch.from_numpy(self.real), torch.from_numpy(self.synthetic)).numpy()
         for column in np.flatnonzero(self.discrete):
             _, left, right = _shares(self.real[:, column], self.synthetic[:, column])
@@ -255,14 +255,14 @@ class _Sides:
 
 
 def _shares(real: np.ndarray, synthetic: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The different values of both sides, ascending, and the share of each value in each side."""
+    """The distinct values of both sides, ascending, and the share of each value in each side."""
     values, index = np.unique(np.concatenate((real, synthetic)), return_inverse=True)
     left, right = (np.bincount(part, minlength=len(values)) for part in np.split(index.reshape(-1), [len(real)]))
     return values, left / len(real), right / len(synthetic)
 
 
 def _marginal(axes: Axes, real: np.ndarray, synthetic: np.ndarray) -> dict[str, Any]:
-    """Draw one column; bars where it has few values."""
+    """Draw one column; as bars if it has few values."""
     values, left, right = _shares(real, synthetic)
     if len(values) <= _FEW_VALUES:
         place = np.arange(len(values))
@@ -318,7 +318,7 @@ def _mark_fields(axes: Axes, names: list[str], colour: str) -> None:
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
-    """Where nearly all values lie, with a margin."""
+    """The range of nearly all values, with a margin."""
     low, high = np.quantile(values, [0.001, 0.999])
     margin = 0.05 * (high - low) or 1.0
     return float(low - margin), float(high + margin)

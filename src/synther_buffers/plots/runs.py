@@ -23,13 +23,13 @@ Source = str | Path | Sequence[RefreshReport] | Sequence[Mapping[str, Any]]
 def refreshes(source: Source, *, width: float = PAGE) -> Figure:
     """Loss and fidelity over the refreshes of a run, against the number of real transitions.
 
-    Filled markers are refreshes that went on from the last model, open ones those that started from scratch. The thin
-    lines without markers are the similarity of real rows to real rows, the best to be expected.
+    Filled markers are refreshes that continued from the last model, open ones those that started from scratch. The thin
+    lines without markers are the similarity of real rows to real rows, the best value to be expected.
 
     Args:
         source: the refresh log (a JSON line per refresh), or its reports: `SyntheticReplay.reports`, or its lines.
-            A log that several runs were appended to shows each of them.
-        width: of the figure in inches; the panels are below each other where it is less than 5.
+            If several runs were appended to a log, each of them is shown.
+        width: of the figure in inches; below 5, the panels are below each other.
 
     Raises:
         ValueError: no refresh, or a line that is not one of a refresh log. A last line that was cut off is left out.
@@ -38,7 +38,7 @@ def refreshes(source: Source, *, width: float = PAGE) -> Figure:
     lines = _read(source)
     steps = _series(lines, "num_observed")
     warm = [bool(_lookup(line, "fit.warm")) for line in lines]
-    # Where the count falls back another run begins; no line leads there.
+    # Where the count decreases another run begins; no line connects the two.
     breaks = np.flatnonzero(np.diff(steps) < 0) + 1
     side_by_side = width >= WIDE
     figure = new_figure(width, 2.4 if side_by_side else 4.2)

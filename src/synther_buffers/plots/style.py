@@ -1,4 +1,4 @@
-"""What the pictures share: sizes, colours, line styles, and axes that are readable at paper width."""
+"""Common style of the figures: sizes, colours, line styles, and axes that are readable at paper width."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-#: How the axes are arranged; ``compressed`` keeps those of a fixed shape together.
+#: matplotlib's layout engines; ``compressed`` keeps axes of a fixed aspect together.
 Layout = Literal["constrained", "compressed"]
 #: Widths in inches of one column and of the whole text in two-column papers.
 COLUMN, PAGE = 3.3, 6.9
@@ -18,8 +18,8 @@ WIDE = 5.0
 #: Points.
 TEXT, SMALL = 8, 7
 
-#: Okabe and Ito's palette without the yellow, which white paper swallows; each with a line style and a marker of its
-#: own, for greyscale.
+#: Okabe and Ito's palette without the yellow, which is hard to see on white paper; each colour has its own line style
+#: and marker, for greyscale.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -28,10 +28,10 @@ REAL, SYNTHETIC = "0.72", COLOURS[0]
 
 
 def new_figure(width: float, height: float, layout: Layout = "constrained") -> Figure:
-    """A figure without pyplot, which would keep it alive and choose a backend.
+    """A figure made without pyplot, which would keep a reference to it and select a backend.
 
     Raises:
-        ValueError: a width that nothing fits in.
+        ValueError: a width out of range.
     """
     if not 2.0 <= width <= 50.0:
         raise ValueError(f"width is {width}; wanted inches, from 2 to 50 (a column has {COLUMN}, a page {PAGE}).")
@@ -39,7 +39,7 @@ def new_figure(width: float, height: float, layout: Layout = "constrained") -> F
 
 
 def label(axes: Axes, x: str = "", y: str = "", title: str = "") -> None:
-    """Label axes in sizes for paper, and leave out the lines that say nothing."""
+    """Label axes in sizes for paper, and hide the upper and right spines."""
     axes.set_xlabel(x, fontsize=TEXT)
     axes.set_ylabel(y, fontsize=TEXT)
     axes.set_title(title, fontsize=TEXT)

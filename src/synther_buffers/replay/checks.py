@@ -1,4 +1,4 @@
-"""What an upsampler returned, checked before any of it is used: it may be a user's own."""
+"""Checks of the values that an upsampler, which may be a user's own, returns, before they are used."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .rows import finite_rows
 
 
 def checked_fit(upsampler: Upsampler, fit: Any) -> FitReport:
-    """The report of a fit, of plain numbers.
+    """The report of a fit, with plain numbers.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is not a `FitReport`, or does not hold numbers.
     """
     if not isinstance(fit, FitReport):
         raise TypeError(f"{_named(upsampler, 'fit')} returned {fit!r}; wanted a FitReport.")
@@ -42,11 +42,11 @@ def checked_fit(upsampler: Upsampler, fit: Any) -> FitReport:
 
 
 def checked_rows(upsampler: Upsampler, rows: Any, spec: TransitionSpec, num_rows: int) -> Transitions:
-    """The drawn rows, in memory that nobody else has.
+    """The drawn rows, in memory that is not shared with the upsampler.
 
     Raises:
-        TypeError: they are no `Transitions`.
-        ValueError: others than were asked for: in number, fields, shapes, dtypes, categories, or not finite.
+        TypeError: they are not `Transitions`.
+        ValueError: wrong number, fields, shapes, dtypes or categories, or values that are not finite.
     """
     if not isinstance(rows, Transitions):
         raise TypeError(f"{_named(upsampler, 'sample')} returned {type(rows).__name__}; wanted Transitions.")
@@ -63,15 +63,15 @@ def checked_rows(upsampler: Upsampler, rows: Any, spec: TransitionSpec, num_rows
     for field in spec.fields:
         _check_values(field, rows.flat()[field.name])
     if isinstance(upsampler, DiffusionUpsampler):
-        return rows  # in new memory already, and there may be much of it
+        return rows  # already in new memory; a copy may be large
     return Transitions.from_flat({name: tensor.detach().clone() for name, tensor in rows.flat().items()})
 
 
 def checked_state(upsampler: Upsampler) -> dict[str, Any]:
-    """The upsampler's state, in memory that nobody else has.
+    """The upsampler's state, in memory that is not shared with the upsampler.
 
     Raises:
-        TypeError: it is no dict, or holds what cannot be copied, and so not be saved.
+        TypeError: it is not a dict, or holds objects that cannot be copied and so not saved.
     """
     state: Any = upsampler.state_dict()
     if not isinstance(state, dict):
@@ -88,7 +88,7 @@ def checked_config(upsampler: Upsampler) -> dict[str, Any]:
     """The upsampler's configuration.
 
     Raises:
-        TypeError: it is no mapping.
+        TypeError: it is not a mapping.
     """
     config: Any = upsampler.config
     if not isinstance(config, Mapping):
@@ -97,7 +97,7 @@ def checked_config(upsampler: Upsampler) -> dict[str, Any]:
 
 
 def _check_values(field: Field, tensor: torch.Tensor) -> None:
-    """See that integers and flags are of the categories that there are: agents index by them."""
+    """Raise an error for integers and flags outside their categories, because agents index by them."""
     if field.kind == "continuous" or field.values or tensor.dtype == torch.bool or not len(tensor):
         return
     values = tensor.reshape(len(tensor), field.size).cpu().numpy()
@@ -114,7 +114,7 @@ def _check_values(field: Field, tensor: torch.Tensor) -> None:
 
 
 def _leaves(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What lies in nested mappings, by the innermost name."""
+    """The values in nested mappings, with their innermost name."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _leaves(value)

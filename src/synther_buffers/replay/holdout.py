@@ -1,8 +1,8 @@
 """Which real rows are held out: chosen once, in short runs that do not cross an episode's end, never trained on.
 
-A refresh judges its model on rows that no model has been trained on. As training goes on from one refresh to the next,
-a row once held out must stay so until the ring buffer overwrites it; and as neighbouring rows are nearly equal, rows
-are held out in runs of consecutive writes.
+A refresh evaluates its model on rows that no model has been trained on. Because training continues from one refresh to
+the next, a held-out row stays held out until the ring buffer overwrites it. Because neighbouring rows are nearly equal,
+rows are held out in runs of consecutive writes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Share of all rows ever written that is held out, and the largest share of the rows now in the buffer, which can be
-#: higher while runs of several streams begin at once.
+#: Share of all rows ever written that is held out, and the largest share of the rows now in the buffer; the latter can
+#: be higher while runs of several streams begin at once.
 _SHARE = 0.04
 _LARGEST_SHARE = 0.05
 _LONGEST_RUN = 50
@@ -22,11 +22,11 @@ _LONGEST_RUN = 50
 
 @dataclass(frozen=True)
 class RowOrder:
-    """When each real row was written, so that a row keeps its identity while a ring buffer moves.
+    """When each real row was written; identifies a row whatever its slot in the ring buffer.
 
     Attributes:
         write_index: ``[N]`` int64, counts the writes of the row's stream from 0; never reused.
-        stream: ``[N]`` int64, which environment wrote the row.
+        stream: ``[N]`` int64, the environment that wrote the row.
         episode_end: ``[N]`` bool, an episode ended with this row (terminated or truncated); all False if unknown.
     """
 
@@ -36,7 +36,7 @@ class RowOrder:
 
     @classmethod
     def appended(cls, num_rows: int) -> RowOrder:
-        """The order of rows that one stream wrote and nothing overwrote."""
+        """The order of rows that one stream wrote and that were not overwritten."""
         return cls(np.arange(num_rows), np.zeros(num_rows, np.int64), np.zeros(num_rows, np.bool_))
 
     @classmethod
@@ -45,7 +45,7 @@ class RowOrder:
 
         Args:
             episode_end: ``[slots, streams]``, of the slots that were written.
-            next_slot: where the next row will be written; in a full ring the oldest row lies there.
+            next_slot: where the next row will be written; in a full ring, the slot of the oldest row.
             num_written: slots ever written, overwritten ones included.
 
         Returns:
@@ -62,7 +62,7 @@ class RowOrder:
 
 @dataclass
 class _Stream:
-    """What is known of one stream: its held-out runs, and the run that the last row belongs to."""
+    """The state of one stream: its held-out runs, and the run of the last row."""
 
     next_write: int = 0
     run_start: int = 0
@@ -111,7 +111,7 @@ class HoldOut:
         return hold_out
 
     def mask(self, order: RowOrder) -> NDArray[np.bool_]:
-        """True for the held-out rows, ``[N]``; rows not seen before are decided now."""
+        """True for the held-out rows, ``[N]``; decides about rows not seen before."""
         if not self._run_length:
             self._run_length = int(np.clip(len(order.write_index) // 100, 1, _LONGEST_RUN))
         mask = np.zeros(len(order.write_index), np.bool_)
@@ -139,12 +139,12 @@ class HoldOut:
         return held
 
     def _decide(self, stream: _Stream, writes: NDArray[np.int64], episode_end: NDArray[np.bool_], room: int) -> int:
-        """Cut a stream's new rows into runs and hold out as many as keep the share and fit; the room that is left."""
+        """Divide a stream's new rows into runs, hold out as many as share and `room` allow; returns the room left."""
         new = np.flatnonzero(writes >= stream.next_write)
         if not len(new):
             return room
         if writes[new[0]] > stream.next_write:
-            # Rows were overwritten before anybody saw them: the run before them has ended.
+            # Rows were overwritten before they were seen here: the run before them has ended.
             stream.run_start, stream.run_held = int(writes[new[0]]), False
         start = new[0]
         while start < len(writes):

@@ -1,6 +1,6 @@
-"""Where the synthetic rows of a batch lie: spread so that every slice of the batch is a fair mix.
+"""The places of the synthetic rows in a batch: spread so that each slice of it has about the same share of them.
 
-Many clients take one large batch and cut it into minibatches. If the real rows came first, most of these would be all
+Many clients draw one large batch and split it into minibatches. If the real rows came first, most of these would be all
 real or all synthetic.
 """
 
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 #: Its multiples modulo 1 are spread evenly over the unit interval, for consecutive numbers and for every fixed stride,
-#: so that slices and `batch[i::n]` are fair mixes too (Knuth, The Art of Computer
-#: Programming, volume 3, section 6.4, theorem S).
+#: so that slices and `batch[i::n]` have about the same share of synthetic rows (Knuth, The Art of Computer Programming,
+#: volume 3, section 6.4, theorem S).
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
-#: From this size in bytes on, a field is gathered in memory that is kept between batches: getting it from the
-#: operating system for each batch takes longer than the copy.
+#: Fields of at least this size in bytes are gathered in memory that is kept between batches, because allocating it for
+#: each batch takes longer than the copy.
 _LARGE = 65_536
 _kept = threading.local()
 
@@ -29,16 +29,15 @@ _kept = threading.local()
 def is_synthetic_place(num_real: int, num_synthetic: int) -> NDArray[np.bool_]:
     """Which places of a batch hold synthetic rows.
 
-    Always the same for the same numbers: real and synthetic rows are drawn independently, so that a fixed arrangement
-    is as fair as a random one.
+    They are fixed for given numbers. Rows are drawn independently, so a random arrangement has no advantage.
 
     Args:
         num_real: real rows of the batch.
         num_synthetic: synthetic rows of the batch.
 
     Returns:
-        ``[num_real + num_synthetic]`` bool, read-only. Any 32 consecutive places of a large batch hold within two of
-        the number that the batch's share makes.
+        ``[num_real + num_synthetic]`` bool, read-only. In any 32 consecutive places of a large batch, the number of
+        synthetic rows differs by at most two from the batch's share of 32.
     """
     num_rows = num_real + num_synthetic
     mask = np.zeros(num_rows, np.bool_)
@@ -49,9 +48,9 @@ def is_synthetic_place(num_real: int, num_synthetic: int) -> NDArray[np.bool_]:
 
 @lru_cache(maxsize=256)
 def batch_order(num_real: int, num_synthetic: int) -> NDArray[np.int64]:
-    """Which row lies at each place of a batch, of its real rows followed by its synthetic ones.
+    """For each place of a batch, the index of its row among the real rows followed by the synthetic ones.
 
-    Real rows keep their order among themselves, and so do synthetic rows.
+    Real rows keep their order, and so do synthetic rows.
 
     Returns:
         ``[num_real + num_synthetic]`` int64, read-only: ``torch.cat((real, synthetic))[order]`` is the batch.
@@ -78,16 +77,16 @@ def gather(
 
     Args:
         real: the stored rows, ``[N, ...]``.
-        real_rows: which of them, ``[n]``; every one is in range.
+        real_rows: indices into `real`, ``[n]``, all in range.
         synthetic: the synthetic rows, ``[M, ...]`` of the same shape and dtype, or a single one, ``[1, ...]``, for all.
-        synthetic_rows: which of them, ``[m]``.
+        synthetic_rows: indices into `synthetic`, ``[m]``.
 
     Returns:
-        ``[n + m, ...]``, arranged as `batch_order` says.
+        ``[n + m, ...]``, in the order of `batch_order`.
     """
     num_real, num_synthetic = len(real_rows), len(synthetic_rows)
     both = _room((num_real + num_synthetic, *real.shape[1:]), real.dtype)
-    # NumPy takes half of torch's time here. mode="clip" avoids a buffered copy; every index is in range.
+    # NumPy takes half of torch's time here. mode="clip" avoids a buffered copy.
     real.take(real_rows, 0, both[:num_real], "clip")
     if len(synthetic) == 1:
         both[num_real:] = synthetic

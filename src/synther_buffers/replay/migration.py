@@ -1,4 +1,4 @@
-"""States and pickles of older versions in the present form."""
+"""Converts states and pickles of older versions to the current format."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ STATE_VERSION = 4
 
 
 def migrate_state(state: dict[str, Any]) -> dict[str, Any]:
-    """A replay's state, as `SyntheticReplay.state_dict` returns it now.
+    """A replay's state in the format that `SyntheticReplay.state_dict` returns.
 
     Raises:
-        ValueError: a version that this library does not know.
+        ValueError: an unknown version.
     """
     if state.get("version") != STATE_VERSION:
         raise ValueError(f"it has version {state.get('version')!r}; this library reads version {STATE_VERSION}")
@@ -23,7 +23,7 @@ def migrate_state(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def migrate_pickle(pickled: dict[str, Any]) -> dict[str, Any]:
-    """What `SyntheticReplay.__getstate__` returns now, from the attributes that version 3 pickled."""
+    """What `SyntheticReplay.__getstate__` returns, from it or from the attributes that version 3 pickled."""
     if "state" in pickled:
         return pickled
     given, usage = pickled["_upsampler_args"], pickled["_usage"]

@@ -1,4 +1,4 @@
-"""The options that every adapter takes: names, types, defaults, checks and meanings, once.
+"""The options that every adapter takes: names, types, defaults, checks and meanings.
 
 `SyntheticOptions` defines them. `SyntheticKeywords` repeats names and types, without the defaults, because type
 checkers and editors need a `TypedDict` to understand ``**options: Unpack[SyntheticKeywords]``; a test compares the two.
@@ -49,12 +49,12 @@ class SyntheticOptions:
         upsampler_device: where it trains; ``auto`` is CUDA where there is one.
         retrain_every: real transitions between refreshes (the paper: 10,000).
         start_after: real transitions before the first refresh; None for `retrain_every`.
-        num_synthetic: rows of the synthetic set; None lets it follow the real ones (ten times as many, at least 20,000
-            and at most what the upsampler's configuration says), or for a factory of your own means 100,000.
+        num_synthetic: rows of the synthetic set; None for ten times the number of real rows, at least 20,000 and at
+            most `num_synthetic` of the upsampler's configuration, or for 100,000 with a factory of your own.
         synthetic_fraction: share of each batch that is synthetic, from 0 to 1 (the paper: 0.5). At 0 nothing is
-            trained at all.
+            trained.
         seed: of everything random in the synthetic part; None for the seed that was last set in torch. The global
-            random streams are neither read nor moved.
+            random streams are neither read nor advanced.
         progress_bar: show one on terminals during refreshes.
         refresh_log: file to append a JSON line to at each refresh, or None.
 
@@ -76,7 +76,7 @@ class SyntheticOptions:
     def __post_init__(self) -> None:
         """Check every value and fill in the defaults that depend on others.
 
-        `num_synthetic` may stay None: its default belongs to the upsampler, which may be the user's own.
+        `num_synthetic` may stay None, because its default depends on the upsampler.
         """
         every = whole_number("retrain_every", self.retrain_every, 1)
         start = every if self.start_after is None else whole_number("start_after", self.start_after, 1)
@@ -91,7 +91,7 @@ class SyntheticOptions:
             "synthetic_fraction": fraction(
                 "synthetic_fraction", self.synthetic_fraction, "between 0 (all real) and 1 (all synthetic)"
             ),
-            # Reading the seed draws nothing.
+            # Reading torch's seed does not advance its stream.
             "seed": torch.initial_seed() if self.seed is None else whole_number("seed", self.seed, 0),
             "refresh_log": None if self.refresh_log is None else Path(self.refresh_log),
         }
@@ -101,7 +101,7 @@ class SyntheticOptions:
             object.__setattr__(self, name, value)
 
     def factory(self) -> UpsamplerFactory:
-        """What makes the upsampler, with its configuration resolved for the device."""
+        """The factory of the upsampler, with its configuration resolved for the device."""
         return resolve_factory(self.upsampler, resolve_device(self.upsampler_device))
 
 
@@ -121,7 +121,7 @@ def split_keywords(owner: str, keywords: Mapping[str, Any], framework: Iterable[
         ``(options, others)``, two dicts.
 
     Raises:
-        TypeError: a name that neither knows; with a suggestion if it looks like a misspelt one.
+        TypeError: an unknown name, with a suggestion if it looks misspelt.
     """
     known = {*OPTIONS, *framework}
     for name in keywords:
@@ -137,7 +137,7 @@ def split_keywords(owner: str, keywords: Mapping[str, Any], framework: Iterable[
 def lists_options(function: Callable[P, R]) -> Callable[P, R]:
     """Show the options by name and default in a signature that takes them as ``**keywords``.
 
-    Changes nothing of how the function is called; type checkers read the `TypedDict` instead.
+    The call itself is not changed; type checkers read the `TypedDict` instead.
     """
     shown = inspect.signature(function)
     *others, keywords = shown.parameters.values()

@@ -21,7 +21,7 @@ def finite_rows(rows: Transitions) -> NDArray[np.bool_]:
 
 
 def non_finite_columns(rows: Transitions) -> dict[str, int]:
-    """By the name of a field's columns, how many rows have NaN or infinity there; only where some have."""
+    """The number of rows with NaN or infinity, by field and columns; only fields that have some."""
     counts = {}
     for name, good in _finite_columns(rows):
         if bool(good.all()):
@@ -33,7 +33,7 @@ def non_finite_columns(rows: Transitions) -> dict[str, int]:
 
 
 def reaches_held_out(held: NDArray[np.bool_], order: RowOrder, max_steps: int) -> NDArray[np.bool_]:
-    """True for held-out rows, and for rows of up to `max_steps` steps whose end reaches into them, ``[N]``."""
+    """True for held-out rows, and for rows of up to `max_steps` steps that reach into them, ``[N]``."""
     key = order.stream.astype(np.int64) * 2**40 + order.write_index
     reaches = held.copy()
     for steps in range(1, max_steps):
@@ -42,7 +42,7 @@ def reaches_held_out(held: NDArray[np.bool_], order: RowOrder, max_steps: int) -
 
 
 def _finite_columns(rows: Transitions) -> Iterator[tuple[str, torch.Tensor]]:
-    """Of each field of floats, its name and which elements are finite, ``[N, size]``."""
+    """For each field of floats, its name and which elements are finite, ``[N, size]``."""
     for name, tensor in rows.flat().items():
         if tensor.is_floating_point():
             yield name, torch.isfinite(tensor.reshape(len(rows), -1))

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class SavedReplay:
-    """What of `SyntheticReplay` outlives a process. The attributes are explained there."""
+    """The part of `SyntheticReplay` that saves and loads it. The attributes are explained there."""
 
     options: SyntheticOptions
     spec: TransitionSpec | None
@@ -66,14 +66,14 @@ class SavedReplay:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned.
+        """Restore what `state_dict` returned.
 
-        What cannot be read, because it is damaged or of a version that is not known, costs the model and the synthetic
-        set: a warning says so, and the next batch trains anew.
+        If it cannot be read, because it is damaged or of an unknown version, a warning says so; the model and the
+        synthetic set are lost, and the next refresh trains from scratch.
         """
         try:
             self._restore(migrate_state(state))
-        except Exception as error:  # of a damaged state anything, and of a user's own upsampler
+        except Exception as error:  # a damaged state or a user's own upsampler can raise any error
             logger.warning(
                 "The saved synthetic rows and their model cannot be read (%s). The real rows are all there; the next "
                 "refresh trains anew.",
@@ -118,7 +118,7 @@ class SavedReplay:
         self._num_batches, self._warned = state["num_batches"], set(state["warned"])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Options, and `state_dict`: a pickle loads on a machine without this one's devices."""
+        """Options and `state_dict`, so that a pickle loads on a machine without this one's devices."""
         return {
             "options": self.options,
             "spec": self.spec,
@@ -146,7 +146,7 @@ class SavedReplay:
 
 
 def _shape(config: UpsamplerConfig) -> tuple[Any, ...]:
-    """What a model's weights depend on; with other settings of training and sampling they are of use all the same."""
+    """The settings that a model's weights depend on; those of training and sampling may differ."""
     return config.network, config.sigma_data, codec_options(config)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass
 class RefreshSchedule:
-    """Counts real transitions and says when there are enough new ones.
+    """Counts real transitions and decides when a refresh is due.
 
     Attributes:
         retrain_every: real transitions between refreshes.
@@ -27,7 +27,7 @@ class RefreshSchedule:
 
     @property
     def due(self) -> bool:
-        """Whether enough transitions came in; several missed dates make one refresh."""
+        """Whether enough transitions were written; several missed refreshes become one."""
         return self.num_observed >= self.next_refresh
 
     def attempted(self) -> None:

@@ -1,4 +1,4 @@
-"""The synthetic rows in service, and drawing from them."""
+"""The current synthetic rows, and drawing from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class SyntheticSet:
     """Rows on a device, drawn uniformly with replacement by their own generator.
 
     Args:
-        device: where the rows live.
+        device: of the rows.
         seed: of the draws.
 
     Attributes:
@@ -48,7 +48,7 @@ class SyntheticSet:
         """Move the rows to another device."""
         if device == self.device:
             return
-        # A generator cannot move: the new one is seeded by a draw of the old one.
+        # A generator cannot move to another device: the new one is seeded by a draw of the old one.
         seed = int(torch.randint(2**62, (), generator=self._generator, device=self.device))
         rows = None if self.rows is None else self.rows.to(device)
         self.device, self._generator, self.rows = device, torch.Generator(device).manual_seed(seed), rows
@@ -62,7 +62,7 @@ class SyntheticSet:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned. On another kind of device the draws go on from a new seed."""
+        """Restore what `state_dict` returned. On another type of device, later draws have a new seed."""
         rows = None if state["rows"] is None else Transitions.from_flat(state["rows"]).to(self.device)
         if state["drawn_on"] == self.device.type:
             self._generator.set_state(state["generator"])

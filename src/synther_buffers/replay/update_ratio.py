@@ -1,8 +1,8 @@
-"""How many gradient steps an algorithm takes for each real transition, as far as a buffer can see it."""
+"""How many gradient steps an algorithm takes for each real transition, estimated from the batches it draws."""
 
 from __future__ import annotations
 
-#: Rows of a usual batch. A larger one may be cut for several updates (sbx), and counts as several.
+#: Rows of a usual batch. A larger one may be split for several updates (sbx) and counts as several.
 _USUAL_BATCH = 256
 
 
@@ -18,14 +18,14 @@ class UpdateRatio:
         self._since = 0
 
     def count(self, batch_size: int, num_observed: int) -> None:
-        """A batch is drawn when so many real transitions have been written."""
+        """Count a batch, drawn after `num_observed` real transitions were written."""
         if self.num_batches == 0:
-            self._since = num_observed  # rows from before the first batch, random ones as a rule, train nothing
+            self._since = num_observed  # earlier rows, usually of random actions, come without gradient steps
         self.num_batches += 1
         self.num_rows += batch_size
 
     def measure(self, num_observed: int, min_transitions: int) -> float | None:
-        """The ratio, and counting starts anew; None, and counting goes on, for fewer than `min_transitions`."""
+        """The ratio, after which counting restarts; None, and counting continues, below `min_transitions`."""
         written = num_observed - self._since
         if self.num_batches == 0 or written < min_transitions:
             return None

@@ -16,9 +16,9 @@ from .structure import Structure
 from .transitions import Transitions, TransitionSpec
 from .values import ColumnStatistics, Thresholds
 
-#: Larger values have squares that float64 does not hold.
+#: The squares of larger values overflow float64.
 _LARGEST = 1e150
-#: Elements of the matrix that are measured at most for thresholds, in float64.
+#: Thresholds are measured on at most this many elements of the matrix, in float64.
 _THRESHOLD_ELEMENTS = 2**25
 
 
@@ -26,13 +26,12 @@ _THRESHOLD_ELEMENTS = 2**25
 class Codec:
     """Encodes transitions of a spec as float32 rows ``[N, D]`` and decodes such rows into legal transitions.
 
-    Make it with `fit` or `from_state_dict`. Nothing in it changes once it is made.
+    Make it with `fit` or `from_state_dict`; it is immutable.
 
     Attributes:
         layout: which columns the matrix has.
         normalizer: how they are normalised; fixed, with the layout, when training starts from scratch.
-        statistics: what values of each continuous and binary field are legal, by name; they follow the data at every
-            fit.
+        statistics: which values of each continuous and binary field are legal, by name; measured again at every fit.
     """
 
     layout: Layout
@@ -60,7 +59,7 @@ class Codec:
                 because its normalised noise is small against the step, not against the range of the observation.
             normalize_reward: z-score the reward as any other column (Gym); if False leave it as it is (DMC).
             model_terminals: have a column for `terminated` (Gym); if False no synthetic row is terminal (DMC).
-            normalizer: the one to keep for a warm start; None measures it on these rows.
+            normalizer: the previous one, for a warm start; None measures it on these rows.
 
         Raises:
             ValueError: values that are not finite or beyond 1e150, or a category that the spec does not have.
@@ -94,15 +93,15 @@ class Codec:
 
     @property
     def clusters(self) -> list[str]:
-        """Names of elements whose values have very different scales, which one column of the matrix confuses."""
+        """Names of elements with values of very different scales, which one column of the matrix represents badly."""
         names = {field.name: field.elements for field in self.spec.fields}
         return [names[name][element] for name, element in self.normalizer.structure.clusters]
 
     def drift(self, transitions: Transitions) -> float:
-        """How far these rows have moved from the normalizer: 0 not at all; beyond 1 a warm start should not follow.
+        """How far these rows differ from those that the normalizer was measured on.
 
-        Infinite where columns would have another meaning: a constant one varies, there is a new point mass, a group is
-        no longer one-hot.
+        0: not at all; above 1: training should start from scratch. Infinite if columns would get another meaning: a
+        constant one varies, there is a new point mass, or a group is no longer one-hot.
         """
         if self.normalizer.structure.is_broken_by(self.spec, transitions):
             return math.inf
@@ -126,7 +125,7 @@ class Codec:
     def thresholds(self, matrix: Tensor) -> Thresholds:
         """Thresholds that give generated rows ``[n, D]`` the data's rates of ones, few values, limits, point masses.
 
-        Of very many rows the first ones are measured, so that memory is bounded.
+        They are measured on a limited number of the first rows, which bounds memory.
         """
         thresholds = Thresholds()
         self._decoded(matrix[: max(_THRESHOLD_ELEMENTS // self.dim, 1)], thresholds, measure=True)
@@ -135,7 +134,7 @@ class Codec:
     def decode(self, matrix: Tensor, out: Transitions, thresholds: Thresholds) -> None:
         """Write the rows of a float32 matrix ``[n, D]`` into `out`, n rows of this spec, as legal transitions.
 
-        `terminated` comes out False: the upsampler draws it from the whole decoded row.
+        `terminated` is set to False: the upsampler draws it from the whole decoded row.
         """
         for start in range(0, len(matrix), self.layout.chunk_rows):
             decoded = self._decoded(matrix[start : start + self.layout.chunk_rows], thresholds)
@@ -146,7 +145,7 @@ class Codec:
                     target.copy_(decoded[name].reshape(target.shape))
 
     def _decoded(self, matrix: Tensor, thresholds: Thresholds, *, measure: bool = False) -> dict[str, Tensor]:
-        """Values by field, ``[n, size]``; `measure` measures the thresholds on these rows first."""
+        """Values by field, ``[n, size]``; with `measure`, the thresholds are first measured on these rows."""
         decoded: dict[str, Tensor] = {}
         filled: dict[str, Tensor] = {}
         for block in self.layout.blocks:
@@ -158,7 +157,7 @@ class Codec:
                 decoded[field.name] = from_one_hot(field, value)
                 continue
             if block.changes is not None:
-                # The observation as decoded, so that s' - s is what the model meant.
+                # The observation as decoded, so that s' - s is the change that the model generated.
                 base = filled[block.previous].to(value)
                 value = torch.where(block.changes.to(value.device), value + base, value)
             indicators = {element: matrix[:, columns] for element, columns in block.indicators.items()}
@@ -188,7 +187,7 @@ class Codec:
         normalize_reward: bool = True,
         model_terminals: bool = True,
     ) -> Codec:
-        """The codec that `state_dict` describes; also that of version 3, which had other names.
+        """The codec that `state_dict` returned; also reads version 3, which has other names.
 
         The other arguments are those of `fit`.
         """

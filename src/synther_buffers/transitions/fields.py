@@ -1,4 +1,4 @@
-"""One tensor of a transition: its description, from a space or from what its values look like."""
+"""The description of one tensor of a transition, from a space or from the tensor's values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 #: Separates the keys of nested observations in a field's name: ``observation.arm.position``.
 SEPARATOR = "."
-#: Where no space tells, integers that range over at most this many values are categories.
+#: Without a space, integers that range over at most this many values are categories.
 MAX_CATEGORIES = 1_024
 #: A field of two or more dimensions with more elements is an image.
 MAX_ELEMENTS = 2_048
@@ -28,7 +28,7 @@ class Field:
         name: its name in `Transitions.flat`.
         kind: ``continuous`` (a Box, also of integers), ``binary`` (0 or 1) or ``categorical``.
         shape: shape of one row, ``()`` for a scalar.
-        dtype: NumPy's name of the dtype of a real row; synthetic rows get the same.
+        dtype: NumPy's name of the dtype of real and synthetic rows.
         low, high: bounds per element in row-major order, infinite where there are none (continuous).
         num_categories, start: number of categories and the smallest one, per element (categorical).
         values: the float value that each category stands for, instead of an integer (n-step discounts).
@@ -51,7 +51,7 @@ class Field:
 
     @property
     def width(self) -> int:
-        """Number of columns that a model has for it: one per element, or one per category."""
+        """Number of columns in the model: one per element, or one per category."""
         return sum(self.num_categories) if self.kind == "categorical" else self.size
 
     @property
@@ -65,7 +65,7 @@ class Field:
 
 
 def infer_field(name: str, tensors: list[Tensor], known: Field | None) -> Field:
-    """The field that tensors ``[N, *shape]`` of one dtype look like, together with what is known of it."""
+    """The field of tensors ``[N, *shape]`` of one dtype; `known` is the field of earlier rows."""
     dtype, shape = tensors[0].dtype, tuple(tensors[0].shape[1:])
     kind, dtype_name, size = name.split(SEPARATOR)[0], str(dtype).removeprefix("torch."), math.prod(shape)
     if dtype.is_complex:

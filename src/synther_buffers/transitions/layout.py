@@ -13,9 +13,9 @@ from .fields import Field
 from .structure import PointMass, Structure
 from .transitions import Transitions, TransitionSpec
 
-#: Elements of the matrix in memory at a time in float64, when it is made and when it is decoded.
+#: Elements of the matrix that are in memory in float64 at a time, in encoding and decoding.
 CHUNK_ELEMENTS = 2**22
-#: Two roundings of a float and one of their difference, in units of the larger float's precision.
+#: Bound on the rounding of two floats and of their difference, in units of the larger float's precision.
 _ROUNDING = 4.0
 
 
@@ -41,13 +41,13 @@ class Block:
 
     @property
     def previous(self) -> str:
-        """The observation's field that belongs to a field of the next observation."""
+        """Name of the observation's field that corresponds to this field of the next observation."""
         return self.field.name.removeprefix("next_")
 
     def fill(self, value: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """Values ``[n, size]`` with the point masses filled, as a copy, and which of them each row has.
+        """A copy of values ``[n, size]`` with the point masses filled, and which of them each row has.
 
-        The second is element -> ``[n, k]`` bool, one column for each point mass.
+        The latter is element -> ``[n, k]`` bool, one column for each point mass.
         """
         value, masks = value.clone(), {}
         for element, masses in self.masses.items():
@@ -72,7 +72,7 @@ class Layout:
 
     @cached_property
     def blocks(self) -> list[Block]:
-        """The fields that the matrix has, in the order of the spec."""
+        """One block for each field in the matrix, in the order of the spec."""
         fields = [field for field in self.spec.fields if field.name != "terminated" or self.model_terminals]
         blocks, start, indicator = [], 0, sum(field.width for field in fields)
         for field in fields:
@@ -100,12 +100,12 @@ class Layout:
 
     @property
     def chunk_rows(self) -> int:
-        """Rows of the matrix in memory at a time in float64."""
+        """Rows of the matrix that are in memory in float64 at a time."""
         return max(CHUNK_ELEMENTS // self.dim, 1)
 
     @property
     def fixed(self) -> Tensor:
-        """Columns of fixed scale, ``[D]`` bool: flags, categories, indicators, and the reward on request."""
+        """Columns of fixed scale, ``[D]`` bool: flags, categories, indicators, and a reward that is not normalised."""
         out = torch.zeros(self.dim, dtype=torch.bool, device="cpu")
         for block in self.blocks:
             if block.field.kind != "continuous" or (block.field.name == "reward" and not self.normalize_reward):
@@ -116,9 +116,9 @@ class Layout:
         return out
 
     def rounding(self, transitions: Transitions) -> Tensor:
-        """Standard deviation ``[D]`` up to which a column only varies by rounding.
+        """Standard deviation ``[D]`` up to which a column varies by rounding only.
 
-        The difference of two floats is never exactly constant: the step of a clock varies by the clock's precision.
+        The difference of two floats is not exactly constant: the step of a clock varies by the rounding of its time.
         """
         out = torch.zeros(self.dim, dtype=torch.float64, device="cpu")
         columns, blocks = transitions.flat(), {block.field.name: block for block in self.blocks}

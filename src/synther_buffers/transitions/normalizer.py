@@ -1,4 +1,4 @@
-"""How the columns of the matrix are normalised, and how far data have moved from that."""
+"""How the columns of the matrix are normalised, and how far new data differ from that."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 
 from .structure import Structure
 
-#: A normalised column with values beyond this is heavy-tailed: asinh compresses it to values within it.
+#: A normalised column with values beyond this is heavy-tailed: asinh compresses it into this range.
 HEAVY_TAIL = 8.0
 
 
 @dataclass(frozen=True)
 class Normalizer:
-    """``x = f((raw - mean) / scale) / spread``: ``[D]`` each, on the CPU, float64 but for `heavy`.
+    """``x = f((raw - mean) / scale) / spread``: ``[D]`` each, on the CPU, float64 except `heavy`.
 
     ``f`` is asinh in heavy-tailed columns and the identity elsewhere. `spread` brings the compressed columns back to
     unit variance, or to less where a few rare values would lie beyond `HEAVY_TAIL`. Constant columns have scale 0 and
     are 0 in the matrix. Columns of fixed scale have mean 0, scale 1 and no compression.
 
-    The weights of a denoiser only have a meaning under one normalizer, so it is measured when training starts from
-    scratch and kept as long as training continues. So is the `structure`, which says what the columns are.
+    The weights of a denoiser are valid only for one normalizer, so it is measured when training starts from scratch and
+    kept as long as training continues; so is the `structure`, which determines the columns.
     """
 
     mean: Tensor
@@ -38,13 +38,13 @@ class Normalizer:
     def measure(
         cls, chunks: Callable[[], Iterator[Tensor]], fixed: Tensor, rounding: Tensor, structure: Structure
     ) -> Normalizer:
-        """Take the normalisation from data, in float64.
+        """Measure the normalisation on data, in float64.
 
         Args:
-            chunks: each call goes through the raw rows again, ``[n, D]`` float64 on the CPU at a time.
+            chunks: each call iterates over the raw rows, ``[n, D]`` float64 on the CPU at a time.
             fixed: columns whose scale is fixed, ``[D]`` bool.
-            rounding: standard deviation up to which a column only varies by rounding, ``[D]``: it counts as constant.
-            structure: what the columns are.
+            rounding: standard deviation, ``[D]``, up to which a column varies by rounding only and counts as constant.
+            structure: of the data.
         """
         count, total, low, high = 0, torch.zeros_like(rounding), torch.full_like(rounding, math.inf), None
         for raw in chunks():
@@ -54,7 +54,7 @@ class Normalizer:
             high = raw.amax(0) if high is None else torch.maximum(high, raw.amax(0))
         assert high is not None
         mean = total / count
-        extent = _nonzero(high - low)  # squares of what is divided by it neither overflow nor vanish
+        extent = _nonzero(high - low)  # dividing by it keeps squares from overflow and underflow
         squares = torch.zeros_like(mean)
         for raw in chunks():
             squares += ((raw - mean) / extent).square().sum(0)
@@ -67,8 +67,8 @@ class Normalizer:
         heavy = (extreme > HEAVY_TAIL) & ~fixed & (scale > 0)
         spread = torch.ones_like(mean)
         if bool(heavy.any()):
-            # The compressed column is not centred exactly; its root mean square is what should be 1. One flag in
-            # 50,000 rows would still lie 220 of them out.
+            # The compressed column is not centred exactly, so its root mean square is scaled to 1. A flag that is set
+            # in one of 50,000 rows would still lie at 220 times that; the maximum below prevents this.
             moment = torch.zeros_like(mean)
             for raw in chunks():
                 moment += torch.asinh((raw - mean) / _nonzero(scale)).square().sum(0)
@@ -89,21 +89,21 @@ class Normalizer:
         )
         value = x.double() * spread
         if bool(self.heavy[columns].any()):
-            # Generated values may lie far out: sinh of a large one would overflow before the range clips it.
+            # Generated values may be very large: their sinh would overflow before it is clipped to the range.
             value = torch.where(heavy, torch.sinh(value.clamp(-40.0, 40.0)), value)
         return value * scale + mean
 
     def drift(self, chunks: Callable[[], Iterator[Tensor]], fixed: Tensor, rounding: Tensor) -> float:
-        """How far data have moved: 0 not at all, 1 about as far as a warm start should follow.
+        """How far new data differ: 0 not at all; above 1, training should start from scratch.
 
-        The largest over columns of the mean's shift in standard deviations, and of the log-ratios to base 3 of the
-        scales and of the largest normalised value to `HEAVY_TAIL`, which a new normalizer would compress. Infinite
-        where a column that was constant now varies.
+        It is the largest of these values over all columns: the shift of the mean in standard deviations; the log-ratio
+        (to base 3) of the scales; and that of the largest normalised value to `HEAVY_TAIL`, beyond which a new
+        normalizer would compress. Infinite if a column that was constant now varies.
 
         Args:
-            chunks: the data of today, as in `measure`.
+            chunks: the new data, as in `measure`.
             fixed: as in `measure`.
-            rounding: as in `measure`, of the data of today; means that differ by less are the same.
+            rounding: as in `measure`, of the new data; means that differ by less count as equal.
         """
         now = Normalizer.measure(chunks, fixed, rounding, self.structure)
         constant = self.scale == 0
@@ -125,11 +125,11 @@ class Normalizer:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Normalizer:
-        """The normalizer that `state_dict` describes; without a structure that of version 3."""
+        """The normalizer that `state_dict` returned; version 3 has no structure."""
         structure = Structure.from_state_dict(state["structure"]) if "structure" in state else Structure()
         return cls(**{**state, "structure": structure})
 
 
 def _nonzero(divisor: Tensor) -> Tensor:
-    """1 in place of each 0."""
+    """The divisor with each 0 replaced by 1."""
     return torch.where(divisor == 0, 1.0, divisor)

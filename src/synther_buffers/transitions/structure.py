@@ -13,35 +13,36 @@ from torch import Tensor
 from .fields import Field
 from .transitions import Transitions, TransitionSpec
 
-#: A float column with at most this many distinct values gets exactly those values back.
+#: A float column with at most this many distinct values is decoded to exactly these values.
 FEW_VALUES = 16
-#: A value is a point mass if it is at least this share of the rows, in at least so many of them, and as many times as
-#: frequent as the column's other values. Among the other values it must be a larger share: there it does less harm.
+#: A value is a point mass if at least this share of the rows, and at least this many rows, have it, and if its
+#: frequency is this many times the median frequency of the column's values. If it lies among the other values it does
+#: less harm, and must have the larger share.
 MASS_SHARE, MASS_ROWS, MASS_FREQUENCY, MASS_SHARE_AMONG_OTHERS = 0.001, 8, 10, 0.02
-#: More frequent values than this are no point masses in a continuous column, but a column of discrete values.
+#: A column with more frequent values than this is treated as discrete, not as continuous with point masses.
 MAX_MASSES = 4
-#: A frequent value at the end of a column is a limit (clipped velocities, saturated actions) unless it lies at least
-#: this share of the central nine tenths' range away from the others.
+#: A frequent value at the end of a column is a limit (clipped velocities, saturated actions) unless its distance to the
+#: other values is at least this share of their central range (from the 5 % to the 95 % quantile).
 _LIMIT_GAP = 0.1
-#: A new point mass this many times that range away from the others changes the column's scale.
+#: A new point mass at this many central ranges from the other values changes the column's scale.
 _DRIFT_GAP = 1.0
-#: Two groups of values further apart than this many ranges of the larger one have different scales.
+#: Two groups of values have different scales if they are further apart than this many central ranges of the larger one.
 _CLUSTER_GAP = 20.0
-#: Rows that are looked at to find candidates; all rows decide.
+#: Size of the sample in which candidates are searched; they are checked on all rows.
 _SAMPLE_ROWS = 16_384
-#: With fewer rows a group that is one-hot may be chance.
+#: With fewer rows, columns may be one-hot by chance.
 _GROUP_ROWS = 32
 
 
 @dataclass(frozen=True)
 class PointMass:
-    """A value that occurs far more often than a continuous column's could: 999 for "no return", a crash penalty.
+    """A value that occurs far more often than the others of a continuous column: 999 for "no return", a crash penalty.
 
     Attributes:
         field: name of the field.
-        element: place in the field's row, in row-major order.
+        element: index in the field's row, in row-major order.
         value: the frequent value.
-        fill: mean of the other values; it stands in the continuous column where the point mass is.
+        fill: mean of the other values; it replaces the point mass in the continuous column.
     """
 
     field: str
@@ -52,14 +53,16 @@ class PointMass:
 
 @dataclass(frozen=True)
 class Structure:
-    """Which columns the matrix has beyond those that the spec gives; fixed when training starts from scratch.
+    """Structure that the spec does not describe; fixed when training starts from scratch.
+
+    Observation and next observation have the same point masses and one-hot groups.
 
     Attributes:
-        masses: point masses; each has an indicator column. An observation's are those of the next observation too.
-        one_hot: groups ``(field, elements)`` of a continuous field that are one-hot in every row; they are modelled as
-            one categorical element. An observation's are those of the next observation too.
-        clusters: elements ``(field, element)`` whose values lie in groups of very different scales that are no point
-            masses. They are modelled as one column, badly.
+        masses: point masses; each has an indicator column.
+        one_hot: groups ``(field, elements)`` of a continuous field that are one-hot in every row; each is modelled as
+            one categorical element.
+        clusters: elements ``(field, element)`` whose values lie in groups of very different scales that are not point
+            masses. Each is modelled as one column, with low accuracy.
     """
 
     masses: tuple[PointMass, ...] = ()
@@ -73,7 +76,7 @@ class Structure:
         Args:
             spec: the fields.
             transitions: at least one finite row.
-            strict: only find point masses twice as frequent as necessary, and far from the other values.
+            strict: find only point masses that have twice the required share and are far from the other values.
         """
         columns = transitions.flat()
         masses: list[PointMass] = []
@@ -101,8 +104,8 @@ class Structure:
     def is_broken_by(self, spec: TransitionSpec, transitions: Transitions) -> bool:
         """Whether these rows have a new point mass far from the other values, or break a one-hot group.
 
-        One among the other values is no reason to start from scratch: contact forces, which are mostly 0, have too few
-        other values at first to tell, each column until another refresh.
+        A new point mass among the other values does not count: columns of contact forces, which are mostly 0, have too
+        few other values at first and would each trigger a training from scratch at a different refresh.
         """
         columns = transitions.flat()
         for name, elements in self.one_hot:
@@ -144,7 +147,7 @@ class Structure:
 
 
 def _sample(parts: list[Tensor]) -> Tensor:
-    """Some rows of all parts, ``[m, size]`` float64 on the CPU, the same ones for the same rows."""
+    """Some rows of all parts at a fixed stride, ``[m, size]`` float64 on the CPU."""
     stride = max(math.ceil(len(parts) * len(parts[0]) / _SAMPLE_ROWS), 1)
     return torch.cat([part[::stride].cpu().double() for part in parts])
 
@@ -154,7 +157,7 @@ def _is_one_hot(value: Tensor) -> Tensor:
 
 
 def _one_hot_groups(parts: list[Tensor]) -> list[tuple[int, ...]]:
-    """Groups of columns, consecutive but for constant ones between them, that are one-hot in every row."""
+    """Groups of columns that are one-hot in every row, consecutive except for constant columns between them."""
     sample = _sample(parts)
     if len(sample) < _GROUP_ROWS:
         return []
@@ -194,7 +197,7 @@ def _frequent_values(
         return masses, clusters
     skipped = set(skipped)
     ordered = sample.sort(0).values
-    # Equal neighbours at a distance: only these columns have a value as often as needed.
+    # Sorted values that are equal `need` rows apart: only these columns have a value that is frequent enough.
     repeated = (ordered[need - 1 :] == ordered[: count - need + 1]).any(0).tolist()
     for element in range(ordered.shape[1]):
         if element in skipped:
@@ -225,12 +228,12 @@ def _frequent_values(
 
 
 def _without(column: Tensor, values: list[float]) -> Tensor:
-    """The rows of a float64 column on the CPU that have none of the values."""
+    """The rows of a float64 CPU column without these values."""
     return column[~torch.isin(column, torch.tensor(values, dtype=torch.float64, device="cpu"))]
 
 
 def _central_range(ordered: Tensor) -> float:
-    """Range of the central nine tenths of sorted values."""
+    """Distance from the 5 % to the 95 % quantile of sorted values."""
     last = len(ordered) - 1
     return float(ordered[round(0.95 * last)] - ordered[round(0.05 * last)])
 

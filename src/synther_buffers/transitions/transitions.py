@@ -15,7 +15,7 @@ from .fields import MAX_CATEGORIES, SEPARATOR, Field, infer_field, space_fields
 
 Observation = Tensor | dict[str, "Observation"]
 
-#: The matrix that the upsampler learns may have so many columns.
+#: Largest number of columns of the matrix that the upsampler learns.
 MAX_COLUMNS = 4_096
 
 
@@ -95,7 +95,7 @@ def _flatten(name: str, value: Observation) -> Iterator[tuple[str, Tensor]]:
 class TransitionSpec:
     """The fields of a transition, with their shapes, dtypes and bounds.
 
-    Build it with `from_spaces`, or with `infer` where no spaces are at hand; it is plain data, can be compared, pickled
+    Build it with `from_spaces`, or with `infer` if there are no spaces. It is plain data that can be compared, pickled
     and written as JSON.
     """
 
@@ -118,7 +118,7 @@ class TransitionSpec:
         Args:
             observation_space: Box of any shape, Discrete, MultiDiscrete, MultiBinary, or a Dict of these.
             action_space: the same, without Dict.
-            action_bounds: bounds of a Box action as the framework stores it, where they differ from the space's.
+            action_bounds: bounds of a Box action as the framework stores it, if they differ from the space's.
             discounts: gamma ** k for each k that an n-step row can have; empty for one-step rows.
 
         Raises:
@@ -137,21 +137,21 @@ class TransitionSpec:
 
     @classmethod
     def infer(cls, transitions: Transitions, known: TransitionSpec | None = None) -> TransitionSpec:
-        """Describe transitions by what they look like.
+        """Describe transitions by their dtypes and values.
 
         Floats are continuous without bounds (generated values stay in the range of the data in any case) and booleans
-        binary. Integers are categories from 0, or from the smallest value if that is negative, to the largest one:
-        those of an action, and single ones; elsewhere, and where they range over more than 1,024 values, they are
-        continuous and rounded.
+        binary. The integers of an action, and of any field with a single element, are categories from 0, or from the
+        smallest value if that is negative, to the largest one. Other integers, and those that range over more than
+        1,024 values, are continuous and rounded.
 
         Args:
             transitions: at least one row.
-            known: what earlier rows looked like; categories that these rows do not show are kept.
+            known: the spec of earlier rows; its categories are kept even if these rows do not have them.
 
         Raises:
             ValueError: no rows, an image observation (uint8 of rank 3, or rank 2 or more with over 2,048 elements), or
                 over 4,096 columns in all.
-            TypeError: a dtype that is no number.
+            TypeError: a dtype that is not numeric.
         """
         if len(transitions) == 0:
             raise ValueError("transitions has no rows; at least one is needed to see what they are like.")

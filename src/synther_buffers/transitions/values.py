@@ -1,8 +1,8 @@
-"""What legal values of a field look like, and the thresholds that restore them in generated rows.
+"""Which values of a field are legal, and the thresholds that restore them in generated rows.
 
-A model smears what is exact in the data: flags, few values, limits, point masses. Ranking the generated rows by the
-model's answer and cutting at the data's rate keeps both the rate and the order. A threshold halfway between two values
-would starve the rarer one, because a model that is unsure answers with the mean.
+A model blurs values that are exact in the data: flags, few values, limits, point masses. The generated rows are ranked
+by the model's output and the threshold is set at the data's rate, which keeps both the rate and the order. A threshold
+halfway between two values would make the rarer one too rare, because an uncertain model returns the mean.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import Tensor
 from .layout import Block
 from .structure import FEW_VALUES
 
-#: A continuous column whose smallest or largest value is at least this share of the rows, and in at least so many of
-#: them, has that value by a limit (clipped velocities, saturated actions), and gets it back exactly as often.
+#: The smallest or largest value of a continuous column is a limit (clipped velocities, saturated actions) if at least
+#: this share of the rows, and at least this many rows, have it. Decoding restores it exactly, at the same rate.
 LIMIT_SHARE, LIMIT_ROWS = 0.002, 8
-#: So many neighbouring columns of equal norm in all rows (unit quaternions, sine and cosine) get it back.
+#: Sizes of groups of neighbouring columns whose constant norm (unit quaternions, sine and cosine) is restored.
 NORM_WIDTHS = range(2, 9)
-#: The norm may vary by this share of itself: what float32 makes of a vector that was normalised.
+#: The norm may vary by this share of itself, the rounding of a vector that was normalised in float32.
 _NORM_TOLERANCE = 1e-5
-#: An indicator beyond this is sure: there the rate is the model's. A cut among rows that are all sure of the same would
-#: pick some of them at random.
+#: The threshold of an indicator never lies beyond this. If the indicators of all rows do, a threshold at the data's
+#: rate would pick some rows at random.
 _SURE = 0.9
-#: With fewer rows norms may be equal by chance, and this many rows show most columns to have none.
+#: With fewer rows, norms may be equal by chance; and rows that are enough to rule out most columns.
 _NORM_ROWS, _FIRST_NORM_ROWS = 32, 256
 
 
@@ -37,12 +37,12 @@ class Thresholds:
     """Thresholds of decoding, on the CPU.
 
     Attributes:
-        binary: of a field, ``[size]``: above it is a one.
-        few_valued: of a field's few-valued columns by element, ascending: between them lie the values.
+        binary: of a field, ``[size]``: values above it decode to one.
+        few_valued: of a field's few-valued columns by element, ascending: the boundaries between the values.
         limits: of a continuous field, the values up to which a row is at the lower limit and above which it is at the
             upper one, ``[size]`` each.
         masses: of a field's point masses by element, ``[k]``: an indicator above it means that the row has the point
-            mass, if it has none of those before it.
+            mass, if it has no earlier one of the element.
     """
 
     binary: dict[str, Tensor] = field(default_factory=dict)
@@ -56,13 +56,13 @@ class Thresholds:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Thresholds:
-        """The thresholds that `state_dict` describes; version 3 had none of point masses."""
+        """The thresholds that `state_dict` returned; version 3 has none for point masses."""
         return cls(**state)
 
 
 @dataclass(frozen=True)
 class ColumnStatistics:
-    """What the values of one field look like in the data; tensors on the CPU, float64.
+    """The values of one field in the data; tensors on the CPU, float64.
 
     Attributes:
         low, high: observed range per element, ``[size]``, within the bounds of an action, without point masses.
@@ -71,7 +71,7 @@ class ColumnStatistics:
             masses.
         limits: share of rows at `low` and at `high` per element, ``[2, size]``, 0 where that is no limit (continuous);
             of the rows without a point mass.
-        masses: element -> ``[k]``, share of each point mass among the rows that have none of those before it.
+        masses: element -> ``[k]``, share of each point mass among the rows that have no earlier one.
         norms: groups ``(first, stop, norm)`` of neighbouring elements whose Euclidean norm is the same in all rows.
     """
 
@@ -88,7 +88,7 @@ class ColumnStatistics:
         """Statistics of a binary or continuous field, ``[N, *shape]``."""
         value = tensor.reshape(len(tensor), -1)
         if not value.is_floating_point():
-            value = value.double()  # torch cannot reduce or sort some integers, uint16 for one
+            value = value.double()  # torch cannot reduce or sort some integer types, such as uint16
         rate = value.sum(0, dtype=torch.float64).cpu() / len(value)
         rests: dict[int, Tensor] = {}
         masses: dict[int, Tensor] = {}
@@ -99,7 +99,7 @@ class ColumnStatistics:
                 shares.append(1.0 - len(others) / max(len(rest), 1))
                 rest = others
             masses[element] = torch.tensor(shares, dtype=torch.float64, device="cpu")
-            # A column of nothing but point masses still needs a range.
+            # A column that holds only point masses still needs a range.
             rests[element] = rest if len(rest) else torch.full_like(value[:1, element], values[0].fill)
         low, high = value.amin(0).double().cpu(), value.amax(0).double().cpu()
         for element, rest in rests.items():
@@ -138,7 +138,7 @@ class ColumnStatistics:
             block: the field.
             value: its values.
             indicators: of point masses by element, ``[n, k]``.
-            thresholds: where they go.
+            thresholds: written to.
         """
         name = block.field.name
         if block.field.kind == "binary":
@@ -172,7 +172,7 @@ class ColumnStatistics:
     def legalize(
         self, block: Block, value: Tensor, indicators: Mapping[int, Tensor], thresholds: Thresholds
     ) -> tuple[Tensor, Tensor]:
-        """Generated values of a continuous field as they can occur in the data.
+        """Generated values of a continuous field, made legal.
 
         Args:
             block: the field.
@@ -181,7 +181,7 @@ class ColumnStatistics:
             thresholds: of decoding.
 
         Returns:
-            The values, and the same with each point mass filled, to which a change is added.
+            The values, and the same with each point mass replaced by its `fill`; a change is added to the latter.
         """
         name = block.field.name
         categories = [value[:, group].argmax(1) for group in block.one_hot]
@@ -190,7 +190,7 @@ class ColumnStatistics:
             value = torch.where(value <= at_low.to(value), -math.inf, value)
             value = torch.where(value > at_high.to(value), math.inf, value)
         low, high = self.low.to(value), self.high.to(value)
-        # Clipping changes the norm and restoring it may leave the range: the second round changes little.
+        # Clipping changes the norm, and restoring the norm may leave the range; after a second round little is left.
         for _ in range(2 if self.norms else 1):
             value = torch.minimum(torch.maximum(self._with_norms(value), low), high)
         for element, (distinct, _) in self.values.items():
@@ -226,14 +226,14 @@ class ColumnStatistics:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> ColumnStatistics:
-        """The statistics that `state_dict` describes; version 3 had neither point masses nor norms."""
+        """The statistics that `state_dict` returned; version 3 has neither point masses nor norms."""
         norms = tuple((int(start), int(stop), float(norm)) for start, stop, norm in state.get("norms", ()))
         return cls(**{**state, "norms": norms})
 
 
 def _few_values(column: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The distinct values of a column ``[N]`` and their cumulative shares but the last, or None where they are many."""
-    # Most columns show too many values in their first rows; only the others are worth a full sort.
+    """The distinct values of a column ``[N]`` and their cumulative shares except the last; None if there are many."""
+    # In most columns the first rows already have too many values; only the others need a full sort.
     if len(torch.unique(column[: 4 * FEW_VALUES**2])) > FEW_VALUES:
         return None
     distinct, counts = torch.unique(column, return_counts=True)
@@ -245,8 +245,8 @@ def _few_values(column: Tensor) -> tuple[Tensor, Tensor] | None:
 def _norms(value: Tensor, skipped: set[int]) -> tuple[tuple[int, int, float], ...]:
     """Groups ``(first, stop, norm)`` of neighbouring columns whose norm is the same in all rows ``[N, size]``.
 
-    The narrowest group that starts at a column counts. A group with a skipped column, or with one that varies in
-    nothing but its sign, is none.
+    From each column on, the narrowest group is taken. Groups with a skipped column, or with one that varies only in its
+    sign, are left out.
     """
     if len(value) < _NORM_ROWS or not value.is_floating_point():
         return ()
@@ -280,7 +280,7 @@ def _constant(norm: Tensor) -> bool:
 def column_quantiles(value: Tensor, probability: Tensor, *, ordered: bool = False) -> Tensor:
     """For each column j of ``[n, size]`` the value that a share ``probability[j]`` of the rows does not exceed.
 
-    On the CPU, like `probability`. `ordered` says that the columns are sorted.
+    Result and `probability` are on the CPU. With `ordered`, the columns are already sorted.
     """
     if not ordered:
         value = value.sort(dim=0).values
@@ -288,5 +288,5 @@ def column_quantiles(value: Tensor, probability: Tensor, *, ordered: bool = Fals
     position = (probability * len(value)).round().long() - 1
     cut = value.gather(0, position.clamp(min=0)[None])[0] if len(value) else torch.zeros_like(probability)
     cut = torch.where(position < 0, -math.inf, cut)
-    # A column that is always 0 in the data stays so in rows that exceed every one of these.
+    # Probability 1 gives an infinite threshold: a column that is always 0 in the data stays 0 in every later row.
     return torch.where(probability == 1.0, math.inf, cut).cpu()

@@ -1,15 +1,15 @@
 """Explicit augmentations: real rows, resampled and perturbed, behind the same protocol as the diffusion model.
 
-They are what learned rows are compared with, and a cheap start where no model can be afforded. Each is a factory that
-a buffer's ``upsampler`` argument takes, with parameters through `functools.partial`::
+They are baselines for the rows of a model, and an alternative if a model is too expensive. Each is a factory that a
+buffer's ``upsampler`` argument takes, with parameters through `functools.partial`::
 
     SynthERBuffer(..., upsampler=GaussianNoise)
     SynthERBuffer(..., upsampler=partial(GaussianNoise, scale=0.05))
 
 All perturb observations only, as published (RAD: Laskin et al. 2020; S4RL: Sinha et al. 2021): action, reward,
-terminal flag, discount and extra fields are those of the real row, whether or not they are still true of the perturbed
-one. A perturbed row stays legal: values are clipped to the bounds of the space, integers rounded; binary and
-categorical fields, and elements with few distinct values (constants, contact flags), are left alone.
+terminal flag, discount and extra fields are those of the real row, even where they are wrong for the perturbed one. A
+perturbed row stays legal: values are clipped to the bounds of the space and integers are rounded; binary and
+categorical fields, and elements with few distinct values (constants, contact flags), are not changed.
 
 Noise is in standardised units, multiples of an element's standard deviation over the fitted rows. S4RL's and RAD's own
 figures are in the units of the environment's observations, so a scale is not comparable with theirs.
@@ -40,19 +40,19 @@ class Bootstrap:
     """Real rows drawn uniformly with replacement, unchanged: the control of every comparison.
 
     Memory: one copy of the fitted rows; while fitting, one field of them in float64; while sampling, the drawn rows and
-    one field's noise. `state_dict` holds the rows, so a saved agent is larger by them.
+    one field's noise. `state_dict` holds the rows, so they are part of a saved buffer.
 
     Args:
         spec: the fields of a transition.
         device: where the rows are kept and drawn; ``auto`` is CUDA where there is one.
         seed: of everything random in it; the global random streams are neither read nor moved.
-        progress_bar: accepted because every upsampler takes it; there is nothing to wait for.
+        progress_bar: ignored; every upsampler takes it.
 
     Raises:
         ValueError: unusable device.
     """
 
-    #: Names of the attributes that tell one augmentation of the class from another.
+    #: Names of the attributes that hold the parameters.
     _parameters: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
@@ -81,7 +81,7 @@ class Bootstrap:
 
         Args:
             transitions: finite rows of the spec, on any device.
-            held_out: ignored; nothing is learned that could be judged.
+            held_out: ignored.
 
         Raises:
             ValueError: rows that do not match the spec, or none.
@@ -120,7 +120,7 @@ class Bootstrap:
         """Perturb drawn rows in place; here not at all."""
 
     def _measure(self, rows: Transitions) -> None:
-        """Standard deviation per element of each continuous observation field, 0 where it is left alone."""
+        """Standard deviation per element of each continuous observation field, 0 for elements that are not changed."""
         columns = rows.flat()
         for field in self.spec.observation:
             if field.kind == "continuous":
@@ -153,8 +153,8 @@ class Bootstrap:
 class GaussianNoise(Bootstrap):
     """Adds Gaussian noise to the observation and, independently, to the next one.
 
-    Each element gets ``scale * std * N(0, 1)``, std being the observation's over the fitted rows. The augmentation that
-    S4RL (Sinha et al. 2021) found best, there with noise in the units of the observation.
+    Each element gets ``scale * std * N(0, 1)``, where std is the observation's over the fitted rows. S4RL (Sinha et al.
+    2021) found this augmentation best, with noise in the units of the observation.
 
     Args:
         spec, device, seed, progress_bar: as for `Bootstrap`.
@@ -162,7 +162,7 @@ class GaussianNoise(Bootstrap):
 
     Raises:
         ValueError: a scale that is negative or not finite.
-        TypeError: a scale that is no number.
+        TypeError: a scale that is not a number.
     """
 
     _parameters = ("scale",)
@@ -189,9 +189,9 @@ class GaussianNoise(Bootstrap):
 
 
 class DynamicsNoise(GaussianNoise):
-    """Adds Gaussian noise to the next observation only, so that the same action leads elsewhere.
+    """Adds Gaussian noise to the next observation only, which perturbs the dynamics.
 
-    Each element gets ``scale * std * N(0, 1)``, std being the observation's (not its change's) over the fitted rows.
+    Each element gets ``scale * std * N(0, 1)``, where std is the observation's (not its change's) over the fitted rows.
     Perturbed dynamics are the idea of augmented world models (Ball et al. 2021), which scale the change instead.
     """
 
@@ -204,7 +204,7 @@ class AmplitudeScaling(Bootstrap):
     """Multiplies each row's observation and next observation by one factor, uniform in [low, high].
 
     The random amplitude scaling of RAD (Laskin et al. 2020), which keeps signs and the proportions within a row. It
-    acts on raw values, so an element far from 0 moves far.
+    acts on raw values, so elements far from 0 change most.
 
     Args:
         spec, device, seed, progress_bar: as for `Bootstrap`.
@@ -212,7 +212,7 @@ class AmplitudeScaling(Bootstrap):
 
     Raises:
         ValueError: a range that is not ``0 < low <= high``.
-        TypeError: a bound that is no number.
+        TypeError: a bound that is not a number.
     """
 
     _parameters = ("low", "high")
@@ -233,7 +233,7 @@ class AmplitudeScaling(Bootstrap):
                 _apply(field, columns[field.name], varied, lambda value: value * factor.to(value))
 
 
-#: By the name that a command line takes.
+#: By name on the command line.
 AUGMENTATIONS: dict[str, type[Bootstrap]] = {
     "bootstrap": Bootstrap,
     "gaussian": GaussianNoise,
@@ -250,16 +250,16 @@ def _apply(field: Field, tensor: Tensor, varied: Tensor, perturb: Callable[[Tens
         perturbed = torch.clamp(perturb(value), low.to(value), high.to(value))
     else:
         value = value.double()
-        # A number beyond the dtype would wrap around.
+        # A number beyond the range of the dtype would wrap around.
         limits = torch.iinfo(tensor.dtype)
         perturbed = torch.clamp(perturb(value), low, high).clamp(limits.min, limits.max).round()
     tensor.copy_(torch.where(varied, perturbed, value).reshape(tensor.shape))
 
 
 def _has_many_values(value: Tensor) -> Tensor:
-    """Whether each column of ``[n, size]`` has more distinct values than a flag has (as in `Codec`), ``[size]``."""
+    """Whether each column of ``[n, size]`` has more than a few distinct values (as in `Codec`), ``[size]``."""
     few = max(1, min(FEW_VALUES, len(value) // 8))
-    # Most columns show it in their first rows; only the others are worth a full sort.
+    # For most columns the first rows are enough to tell; only the others need a full sort.
     many = [len(torch.unique(column[:_FIRST_ROWS])) > few or len(torch.unique(column)) > few for column in value.T]
     return torch.tensor(many, dtype=torch.bool, device=value.device)
 

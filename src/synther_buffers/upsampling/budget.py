@@ -1,4 +1,4 @@
-"""What a fit spends, by the number of rows it learns."""
+"""Training steps, regularisation and size of the synthetic set, by the number of rows."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from ..validation import positive, whole_number
 if TYPE_CHECKING:
     from .presets import UpsamplerConfig
 
-#: Fewer steps than this teach nothing, however few the rows.
+#: With fewer steps nothing is learned, even of few rows.
 _FEWEST_STEPS = 100
-#: Dropout takes a tenth of a training step's time; a smaller share than this is not worth it.
+#: Smaller shares of dropout are not worth its cost, a tenth of a training step's time.
 _LEAST_DROPOUT = 0.05
-#: Synthetic rows for each real one, and at least.
+#: Synthetic rows for each real one, and their minimum.
 _SYNTHETIC_PER_REAL, _FEWEST_SYNTHETIC = 10, 20_000
 
 
 @dataclass(frozen=True)
 class RowBudget:
-    """Lets training steps, regularisation and the synthetic set follow the number of rows.
+    """Scales training steps, regularisation and the synthetic set with the number of rows.
 
     A denoiser first learns what the rows have in common and then, after a number of steps in proportion to the rows,
-    the rows themselves (Bonnaire et al., NeurIPS 2025): what it then generates are copies. So every number of rows gets
-    the same number of passes, few rows get more weight decay and dropout, and training keeps the weights at the least
-    loss on held-out rows (`synther_buffers.diffusion.early_stopping`). Measured in docs/results/few_rows.md.
+    memorises the rows (Bonnaire et al., NeurIPS 2025) and generates copies. So every number of rows gets the same
+    number of passes, few rows get more weight decay and dropout, and training keeps the weights with the lowest loss on
+    held-out rows (`synther_buffers.diffusion.early_stopping`). Measured in docs/results/few_rows.md.
 
     Attributes:
-        full_rows: from so many rows on a fit takes all of its steps.
-        few_rows: up to so many rows weight decay and dropout are as configured; beyond, they fall as the steps rise, so
-            that weight decay shrinks a weight by the same factor in every training.
-        power: of the number of rows that steps and regularisation follow.
+        full_rows: with this many rows or more, a fit takes all of its steps.
+        few_rows: up to this many rows, weight decay and dropout are as configured; with more rows they fall as the
+            steps rise, so that weight decay shrinks a weight by the same factor in every training.
+        power: exponent of the number of rows in steps and regularisation.
     """
 
     full_rows: int = 10_000
@@ -46,17 +46,17 @@ class RowBudget:
         object.__setattr__(self, "power", positive("budget.power", self.power))
 
     def steps(self, most: int, num_rows: int) -> int:
-        """Gradient steps for `num_rows` rows, where `most` are for `full_rows`."""
+        """Gradient steps for `num_rows` rows, if `full_rows` rows get `most`."""
         share = min(num_rows / self.full_rows, 1.0) ** self.power
         return max(round(most * share), min(most, _FEWEST_STEPS))
 
     def regularization(self, num_rows: int) -> float:
-        """What weight decay and dropout are multiplied by, in (0, 1]."""
+        """Factor of weight decay and dropout, in (0, 1]."""
         return min(self.few_rows / num_rows, 1.0) ** self.power
 
 
 def regularized(config: UpsamplerConfig, num_rows: int) -> TrainingConfig:
-    """How to train on so many rows: weight decay and dropout by their number."""
+    """The training configuration with weight decay and dropout for this number of rows."""
     training = config.training
     if config.budget is None:
         return training
@@ -75,9 +75,9 @@ def train_steps(config: UpsamplerConfig, num_rows: int) -> int:
 
 
 def warm_steps(config: UpsamplerConfig, num_rows: int, num_rows_before: int) -> int:
-    """Gradient steps that go on from a model of `num_rows_before` rows: as large a share as there is new.
+    """Gradient steps that continue from a model of `num_rows_before` rows: their share is the share of new rows.
 
-    In a ring buffer that is full the number of rows does not tell how many are new: `config.warm_steps` are the least.
+    In a full ring buffer the number of rows does not tell how many are new, so `config.warm_steps` is the minimum.
     """
     if config.budget is None:
         return config.warm_steps
@@ -92,7 +92,7 @@ def terminal_steps(config: UpsamplerConfig, num_rows: int) -> int:
 
 
 def synthetic_rows(config: UpsamplerConfig, num_rows: int) -> int:
-    """Rows of a synthetic set where nobody said how many: `config.num_synthetic`, with a budget fewer for few rows."""
+    """Default size of a synthetic set: `config.num_synthetic`; with a budget, smaller for few rows."""
     if config.budget is None:
         return config.num_synthetic
     return min(max(_SYNTHETIC_PER_REAL * num_rows, _FEWEST_SYNTHETIC), config.num_synthetic)

@@ -20,7 +20,7 @@ from .presets import UpsamplerConfig
 from .seeds import generator
 from .terminals import TerminalClassifier
 
-#: Version of the states that `model_state` and `save_file` write. Version 3 has the same parts under other names.
+#: Version of what `model_state` and `save_file` write. Version 3 has the same parts under other names.
 STATE_VERSION = 4
 #: Metadata key of the JSON header in a safetensors file.
 _HEADER = "synther_buffers"
@@ -48,7 +48,7 @@ def model_state(model: FittedModel) -> dict[str, Any]:
 def model_from_state(
     state: dict[str, Any], spec: TransitionSpec, config: UpsamplerConfig, device: torch.device
 ) -> FittedModel:
-    """The model that `model_state` described, for the configuration that it was made with.
+    """The model whose state `model_state` returned, for the configuration that it was made with.
 
     Raises:
         ValueError: the state is damaged, or of another configuration.
@@ -70,14 +70,14 @@ def model_from_state(
             Thresholds.from_state(state["thresholds"]),
             terminals,
             float(state["terminal_shift"]),
-            int(state.get("num_rows", 0)),  # states of the first releases do not tell
+            int(state.get("num_rows", 0)),  # not in the states of the first releases
         )
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
         raise ValueError(f"the model's state cannot be read ({error}).") from error
 
 
 def _check_denoiser(tensors: dict[str, Tensor], config: UpsamplerConfig, dim: int) -> None:
-    """See that the weights are those of the configuration, before a network of its size is built."""
+    """Raise an error if the weights do not fit the configuration, before a network of its size is built."""
     network = config.network
     size = sum(tensor.numel() for tensor in tensors.values())
     # Every layer has a matrix of width by width at least, and the row is embedded in embedding_dim columns.
@@ -98,7 +98,7 @@ def _check_denoiser(tensors: dict[str, Tensor], config: UpsamplerConfig, dim: in
 
 
 def migrate_state(state: dict[str, Any]) -> dict[str, Any]:
-    """An upsampler's state in the present form.
+    """An upsampler's state in the current format.
 
     Args:
         state: what `DiffusionUpsampler.state_dict` returned, now or in version 3.
@@ -141,7 +141,7 @@ class Saved:
 
 
 def save_file(path: str | Path, saved: Saved) -> None:
-    """Write one safetensors file, whose header holds everything that is no tensor as JSON.
+    """Write one safetensors file; its header holds everything except tensors as JSON.
 
     Raises:
         OSError: the file cannot be written. What was at `path` stays.
@@ -160,7 +160,7 @@ def load_file(path: str | Path) -> Saved:
     """Read what `save_file` wrote, now or in version 3.
 
     Raises:
-        ValueError: no such file of this library, a damaged one, or one of a version that it does not know.
+        ValueError: not a file of this library, a damaged one, or one of an unknown version.
         OSError: the file cannot be read.
     """
     data = Path(path).read_bytes()
@@ -180,7 +180,7 @@ def pack(value: dict[str, Any]) -> bytes:
     """Nested plain data with tensors as the bytes of a safetensors file.
 
     Raises:
-        TypeError: something in it is neither a tensor nor what JSON knows.
+        TypeError: something in it is neither a tensor nor a JSON value.
     """
     tensors: dict[str, Tensor] = {}
     header = json.dumps(_take_tensors(value, tensors))
@@ -198,7 +198,7 @@ def unpack(data: bytes) -> Any:
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
         header = json.loads(metadata[_HEADER])
         tensors = safetensors.torch.load(data)
-        if "state" in header:  # version 3: tensors in the state alone
+        if "state" in header:  # version 3: tensors only in the state
             return {**header, "state": _put_tensors(header["state"], tensors)}
         return _put_tensors(header, tensors)
     except (

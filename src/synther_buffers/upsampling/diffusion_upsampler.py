@@ -19,7 +19,7 @@ from .trainer import Trainer
 
 
 class DiffusionUpsampler:
-    """EDM diffusion (Karras et al. 2022) over whole transitions, as SynthER does it (Lu et al. 2023).
+    """EDM diffusion (Karras et al. 2022) over whole transitions, as in SynthER (Lu et al. 2023).
 
     Args:
         spec: the fields of a transition.
@@ -66,14 +66,14 @@ class DiffusionUpsampler:
     ) -> FitReport:
         """Train on real transitions.
 
-        A warm start goes on from the last model if the data still lie in its normalisation, and is given up for a
-        training from scratch if it diverges or ends worse than the last model on the held-out rows. If anything fails
-        the last model stays as it was.
+        A warm start continues from the last model if its normalisation still fits the data. It is replaced by training
+        from scratch if it diverges or ends worse than the last model on the held-out rows. If anything fails, the last
+        model stays as it was.
 
         Args:
             transitions: finite rows of the spec, on any device.
-            held_out: rows to judge a warm start by.
-            warm_start: None for what the configuration says.
+            held_out: rows that evaluate the model while it is trained.
+            warm_start: None for the value in the configuration.
 
         Raises:
             ValueError: rows that do not match the spec, or none.
@@ -105,11 +105,11 @@ class DiffusionUpsampler:
         return rows
 
     def denoising_path(self, num_samples: int) -> list[tuple[float, Tensor]]:
-        """How noise becomes rows: what `sample` does, seen at every noise level. It does not count as a draw.
+        """How noise becomes rows: the rows of `sample` at every noise level. It does not count as a draw.
 
         The matrix has the columns of the spec's fields in their order, normalised: one per element, or one per category
-        of a categorical element; `terminated` only where it is modelled, and the next observation's float columns as
-        the change from the observation where that is what is modelled.
+        of a categorical element; `terminated` only if it is modelled, and the next observation's float columns as the
+        change from the observation if that is modelled.
 
         Args:
             num_samples: rows to follow.
@@ -175,10 +175,10 @@ class DiffusionUpsampler:
         Args:
             path: the file.
             spec: the spec that it must have been made for; None accepts any.
-            device: where the upsampler shall run.
+            device: where the upsampler runs.
 
         Raises:
-            ValueError: not such a file, a damaged one, an unknown version's, or one for another spec.
+            ValueError: not such a file, a damaged one, one of an unknown version, or one for another spec.
             OSError: the file cannot be read.
         """
         saved = checkpoint.load_file(path)

@@ -1,4 +1,4 @@
-"""From what a user gives as `upsampler` to an upsampler."""
+"""Makes an upsampler from the user's `upsampler` argument."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .diffusion_upsampler import DiffusionUpsampler
 from .presets import UpsamplerConfig, check_float64, merge_config, resolve_config
 from .protocol import Upsampler, UpsamplerFactory
 
-#: Rows of a synthetic set where nobody said how many.
+#: Default size of a synthetic set of a user's own upsampler.
 _NUM_SYNTHETIC = 100_000
 
 
@@ -40,8 +40,8 @@ def resolve_factory(upsampler: UpsamplerOption, device: torch.device) -> Upsampl
 
     Raises:
         ValueError: unknown preset or name in a mapping, a value out of range, a device without float64.
-        TypeError: a live upsampler (a buffer takes plain configuration, so that it can be pickled small), or nothing
-            that can be called.
+        TypeError: an upsampler instead of its configuration (so that saving an agent does not save the model too), or
+            an object that cannot be called.
     """
     if isinstance(upsampler, Mapping):
         upsampler = merge_config(resolve_config("auto", device), upsampler, "upsampler")
@@ -68,7 +68,7 @@ def make_upsampler(
     progress_bar: bool,
     state: dict[str, Any] | None = None,
 ) -> Upsampler:
-    """What the factory makes.
+    """The upsampler that the factory makes.
 
     Args:
         factory: makes it.
@@ -76,10 +76,10 @@ def make_upsampler(
         device: likewise.
         seed: likewise.
         progress_bar: likewise.
-        state: of an earlier one. It gets a copy: training may change in place what it was given, and fail.
+        state: of an earlier one. It is copied, because a training that changes it in place may fail.
 
     Raises:
-        TypeError: it returns something else than an `Upsampler`.
+        TypeError: the factory does not return an `Upsampler`.
     """
     made: Any = factory(spec, device=device, seed=seed, progress_bar=progress_bar)
     missing = [name for name in ("config", "fit", "sample", "state_dict", "load_state_dict") if not _has(made, name)]
@@ -92,15 +92,15 @@ def make_upsampler(
 
 
 def _has(made: Any, name: str) -> bool:
-    """Whether there is such an attribute, be it a property that raises an AttributeError: using it tells that."""
+    """Whether there is such an attribute, including a property that raises an AttributeError, which its use reports."""
     return hasattr(made, name) or inspect.getattr_static(made, name, None) is not None
 
 
 def most_synthetic(factory: UpsamplerFactory) -> int:
-    """The largest synthetic set where nobody said how many rows it has."""
+    """The largest default size of a synthetic set."""
     return factory.config.num_synthetic if isinstance(factory, DiffusionFactory) else _NUM_SYNTHETIC
 
 
 def default_num_synthetic(factory: UpsamplerFactory, num_rows: int) -> int:
-    """Rows of a synthetic set that follows `num_rows` real ones, where nobody said how many."""
+    """Default size of a synthetic set for `num_rows` real rows."""
     return synthetic_rows(factory.config, num_rows) if isinstance(factory, DiffusionFactory) else _NUM_SYNTHETIC

@@ -1,4 +1,4 @@
-"""A fitted model: a value that draws rows. Nothing in it changes once it is made."""
+"""A fitted model: an immutable value that draws rows."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .progress import progress
 from .seeds import derive_seed, generator
 from .terminals import TerminalClassifier
 
-#: Fewer rows than this are decoded by the thresholds that were measured after training, on as many generated rows.
+#: Rows generated after training to measure the thresholds of decoding; draws of fewer rows use these.
 CALIBRATION_ROWS = 4_096
-#: From this many rows on a draw has the terminal rate of the data itself.
+#: Draws of at least this many rows measure the shift for the data's rate of terminals on their own rows.
 _OWN_RATE_ROWS = 1_000
 #: Rows that are generated before they are decoded, which happens in float64.
 _CHUNK_ROWS, _CHUNK_ROWS_CUDA = 16_384, 131_072
@@ -49,7 +49,7 @@ class Denoising:
         return self.low.device
 
     def sampler(self, num_rows: int, seed: int, *, block_rows: int | None = None) -> RowSampler:
-        """What draws the matrix of one request, ``[num_rows, D]``."""
+        """A sampler for the matrix of one request, ``[num_rows, D]``."""
         config = self.config.sampler
         return RowSampler(
             self.denoiser,
@@ -64,16 +64,16 @@ class Denoising:
 
 @dataclass(frozen=True)
 class FittedModel:
-    """What training made, and all that drawing rows needs.
+    """The result of training; everything that drawing rows needs.
 
     Attributes:
         spec: the fields of a transition.
         denoising: from noise to encoded rows.
         codec: from encoded rows to transitions.
         thresholds: of decoding, for draws too small to measure their own.
-        terminals: says which rows are terminal.
+        terminals: classifier of terminal rows.
         terminal_shift: of its log-odds, for draws too small to measure their own.
-        num_rows: real rows that it learned last; 0 if that is not known.
+        num_rows: real rows of the last training; 0 if unknown.
     """
 
     spec: TransitionSpec
@@ -127,13 +127,13 @@ class FittedModel:
             device, from the noise of the largest level to the rows at level 0.
         """
         path: list[tuple[float, Tensor]] = []
-        # One block: who watches sees all rows at once.
+        # One block, so that `watch` gets all rows at once.
         sampler = self.denoising.sampler(num_samples, derive_seed(seed, "rows"), block_rows=num_samples)
         sampler.draw(0, num_samples, lambda sigma, x: path.append((sigma, x)))
         return path
 
     def _chunk_rows(self, num_samples: int) -> int:
-        """Rows that are generated before they are decoded: chunks as equal as whole slabs of noise allow."""
+        """Rows that are generated before they are decoded: chunks of whole slabs of noise, as equal as possible."""
         most = _CHUNK_ROWS_CUDA if self.denoising.device.type == "cuda" else _CHUNK_ROWS
         num_chunks = max(math.ceil(num_samples / most), 1)
         return max(math.ceil(num_samples / num_chunks / SLAB_ROWS), 1) * SLAB_ROWS
@@ -148,13 +148,13 @@ def new_denoiser(
 
 
 def codec_options(config: UpsamplerConfig) -> dict[str, bool]:
-    """What of the configuration is the codec's."""
+    """The codec's part of the configuration."""
     names = ("next_observation_change", "normalize_reward", "model_terminals")
     return {name: getattr(config, name) for name in names}
 
 
 def check_finite(finite: Tensor) -> None:
-    """Raise unless it is True; asking a GPU means to wait for it, so once for all rows.
+    """Raise unless it is True. Reading it waits for a GPU, so this is called once for all rows.
 
     Raises:
         FloatingPointError: it is False.

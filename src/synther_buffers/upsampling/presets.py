@@ -1,4 +1,4 @@
-"""Configuration of the upsampler and the presets. Every default says where it comes from."""
+"""Configuration of the upsampler, and the presets with the sources of their values."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class UpsamplerConfig:
 
     Attributes:
         network, training, sampler: see there.
-        train_steps: gradient steps of a training from scratch; with a budget, of `budget.full_rows` rows.
-        warm_steps: gradient steps when training goes on from the last model; with a budget, the least for
+        train_steps: gradient steps of a training from scratch; with a budget, on `budget.full_rows` rows.
+        warm_steps: gradient steps when training continues from the last model; with a budget, the minimum for
             `budget.full_rows` rows.
-        warm_start: go on from the last model at all (the paper starts afresh at each refresh).
-        num_synthetic: rows a refresh generates where the buffer is not told otherwise; with a budget, the most.
+        warm_start: whether training continues from the last model (the paper starts from scratch at each refresh).
+        num_synthetic: rows that a refresh generates by default; with a budget, the maximum of this default.
         sigma_data: standard deviation of the normalised rows.
         next_observation_change, normalize_reward, model_terminals: see `synther_buffers.transitions.codec.Codec`.
-        terminal_steps: gradient steps of the classifier that says which rows are terminal.
-        budget: lets steps, regularisation and `num_synthetic` follow the number of rows, and training keep the weights
-            at the least held-out loss; None spends the same on any number of rows, as published.
+        terminal_steps: gradient steps of the classifier of terminal rows.
+        budget: scales steps, regularisation and `num_synthetic` with the number of rows, and keeps the weights with the
+            lowest held-out loss; None does neither, as published.
     """
 
     network: NetworkConfig
@@ -86,7 +86,7 @@ class UpsamplerConfig:
 
 
 def _migrate_sampler(sampler: dict[str, Any]) -> dict[str, Any]:
-    """A sampler's settings in the present form; version 3 had the settings of all solvers side by side."""
+    """A sampler's settings in the current format; version 3 has the settings of all solvers side by side."""
     name = sampler["solver"]
     if not isinstance(name, str):
         return sampler
@@ -115,11 +115,11 @@ _PAPER_OFFLINE = replace(
     training=TrainingConfig(batch_size=1024, learning_rate=3e-4),
     num_synthetic=5_000_000,
 )
-# Ours: the least work that we found to reach the fidelity of the paper's net and sampler after 10,000 of its steps, on
-# 50,000 rows each of HalfCheetah-v5, Walker2d-v5 and Hopper-v5 (docs/results/fidelity.md). By: gated layers, a larger
-# learning rate with a rise to it, noise levels drawn closer to where the structure of the rows is decided. The
-# sampler's levels are almost log-uniform (a large rho): at rho = 7 the steps between the levels that
-# matter are so long that 20 of them widen a Gaussian's variance by more than 10 % (see the solver's tests).
+# The library's own: the cheapest configuration found that reaches the fidelity of the paper's network and sampler after
+# 10,000 of its steps, on 50,000 rows each of HalfCheetah-v5, Walker2d-v5 and Hopper-v5 (docs/results/fidelity.md). It
+# has gated layers, a larger learning rate with a warm-up, and training noise levels closer to those that determine the
+# structure of the rows. The sampler's levels are almost log-uniform (a large rho): at rho = 7 the steps between the
+# levels that matter are so long that 20 of them widen a Gaussian's variance by more than 10 % (see the solver's tests).
 # Weight decay, dropout and the budget are for few rows (docs/results/few_rows.md).
 _CPU = UpsamplerConfig(
     network=NetworkConfig(width=192, depth=6, embedding_dim=128, activation="swiglu"),
@@ -140,8 +140,8 @@ _CPU = UpsamplerConfig(
     budget=RowBudget(),
 )
 
-# The same with a net of as many weights as the paper's, and a learning rate as much smaller as the net is wider. Chosen
-# by argument; its speed is measured (docs/results/gpu.md), its fidelity is not.
+# The same with a network of as many weights as the paper's, and a learning rate that is smaller by the factor by which
+# the network is wider. Chosen by reasoning; its speed is measured (docs/results/gpu.md), its fidelity is not.
 _GPU = replace(
     _CPU,
     network=NetworkConfig(width=640, depth=6, embedding_dim=256, activation="swiglu"),
@@ -162,7 +162,7 @@ PRESETS: dict[str, UpsamplerConfig] = {
 
 
 def resolve_config(config: str | UpsamplerConfig, device: torch.device) -> UpsamplerConfig:
-    """The configuration that a preset's name stands for on a device; bfloat16 only where the hardware has it.
+    """The configuration of a preset on a device; bfloat16 only if the hardware supports it.
 
     Raises:
         ValueError: an unknown name.
@@ -187,16 +187,16 @@ def resolve_config(config: str | UpsamplerConfig, device: torch.device) -> Upsam
 
 
 def merge_config(base: UpsamplerConfig, changes: Mapping[str, Any], where: str) -> UpsamplerConfig:
-    """A configuration with some values replaced, as plain data (JSON, YAML) say it.
+    """A configuration with some values replaced by those in plain data (JSON, YAML).
 
     Args:
         base: the values that stay.
         changes: names and values; those of a part are a mapping themselves, ``{"network": {"width": 64}}``.
-        where: whose data they are, for messages.
+        where: name of the data, for messages.
 
     Raises:
         ValueError: an unknown name, or a value out of range.
-        TypeError: a part that is no mapping, or a value of the wrong type.
+        TypeError: a part that is not a mapping, or a value of the wrong type.
     """
 
     def merged(values: dict[str, Any], changes: Any, path: str) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def check_float64(device: torch.device) -> None:
-    """See that the device can decode rows, which happens in float64.
+    """Raise an error if the device cannot decode rows, which is done in float64.
 
     Raises:
         ValueError: it has no float64.
@@ -239,10 +239,10 @@ def check_float64(device: torch.device) -> None:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The device a name stands for; ``auto`` is CUDA where there is one.
+    """The device of this name; ``auto`` is CUDA if there is one.
 
     Raises:
-        ValueError: the name of no device, or of one this machine does not have.
+        ValueError: not the name of a device, or a device that this machine does not have.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

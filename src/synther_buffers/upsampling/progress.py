@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 
 class _Bar(tqdm):  # type: ignore[misc]  # tqdm ships no types
-    #: tqdm would start a thread for the whole process that looks after slow bars.
+    #: Otherwise tqdm starts a monitor thread for the whole process.
     monitor_interval = 0
 
 
 class Bar:
-    """What the work tells: how far it is."""
+    """A progress bar, or nothing."""
 
     def __init__(self, bar: _Bar | None) -> None:
         self._bar = bar
@@ -30,7 +30,7 @@ class Bar:
 
 @contextmanager
 def progress(what: str, total: int, *, shown: bool) -> Iterator[Bar]:
-    """A bar on terminals, and one that does nothing elsewhere or where none is to be shown."""
+    """A bar on terminals; one that does nothing elsewhere, or if not `shown`."""
     if not shown:
         yield Bar(None)
         return

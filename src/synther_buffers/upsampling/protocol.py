@@ -1,4 +1,4 @@
-"""What an upsampler is to everybody who uses one: buffers, offline upsampling, reports."""
+"""The interface of an upsampler, used by buffers, offline upsampling and reports."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class FitReport:
     Attributes:
         loss: mean training loss over the last tenth of the steps (1 is the untrained model's).
         held_out_loss: the loss of the model on the held-out rows, NaN where there were none.
-        steps: gradient steps, of both attempts where a warm start was given up.
+        steps: gradient steps, of both attempts if a warm start was given up.
         seconds: wall time.
-        warm: the model goes on from the last one.
+        warm: training continued from the last model.
         reason: why it started from scratch, or "" if it did not.
         phases: seconds of each part: normalize, train, terminals, calibrate.
-        budget: gradient steps that the last attempt was given; fewer were taken where it stopped early.
-        best_step: step of the last attempt whose weights the model has, 0 where nothing was held out to choose by.
+        budget: gradient steps planned for the last attempt; fewer were taken if it stopped early.
+        best_step: step of the last attempt whose weights the model has; 0 if no rows were held out to choose it.
     """
 
     loss: float
@@ -38,7 +38,7 @@ class FitReport:
     best_step: int = 0
 
     def spent(self) -> str:
-        """What was spent and why it ended, in a few words."""
+        """The steps taken and the weights kept, in a few words."""
         if self.steps == 0:
             return "nothing was trained"
         if not self.best_step:
@@ -57,31 +57,31 @@ class Upsampler(Protocol):
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """What reports and the refresh log say of its configuration: plain data."""
+        """The configuration as shown in reports and the refresh log: plain data."""
         ...
 
     def fit(self, transitions: Transitions, *, held_out: Transitions | None = None) -> FitReport:
-        """Learn real transitions; `held_out` rows may be used to judge, never to learn.
+        """Learn real transitions; `held_out` rows may be used to evaluate, never to learn.
 
-        Both may be views of a live buffer: copy what is kept beyond the call. Where it raises, the upsampler may be
-        in any state: it is not used again.
+        Both may be views of a live buffer: copy what is kept beyond the call. If it raises, the upsampler may be in any
+        state, because it is not used again.
         """
         ...
 
     def sample(self, num_samples: int) -> Transitions:
-        """Draw `num_samples` legal synthetic transitions. A buffer copies them: the memory stays the upsampler's."""
+        """Draw `num_samples` legal synthetic transitions. A buffer copies them, so their memory may be reused."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `fit` and `sample` depend on: tensors and plain data.
 
-        A refresh makes a new upsampler, gives it the last one's state, fits it and draws from it. What is not in the
-        state is lost between refreshes.
+        A refresh makes a new upsampler, loads the last one's state into it, fits it and draws from it. Anything that is
+        not in the state is lost between refreshes.
         """
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned; here a copy, which may be kept and changed.
+        """Restore what `state_dict` returned. `state` is a copy, which may be kept and changed.
 
         Raises:
             ValueError: a state that it cannot read.
@@ -99,6 +99,6 @@ class UpsamplerFactory(Protocol):
             spec: the fields of a transition.
             device: where it trains and draws.
             seed: of everything random in it.
-            progress_bar: whether it may show one.
+            progress_bar: whether it may show a progress bar.
         """
         ...

@@ -1,4 +1,4 @@
-"""Seeds of everything random: one for each use, so that none depends on what others drew."""
+"""Seeds of everything random: one for each use, so that no use depends on the draws of others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def derive_seed(seed: int, purpose: str, *counts: int) -> int:
     Args:
         seed: the user's.
         purpose: what it is for.
-        counts: what tells this use from others of the purpose, such as the number of the fit.
+        counts: distinguish this use from others of the same purpose, such as the number of the fit.
     """
     entropy = [seed % 2**64, *counts, *purpose.encode()]
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))

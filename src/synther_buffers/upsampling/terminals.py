@@ -1,12 +1,12 @@
 """Which synthetic rows are terminal: a classifier on the whole row, drawn at the data's rate.
 
 A threshold on the column that the diffusion model generates makes too few rows terminal, because a rare flag is noisy
-and pulled to its mean. In most environments whether a row is terminal is a sharp function of the next observation. A
-small classifier learns that function from the real rows and is applied to each decoded synthetic row.
+and biased towards its mean. In most environments, whether a row is terminal is a sharp function of the next
+observation. A small classifier learns that function from the real rows and is applied to each decoded synthetic row.
 
 The joint distribution of the columns of synthetic rows is slightly wrong, so a classifier that uses many correlated
-columns makes errors there. A group lasso on its inputs makes it use few of them. The weight of the lasso is larger for
-every field but the next observation, so that these are used only where the next observation is not enough.
+columns makes errors there. A group lasso on its inputs makes it use few of them. Fields other than the next observation
+have a larger weight in the lasso, so that they are used only where the next observation is not enough.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class TerminalClassifier:
     @torch.inference_mode(False)
     @torch.enable_grad()
     def fit(self, transitions: Transitions, num_steps: int, generator: torch.Generator) -> None:
-        """Learn from real rows; without both kinds of row there is nothing to learn but the rate.
+        """Learn from real rows; if all or none of them are terminal, only the rate is stored.
 
         Args:
             transitions: real rows.
@@ -100,14 +100,14 @@ class TerminalClassifier:
 
     @torch.no_grad()
     def logits(self, transitions: Transitions) -> Tensor:
-        """Uncalibrated log-odds ``[n]`` of each row being terminal, in the data's order of likelihood."""
+        """Uncalibrated log-odds ``[n]`` of each row being terminal."""
         if self._net is None:
             return torch.full((len(transitions),), float("inf") if self.rate else float("-inf"), device=self.device)
         with torch.autocast(self.device.type, enabled=False):
             return self._net(self._normalize(self._columns(transitions))).squeeze(1)
 
     def calibrate(self, logits: Tensor) -> float:
-        """The shift under which these rows are terminal at the data's rate on average."""
+        """The shift of the log-odds with which the mean probability of these rows is the data's rate."""
         if self._net is None:
             return 0.0
         low, high = -60.0, 60.0
@@ -123,8 +123,8 @@ class TerminalClassifier:
     def draw(logits: Tensor, shift: float, generator: torch.Generator) -> Tensor:
         """Flags ``[n]`` drawn with probability ``sigmoid(logits + shift)``; their number is off by less than one.
 
-        Systematic sampling: every row has its own probability, but the draws share one random number, so that the
-        rate of a large set has no sampling noise of its own.
+        Systematic sampling: every row has its own probability, but all draws share one random number, so that sampling
+        adds no noise to the rate of a large set.
         """
         cumulative = torch.sigmoid(logits.double() + shift).cumsum(0)
         offset = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64).to(logits.device)
@@ -132,7 +132,7 @@ class TerminalClassifier:
         return torch.diff(counts, prepend=torch.zeros(1, dtype=torch.float64, device=logits.device)) > 0
 
     def _columns(self, transitions: Transitions) -> dict[str, Tensor]:
-        """Every field but the flag on the device, ``[n, width]`` each, categories as one-hot columns."""
+        """Every field except `terminated` on the device, ``[n, width]`` each, categories as one-hot columns."""
         columns = transitions.flat()
         out = {}
         for field in self.spec.fields:

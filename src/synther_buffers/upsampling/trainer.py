@@ -25,10 +25,10 @@ from .terminals import TerminalClassifier
 
 logger = logging.getLogger(__name__)
 
-#: Held-out rows that are enough to choose weights by.
+#: Fewest held-out rows with which the weights are chosen by the held-out loss.
 _FEWEST_JUDGES = 30
-#: Times in a training that the held-out loss is looked at, with so many steps between two looks at least; and looks in
-#: a row without a new least loss that end a training.
+#: Measurements of the held-out loss in a training, the fewest steps between two of them, and the number of consecutive
+#: ones without a new lowest loss that ends the training.
 _LOOKS, _FEWEST_STEPS_BETWEEN_LOOKS, _PATIENCE = 20, 50, 5
 
 
@@ -58,18 +58,18 @@ class Trainer:
         previous: FittedModel | None,
         why_from_scratch: str = "first fit",
     ) -> tuple[FittedModel, FitReport]:
-        """A new model of the rows; `previous` stays as it is.
+        """A new model of the rows; `previous` is not changed.
 
-        Training goes on from the previous model if the data still lie in its normalisation. That is given up for a
-        training from scratch if it diverges, or ends worse on the held-out rows than the previous model. With a budget
-        the number of rows says how many steps are taken and how strongly weights are regularised, and the model has the
-        weights at the least held-out loss, if enough rows are held out to tell.
+        Training continues from the previous model if its normalisation still fits the data. It is replaced by training
+        from scratch if it diverges or ends worse on the held-out rows than the previous model. With a budget, the
+        number of rows determines the number of steps and the regularisation, and the model has the weights with the
+        lowest held-out loss, if enough rows are held out.
 
         Args:
             transitions: finite rows of the spec, at least one, on any device.
-            held_out: rows to judge by.
-            previous: the model to go on from; None to start from scratch.
-            why_from_scratch: what the report says of that.
+            held_out: rows that evaluate the model.
+            previous: the model to continue from; None to start from scratch.
+            why_from_scratch: the reason that the report gives for that.
 
         Raises:
             ValueError: rows that do not match the spec, or none.
@@ -130,7 +130,7 @@ class Trainer:
         return model, report
 
     def _codec(self, transitions: Transitions, previous: Codec | None) -> Codec:
-        """Encodes and decodes rows like these; with the previous normalisation, in which the weights have meaning."""
+        """Encodes and decodes rows like these; keeps the normalisation of `previous`, for which its weights hold."""
         normalizer = None if previous is None else previous.normalizer
         return Codec.fit(self.spec, transitions, normalizer=normalizer, **codec_options(self.config))
 
@@ -142,7 +142,7 @@ class Trainer:
         return new_denoiser(self.config, dim, self.device, weights)
 
     def _train(self, denoiser: Preconditioner, rows: Tensor, held_out: Tensor | None, num_steps: int) -> _Attempt:
-        """Train a copy; with a budget as regularised as so many rows need, and judged on the way."""
+        """Train a copy; with a budget, regularised by the number of rows and with early stopping."""
         stopping = None
         if self.config.budget is not None and held_out is not None and len(held_out) >= _FEWEST_JUDGES:
             look_every = max(num_steps // _LOOKS, _FEWEST_STEPS_BETWEEN_LOOKS)
@@ -163,14 +163,14 @@ class Trainer:
         return _Attempt(trained, loss, stopping.least, stopping.stopped_at or num_steps, stopping.least_step)
 
     def _validation_loss(self, denoiser: Preconditioner, rows: Tensor | None) -> float:
-        """On held-out rows, always with the same noise; NaN without rows."""
+        """The loss on held-out rows, always with the same noise; NaN without rows."""
         if rows is None:
             return math.nan
         draws = generator(derive_seed(self.seed, "validation"), self.device)
         return evaluate_denoiser(denoiser, rows, self.config.training, draws)
 
     def _sigma_max(self, rows: Tensor, previous: FittedModel | None) -> float:
-        """Where sampling starts: the noise has to reach the largest of the rows."""
+        """The noise level where sampling starts: the noise has to reach the largest value of the rows."""
         largest, wanted = float(rows.abs().max()), self.config.sampler.solver.sigma_max
         sigma_max = max(wanted, 2.0 * largest)
         if sigma_max > wanted and (previous is None or previous.denoising.sigma_max != sigma_max):
@@ -183,7 +183,7 @@ class Trainer:
     def _calibrated(
         self, denoising: Denoising, codec: Codec, terminals: TerminalClassifier, num_rows: int
     ) -> FittedModel:
-        """The model with its thresholds, measured on rows of its own. This also shows that they are finite."""
+        """The model with its thresholds, measured on rows that it generates, which also checks that they are finite."""
         matrix = denoising.sampler(CALIBRATION_ROWS, derive_seed(self.seed, "calibration")).draw(0, CALIBRATION_ROWS)
         check_finite(torch.isfinite(matrix).all())
         thresholds = codec.thresholds(matrix)
@@ -197,7 +197,7 @@ class Trainer:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One training: what came out, its loss, the steps it took, and the step of its weights (0: the last)."""
+    """One training: the denoiser, its losses, the steps taken, and the step of its weights (0: the last)."""
 
     denoiser: Preconditioner
     loss: float
@@ -214,7 +214,7 @@ class _Clock:
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """Count the time since the last lap towards a phase."""
+        """Add the time since the last lap to a phase."""
         now = time.perf_counter()
         self.phases[name] = self.phases.get(name, 0.0) + now - self._last
         self._last = now

@@ -18,9 +18,9 @@ from ...validation import positive, whole_number
 
 #: D, called with ``[n, D]`` rows and a ``[1]`` noise level.
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-#: New standard normal noise for the rows in hand, ``[n, D]``.
+#: New standard normal noise for the current rows, ``[n, D]``.
 Noise = Callable[[], Tensor]
-#: Called with each noise level of the schedule and the rows that a solver has there; it must not change them.
+#: Called with each noise level of the schedule and the solver's rows there; it must not change them.
 Watch = Callable[[float, Tensor], None]
 
 
@@ -33,7 +33,7 @@ class Solver(ABC):
         sigma_min, sigma_max, rho: the schedule of noise levels (Karras et al. 2022, equation 5).
     """
 
-    #: Under which configurations name it in files.
+    #: Its name in configuration files.
     name: ClassVar[str]
 
     num_steps: int
@@ -55,7 +55,7 @@ class Solver(ABC):
         """The ``num_steps + 1`` noise levels (Karras et al. 2022, equation 5), descending, the last one 0.
 
         Args:
-            sigma_max: to start from another level than the configured one.
+            sigma_max: the first level; None for the configured one.
         """
         first = self.sigma_max if sigma_max is None else sigma_max
         if self.num_steps == 1:
@@ -80,10 +80,10 @@ class Solver(ABC):
             x: ``[n, D]``, drawn from N(0, sigmas[0]^2); it is not written to.
             sigmas: descending noise levels that end with 0.
             noise: source of the noise that a stochastic solver adds.
-            watch: sees the rows at every level, the result at level 0 included.
+            watch: called with the rows at every level, including the result at level 0.
         """
 
 
 def level(sigma: float, x: Tensor) -> Tensor:
-    """A noise level as the ``[1]`` tensor that D takes, made on the device without a copy from the host."""
+    """A noise level as the ``[1]`` tensor that D takes, created on the device without a copy from the host."""
     return torch.full((1,), sigma, device=x.device, dtype=x.dtype)

@@ -14,9 +14,9 @@ from .base import Denoiser, Noise, Solver, Watch, level
 
 @dataclass(frozen=True)
 class DPMSolver(Solver):
-    """Between two levels it integrates the reverse SDE exactly for a constant D.
+    """Integrates the reverse SDE exactly between two levels, for a D that is constant there.
 
-    That constant is D halfway in lambda, extrapolated from the last two evaluations. The last evaluation, at the
+    The constant is D at the midpoint in lambda, extrapolated from the last two evaluations. The last evaluation, at the
     smallest noise level, is the result.
     """
 

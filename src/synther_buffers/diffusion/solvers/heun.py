@@ -14,7 +14,7 @@ from .base import Denoiser, Noise, Solver, Watch, level
 
 @dataclass(frozen=True)
 class HeunSolver(Solver):
-    """At each level churn, an Euler step, and its second-order correction.
+    """At each level it adds noise (churn), takes an Euler step and corrects it to second order.
 
     With ``s_churn = 0`` it is the deterministic Heun sampler (Karras et al. 2022, Algorithm 1).
 
@@ -22,7 +22,7 @@ class HeunSolver(Solver):
         s_churn: amount of noise added over all steps.
         s_tmin: noise level below which none is added.
         s_tmax: noise level above which none is added.
-        s_noise: inflation of the added noise.
+        s_noise: factor of the added noise.
     """
 
     name: ClassVar[str] = "stochastic-heun"
