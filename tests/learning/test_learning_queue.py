@@ -150,7 +150,7 @@ def test_every_arm_runs_from_end_to_end(tmp_path):
             # Paired: the same initial agent in the same episodes.
             assert found["evaluations"][0] == first["evaluations"][0]
             assert found["values"][0] == first["values"][0]
-    # And from the first batch on they differ, but for the three that differ in the model alone, which is one tiny one here.
+    # And from the first batch on they differ, but for the three of one tiny model here.
     same = [lines["sbx", arm]["area"] for arm in ("constant-budget", "few-rows", "few-rows-passes")]
     assert len(set(same)) == 1
     assert len({found["area"] for found in lines.values()}) == len(lines) - 2
