@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import gymnasium as gym
+import h5py
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -72,3 +73,13 @@ class Counter(gym.Env):
 
     def _observe(self):
         return np.full(2, self.steps, np.float32)
+
+
+def save(path, data):
+    """Columns by name in the format that the suffix says."""
+    if path.suffix == ".npz":
+        np.savez(path, **data)
+        return
+    with h5py.File(path, "w") as file:
+        for key, value in data.items():
+            file[key] = value

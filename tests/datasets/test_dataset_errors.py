@@ -7,7 +7,7 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
-from datasets_helpers import columns, rows
+from datasets_helpers import columns, rows, save
 from gymnasium import spaces
 from numpy.lib import format as npy
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -28,16 +28,6 @@ class Explosive:
 
     def __reduce__(self):
         return open, (self.path, "w")
-
-
-def save(path, data):
-    """D4RL's columns in the format that the suffix says."""
-    if path.suffix == ".npz":
-        np.savez(path, **data)
-        return
-    with h5py.File(path, "w") as file:
-        for key, value in data.items():
-            file[key] = value
 
 
 def opened_whole(path, **kwargs):

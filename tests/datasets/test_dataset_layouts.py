@@ -5,18 +5,9 @@ import tracemalloc
 import h5py
 import numpy as np
 import pytest
-from datasets_helpers import columns, equal, rows
+from datasets_helpers import columns, equal, rows, save
 
 from synther_buffers.datasets import npz, open_dataset, write_dataset
-
-
-def save(path, data):
-    if path.suffix == ".npz":
-        np.savez(path, **data)
-        return
-    with h5py.File(path, "w") as file:
-        for key, value in data.items():
-            file[key] = value
 
 
 @pytest.fixture(params=["rows.npz", "rows.hdf5"])

@@ -138,7 +138,6 @@ def train_denoiser(
             step()
             losses[index] = step.loss
             done = index + 1
-            looks = stopping is not None and stopping.due(done, num_steps)
             if done % config.ema_every == 0 or done == num_steps:
                 decay = min(config.ema_decay, (1.0 + num_averaged) / (10.0 + num_averaged)) if num_averaged else 0.0
                 average.lerp_(weights, 1.0 - decay)
@@ -150,7 +149,7 @@ def train_denoiser(
                     raise NonFiniteLossError(f"the training loss became {mean} within the first {done} steps.")
                 if on_progress is not None:
                     on_progress(done, mean)
-            if stopping is not None and looks and stopping.look(averaged, done):
+            if stopping is not None and stopping.due(done, num_steps) and stopping.look(averaged, done):
                 break
     vector_to_parameters(average if stopping is None else stopping.best(average), averaged.parameters())
     for parameter in averaged.parameters():

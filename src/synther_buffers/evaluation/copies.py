@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from ..transitions import Transitions, TransitionSpec
-from .points import Units, check_rows, thin
+from .points import CHUNK, MAX_ROWS, Units, check_rows, thin
 
-#: Default for the largest number of rows of each set that are compared.
-MAX_ROWS = 5_000
 #: Largest number of training rows among which the closest is searched.
 MAX_RECORDS = 100_000
-#: Rows of one side of a distance matrix that are in memory at a time.
-_CHUNK = 1_024
+#: Training rows that are converted to points at a time, because all of a wide set would take several times its memory.
+_RECORDS_AT_ONCE = 8_192
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def closest_distance(rows: Transitions, records: Transitions, spec: TransitionSp
     """
     check_rows(spec, 1, rows=rows, records=records, real=real)
     units = Units.measure(real, spec)
-    return _closest(units.points(rows), units.points(records))
+    return _closest(units.points(rows), records, units)
 
 
 def closest_record(
@@ -68,26 +66,27 @@ def closest_record(
     """
     check_rows(spec, 1, real=real, synthetic=synthetic, train=train)
     units = Units.measure(real, spec)
-    records = units.points(thin(train, MAX_RECORDS, seed + 2))
-    held = _closest(units.points(thin(real, max_rows, seed)), records)
-    drawn = _closest(units.points(thin(synthetic, max_rows, seed + 1)), records)
+    records = thin(train, MAX_RECORDS, seed + 2)
+    held = _closest(units.points(thin(real, max_rows, seed)), records, units)
+    drawn = _closest(units.points(thin(synthetic, max_rows, seed + 1)), records, units)
     held_median, median = float(held.quantile(0.5)), float(drawn.quantile(0.5))
     ratio = median / held_median if held_median > 0 else math.nan if median == 0 else math.inf
     threshold = held.quantile(0.05)
     return ClosestRecord(median, held_median, ratio, float((drawn < threshold).double().mean()))
 
 
-def _closest(points: Tensor, records: Tensor) -> Tensor:
-    """Distance of each point to the closest record."""
-    # The search uses matrix products in float32, which round; the distance to the record found is exact.
-    rough = records.float()
-    found = []
-    for chunk in points.split(_CHUNK):
-        best = torch.full((len(chunk),), math.inf, dtype=torch.float32, device="cpu")
-        index = torch.zeros(len(chunk), dtype=torch.int64, device="cpu")
-        for start in range(0, len(records), 16 * _CHUNK):
-            low, where = torch.cdist(chunk.float(), rough[start : start + 16 * _CHUNK]).min(1)
-            index = torch.where(low < best, where + start, index)
-            best = torch.minimum(best, low)
-        found.append((chunk - records[index]).norm(dim=1))
-    return torch.cat(found)
+def _closest(points: Tensor, records: Transitions, units: Units) -> Tensor:
+    """Distance of each point to the closest record, ``[N]`` float64."""
+    least = torch.full((len(points),), math.inf, dtype=torch.float32, device="cpu")
+    distance = torch.full((len(points),), math.inf, dtype=torch.float64, device="cpu")
+    for start in range(0, len(records), _RECORDS_AT_ONCE):
+        some = units.points(records[start : start + _RECORDS_AT_ONCE])
+        # The search uses matrix products in float32, which round; the distance to the record found is exact.
+        rough = some.float()
+        for first in range(0, len(points), CHUNK):
+            part = slice(first, first + CHUNK)
+            low, where = torch.cdist(points[part].float(), rough).min(1)
+            exact = (points[part] - some[where]).norm(dim=1)
+            distance[part] = torch.where(low < least[part], exact, distance[part])
+            least[part] = torch.minimum(low, least[part])
+    return distance

@@ -34,7 +34,7 @@ from ..transitions import Transitions, TransitionSpec
 from .copies import ClosestRecord, closest_distance, closest_record
 from .dynamics import SimulatedRows, SimulatorError, simulate, simulator_error
 from .fidelity import Fidelity, measure_fidelity
-from .points import Units, check_rows, columns, thin
+from .points import CHUNK, MAX_ROWS, Units, check_rows, columns, thin
 from .simulators import Simulator
 
 __all__ = [
@@ -55,10 +55,6 @@ __all__ = [
     "two_sample_auc",
 ]
 
-#: Default for the largest number of rows of each set.
-MAX_ROWS = 5_000
-#: Rows of one side of a distance matrix that are in memory at a time.
-_CHUNK = 1_024
 #: Smaller differences between distances are rounding of the matrix product of normalised float64 values.
 _ROUNDING = 1e-6
 _FOLDS = 3
@@ -238,8 +234,8 @@ def neighborhoods(
     precise = torch.zeros(count, dtype=torch.bool, device="cpu")
     recalled, covered = precise.clone(), precise.clone()
     total = 0
-    for start in range(0, count, _CHUNK):
-        part = slice(start, start + _CHUNK)
+    for start in range(0, count, CHUNK):
+        part = slice(start, start + CHUNK)
         distance = torch.cdist(left[part], right)
         inside = distance < left_radius[part, None]
         precise |= inside.any(0)
@@ -266,7 +262,7 @@ def terminal_error(real: Transitions, synthetic: Transitions) -> TerminalError:
 
 def _radii(points: Tensor, neighbors: int) -> Tensor:
     """Slightly less than the distance to the k-th nearest other point; at least `_ROUNDING`, for equal rows."""
-    radii = [torch.cdist(chunk, points).kthvalue(neighbors + 1, dim=1).values for chunk in points.split(_CHUNK)]
+    radii = [torch.cdist(chunk, points).kthvalue(neighbors + 1, dim=1).values for chunk in points.split(CHUNK)]
     return (torch.cat(radii) - _ROUNDING).clamp_min(_ROUNDING)
 
 

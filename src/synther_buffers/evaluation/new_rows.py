@@ -20,7 +20,7 @@ from torch import Tensor
 from ..transitions import Transitions, TransitionSpec
 from .copies import closest_distance
 from .dynamics import simulate
-from .points import check_rows, thin
+from .points import check_rows, element_columns, thin
 from .simulators import Simulator
 
 #: Networks of the ensemble, their hidden width, and how they are trained. For each network another fifth of the
@@ -141,7 +141,7 @@ class RegressionEnsemble:
             value = outcome[:, at : at + field.size]
             at += field.size
             if field.name != "reward":
-                value = value + _matrix(flat["observation" + field.name.removeprefix("next_observation")])
+                value = value + element_columns(flat["observation" + field.name.removeprefix("next_observation")])
             flat[field.name] = value.reshape(flat[field.name].shape).to(flat[field.name].dtype)
         return Transitions.from_flat(flat)
 
@@ -205,10 +205,6 @@ class _Scale:
         return values.double() * self.std + self.mean
 
 
-def _matrix(tensor: Tensor) -> Tensor:
-    return tensor.reshape(len(tensor), -1).double().cpu()
-
-
 def _outcome(spec: TransitionSpec) -> list[Any]:
     return [field for field in spec.fields if field.name == "reward" or field in spec.next_observation]
 
@@ -216,15 +212,15 @@ def _outcome(spec: TransitionSpec) -> list[Any]:
 def _inputs(rows: Transitions, spec: TransitionSpec) -> Tensor:
     flat = rows.flat()
     skipped = {"terminated", *(field.name for field in _outcome(spec))}
-    return torch.cat([_matrix(flat[field.name]) for field in spec.fields if field.name not in skipped], dim=1)
+    return torch.cat([element_columns(flat[field.name]) for field in spec.fields if field.name not in skipped], dim=1)
 
 
 def _targets(rows: Transitions, spec: TransitionSpec) -> Tensor:
     """Reward, and the next observation as the change from the observation, which is smoother."""
     flat, parts = rows.flat(), []
     for field in _outcome(spec):
-        value = _matrix(flat[field.name])
+        value = element_columns(flat[field.name])
         if field.name != "reward":
-            value = value - _matrix(flat["observation" + field.name.removeprefix("next_observation")])
+            value = value - element_columns(flat["observation" + field.name.removeprefix("next_observation")])
         parts.append(value)
     return torch.cat(parts, dim=1)

@@ -11,6 +11,11 @@ from torch import Tensor
 
 from ..transitions import Field, Transitions, TransitionSpec
 
+#: Default for the largest number of rows of each set.
+MAX_ROWS = 5_000
+#: Rows of one side of a distance matrix that are in memory at a time.
+CHUNK = 1_024
+
 
 @dataclass(frozen=True)
 class Units:
@@ -36,7 +41,7 @@ class Units:
         flat, mean, std = real.flat(), {}, {}
         for field in spec.fields:
             if field.kind == "continuous":
-                value = _element_columns(flat[field.name])
+                value = element_columns(flat[field.name])
                 mean[field.name] = value.mean(0)
                 varies = value.amin(0) < value.amax(0)
                 std[field.name] = torch.where(varies, value.std(0, correction=0), 1.0)
@@ -46,7 +51,7 @@ class Units:
         """Rows as points ``[N, D]`` float64 on the CPU, with Euclidean distances in these units."""
         flat, parts = rows.flat(), []
         for field in self.spec.fields:
-            value = _element_columns(flat[field.name])
+            value = element_columns(flat[field.name])
             if field.kind == "continuous":
                 # Centred, because distances from matrix products lose precision far from 0.
                 value = (value - self.mean[field.name]) / self.std[field.name]
@@ -57,7 +62,7 @@ class Units:
 
     def difference(self, field: Field, left: Tensor, right: Tensor) -> Tensor:
         """Difference of two tensors ``[N, *shape]`` of a field's values in these units, ``[N, size]`` float64."""
-        left, right = _element_columns(left), _element_columns(right)
+        left, right = element_columns(left), element_columns(right)
         if field.kind == "continuous":
             return (left - right) / self.std[field.name]
         return (left != right).double()
@@ -66,7 +71,7 @@ class Units:
 def columns(rows: Transitions, spec: TransitionSpec) -> Tensor:
     """Every element of every field in its own unit, ``[N, D]`` float64 on the CPU."""
     flat = rows.flat()
-    return torch.cat([_element_columns(flat[field.name]) for field in spec.fields], dim=1)
+    return torch.cat([element_columns(flat[field.name]) for field in spec.fields], dim=1)
 
 
 def thin(rows: Transitions, max_rows: int, seed: int) -> Transitions:
@@ -97,7 +102,8 @@ def check_rows(spec: TransitionSpec, minimum: int, **sets: Transitions) -> None:
                 raise ValueError(f"{name} holds NaN or infinity in {field}; leave such rows out.")
 
 
-def _element_columns(tensor: Tensor) -> Tensor:
+def element_columns(tensor: Tensor) -> Tensor:
+    """``[N, *shape]`` as ``[N, size]`` float64 on the CPU."""
     return tensor.reshape(len(tensor), -1).double().cpu()
 
 
