@@ -2,7 +2,7 @@
 
     python examples/demo.py [--steps 3000] [--logdir runs/demo]
 
-Two processes with one thread each run `examples/sb3_sac.py`; six to seven minutes on two cores.
+Two processes with one thread each run `examples/sb3_sac.py`; five to seven minutes on two cores.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def main() -> None:
     args = parser.parse_args()
     print(
         f"SAC on {args.env} for {args.steps:,} steps at UTD {args.utd}, with and without synthetic transitions, "
-        "in two processes.\nSix to seven minutes for 3,000 steps on two cores; each run says how far it is.",
+        "in two processes.\nFive to seven minutes for 3,000 steps on two cores; each run says how far it is.",
         flush=True,
     )
     if args.steps < 400:
