@@ -1,7 +1,7 @@
 """What a model knows, copies and costs, by the number of rows it learns.
 
     python examples/collect.py --env HalfCheetah-v5 --steps 12500       # likewise Walker2d-v5 and Hopper-v5
-    python benchmarks/few_rows.py [--data FILE ...] [--rows N ...] [--seeds 3] [--only NAME ...]
+    python benchmarks/few_rows.py [--data FILE ...] [--rows N ...] [--seeds N ...] [--only NAME ...]
 
 Of the first rows of a run, every fifth run of 25 rows is put aside to judge by: neither training nor early stopping
 sees it. The others are learned and held out as a buffer does it. One line of JSON per file, number of rows, entry and
@@ -55,6 +55,7 @@ def entries() -> dict[str, UpsamplerConfig]:
         sampler=cpu.sampler,
         num_synthetic=20_000,
     )
+    gpu = PRESETS["gpu"]
     return {
         "default": cpu,
         "default-warm": cpu,
@@ -62,6 +63,9 @@ def entries() -> dict[str, UpsamplerConfig]:
         "constant": plain,
         # The paper's net and a tenth of its steps, sampled by ours.
         "paper-10k": rounded,
+        "gpu": gpu,
+        # As many steps as the small net takes.
+        "gpu-short": replace(gpu, train_steps=cpu.train_steps, warm_steps=cpu.warm_steps),
     }
 
 
@@ -74,10 +78,12 @@ def split(data: ReplayData, num_rows: int, seed: int) -> tuple[Transitions, Tran
     return first[~judged], first[judged]
 
 
-def measure(data: ReplayData, name: str, config: UpsamplerConfig, num_rows: int, seed: int) -> dict[str, Any]:
+def measure(
+    data: ReplayData, name: str, config: UpsamplerConfig, num_rows: int, seed: int, device: str
+) -> dict[str, Any]:
     """One line. Where the name ends in ``-warm`` the model is refreshed every 1,000 rows, as a buffer's is."""
     buffer, judges = split(data, num_rows, seed)
-    upsampler, hold_out = DiffusionUpsampler(data.spec, config, "cpu", seed), HoldOut()
+    upsampler, hold_out = DiffusionUpsampler(data.spec, config, device, seed), HoldOut()
     for size in (*(range(_EVERY, num_rows, _EVERY) if name.endswith("-warm") else ()), num_rows):
         rows = buffer[:size]
         held = torch.from_numpy(hold_out.mask(RowOrder.appended(len(rows))))
@@ -85,7 +91,7 @@ def measure(data: ReplayData, name: str, config: UpsamplerConfig, num_rows: int,
         report = upsampler.fit(train, held_out=rows[held])
     count = synthetic_rows(config, len(train))
     start = time.perf_counter()
-    rows = upsampler.sample(count)
+    rows = upsampler.sample(count).to("cpu")
     sample_seconds = time.perf_counter() - start
     figures = evaluate(judges, rows, data.spec, train=train, simulator=data.simulator, seed=seed)
     model = upsampler.model
@@ -93,11 +99,14 @@ def measure(data: ReplayData, name: str, config: UpsamplerConfig, num_rows: int,
     levels = replace(config.training, p_mean=-1.2, p_std=0.8)
     losses = {
         key: evaluate_denoiser(
-            model.denoising.denoiser, model.codec.encode(part, "cpu"), levels, torch.Generator().manual_seed(seed)
+            model.denoising.denoiser,
+            model.codec.encode(part, device),
+            levels,
+            torch.Generator(device).manual_seed(seed),
         )
         for key, part in (("train", train), ("judges", judges))
     }
-    ensemble = RegressionEnsemble(train, data.spec, seed)
+    ensemble = _ensemble(train, data, seed)
     new = error_of_new_rows(judges, rows, train, data.spec, data.simulator, ensemble, seed=seed)
     real = error_of_new_rows(judges, judges, train, data.spec, data.simulator, ensemble, seed=seed)
     return {
@@ -119,6 +128,18 @@ def measure(data: ReplayData, name: str, config: UpsamplerConfig, num_rows: int,
         "new_rows": asdict(new),
         "new_rows_real": asdict(real),
     }
+
+
+_ensembles: dict[tuple[str, int], RegressionEnsemble] = {}
+
+
+def _ensemble(train: Transitions, data: ReplayData, seed: int) -> RegressionEnsemble:
+    """That of these rows; it takes longer than most models, which share it."""
+    key = (replace(data, rows=train).digest, seed)
+    if key not in _ensembles:
+        _ensembles.clear()
+        _ensembles[key] = RegressionEnsemble(train, data.spec, seed)
+    return _ensembles[key]
 
 
 def table(lines: list[dict[str, Any]]) -> str:
@@ -160,14 +181,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, nargs="*", help="files of examples/collect.py (default: data/*-12500-*)")
     parser.add_argument("--rows", type=int, nargs="*", default=ROWS)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", help="names of entries (default: all but paper-10k)")
+    parser.add_argument("--seeds", type=int, nargs="*", default=(0, 1, 2))
+    parser.add_argument("--only", nargs="*", help="names of entries (default: default, default-warm and constant)")
+    parser.add_argument("--device", default="cpu", help="that trains and samples")
     parser.add_argument("--toy", action="store_true", help="tiny data and trainings, to see that it runs")
     parser.add_argument("--out", type=Path, default=RESULTS / "few_rows.jsonl")
     args = parser.parse_args()
     known = entries()
     if args.toy:
-        args.rows, args.seeds, args.data, args.only = (200,), 1, [], ["default"]
+        args.rows, args.seeds, args.data, args.only = (200,), (0,), [], ["default"]
         tiny = replace(known["default"].network, width=16, depth=1)
         known["default"] = replace(known["default"], network=tiny, train_steps=50, terminal_steps=10, num_synthetic=500)
     paths = args.data if args.data or args.toy else sorted(Path("data").glob("*-12500-*.npz"))
@@ -176,7 +198,7 @@ def main() -> None:
         parser.error("there are no data: collect some with examples/collect.py, or give --data.")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         for data in sets:
             if any(line["data"] == data.name and line["digest"] != data.digest for line in lines):
                 parser.error(f"{args.out} has results of other rows named {data.name}; give another --out.")
@@ -185,7 +207,7 @@ def main() -> None:
                     key = (data.name, num_rows, name, seed)
                     if any((line["data"], line["rows"], line["name"], line["seed"]) == key for line in lines):
                         continue
-                    lines.append(measure(data, name, known[name], num_rows, seed))
+                    lines.append(measure(data, name, known[name], num_rows, seed, args.device))
                     with args.out.open("a") as file:
                         file.write(json.dumps({"machine": machine(), **lines[-1]}) + "\n")
                     print(table(lines[-1:]).splitlines()[-1], flush=True)

@@ -454,9 +454,12 @@ def prepare() -> None:
     names = [
         "gymnasium", "farama-notifications", "stable-baselines3", "sb3-contrib", "tensordict", "torchrl", "pyvers",
         "orjson", "cloudpickle", "hoptorch", "importlib_metadata", "scikit-learn",
+        # For benchmarks/few_rows.py and the learning benchmark.
+        "mujoco==4.0.0", "mujoco-core==4.0.0", "glfw", "pyopengl", "sbx-rl", "tfp-nightly", "dm-tree", "decorator",
+        "gast",
     ]  # fmt: skip
     pip = [sys.executable, "-m", "pip"]
-    platforms = ["manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1"]
+    platforms = ["manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014", "manylinux1"]
     target = [f"--platform={name}_x86_64" for name in platforms]
     target += ["--python-version=3.12", "--implementation=cp", "--only-binary=:all:"]
     constraints = ["--constraint", str(ROOT / "constraints.txt")]

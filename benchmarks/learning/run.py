@@ -21,7 +21,6 @@ ONE_THREAD = {
     "MKL_NUM_THREADS": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
     "JAX_PLATFORMS": "cpu",
-    "CUDA_VISIBLE_DEVICES": "",
     "MUJOCO_GL": "disable",
 }
 PACKAGES = ("synther-buffers", "torch", "numpy", "gymnasium", "mujoco", "stable-baselines3", "sbx-rl", "jax", "jaxlib",
@@ -79,6 +78,7 @@ def run(task_name: str, arm_name: str, seed: int, agent_name: str = "sbx") -> di
         "wall_seconds": time.perf_counter() - wall,
         "refresh_seconds": sum(report.seconds for report in reports),
         "commit": commit(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "date": time.strftime("%Y-%m-%d"),
     }
@@ -135,6 +135,10 @@ def main() -> None:
     if flags.core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {flags.core})
     os.environ.update(ONE_THREAD)
+    from .arms import ARMS
+
+    if ARMS[flags.arm].preset != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     json.dump(run(flags.task, flags.arm, flags.seed, flags.agent), sys.stdout)
     sys.stdout.write("\n")
 

@@ -147,8 +147,10 @@ class TestStep:
 @pytest.mark.cuda
 class TestOnCuda:
     @pytest.mark.parametrize("bfloat16", [False, True])
-    def test_replayed_as_a_graph_the_steps_are_the_same(self, bfloat16: bool) -> None:
-        config, weights, losses, draws = replace(STEP_CONFIG, bfloat16=bfloat16, max_grad_norm=1.0), [], [], []
+    @pytest.mark.parametrize("dropout", [0.0, 0.25])
+    def test_replayed_as_a_graph_the_steps_are_the_same(self, bfloat16: bool, dropout: float) -> None:
+        config = replace(STEP_CONFIG, bfloat16=bfloat16, max_grad_norm=1.0, dropout=dropout)
+        weights, losses, draws = [], [], []
         for surroundings in (eager, nullcontext):
             noise = torch.Generator("cuda").manual_seed(2)
             step = TrainingStep(make_wide().cuda(), ROWS.cuda(), config, noise)
