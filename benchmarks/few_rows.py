@@ -64,8 +64,9 @@ def entries() -> dict[str, UpsamplerConfig]:
         # The paper's net and a tenth of its steps, sampled by ours.
         "paper-10k": rounded,
         "gpu": gpu,
-        # As many steps as the small net takes.
-        "gpu-short": replace(gpu, train_steps=cpu.train_steps, warm_steps=cpu.warm_steps),
+        # Longer, or as long with more rows in each step, which costs a GPU little.
+        "gpu-long": replace(gpu, train_steps=20_000, warm_steps=7_000),
+        "gpu-2048": replace(gpu, training=replace(gpu.training, batch_size=2_048)),
     }
 
 

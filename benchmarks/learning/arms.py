@@ -78,8 +78,10 @@ ARMS: dict[str, Arm] = {
     # The same under the published update rule, and with a smaller share of each batch.
     "passes-delay": Arm(20, 20, upsampler="diffusion", changes=_PASSES),
     "passes-quarter": Arm(upsampler="diffusion", changes=_PASSES, synthetic_fraction=0.25),
-    # The same with the large network, which takes a GPU.
-    "passes-gpu": Arm(upsampler="diffusion", preset="gpu", changes=_PASSES),
+    # The same with the large network, which takes a GPU, and with more steps.
+    "passes-gpu": Arm(
+        upsampler="diffusion", preset="gpu", changes={**_PASSES, "train_steps": 20_000, "warm_steps": 7_000}
+    ),
 }
 
 

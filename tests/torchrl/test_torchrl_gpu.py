@@ -11,6 +11,7 @@ from torchrl_helpers import TINY, assert_same, make_buffer, num_marked, real_of,
 pytestmark = pytest.mark.cuda
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 @pytest.mark.parametrize("ndim", [1, 2])
 def test_batches_lie_on_the_gpu_and_nothing_passes_the_host(ndim):
     data = (rows(160) if ndim == 1 else rows(160).reshape(4, 40)).to("cuda")
@@ -20,8 +21,8 @@ def test_batches_lie_on_the_gpu_and_nothing_passes_the_host(ndim):
         each.extend(data.clone())
     buffer.sample(2)
     buffer.sample(33)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         torch.cuda.manual_seed(5)
         batch = buffer.sample(33)
     finally:

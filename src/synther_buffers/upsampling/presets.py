@@ -146,8 +146,6 @@ _GPU = replace(
     _CPU,
     network=NetworkConfig(width=640, depth=6, embedding_dim=256, activation="swiglu"),
     training=replace(_CPU.training, learning_rate=1.2e-3),
-    train_steps=20_000,
-    warm_steps=7_000,
     num_synthetic=1_000_000,
 )
 
