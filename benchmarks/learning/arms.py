@@ -78,7 +78,13 @@ ARMS: dict[str, Arm] = {
     # The same under the published update rule, and with a smaller share of each batch.
     "passes-delay": Arm(20, 20, upsampler="diffusion", changes=_PASSES),
     "passes-quarter": Arm(upsampler="diffusion", changes=_PASSES, synthetic_fraction=0.25),
-    # The same with the large network, which takes a GPU, and with more steps.
+    "passes-three-quarters": Arm(upsampler="diffusion", changes=_PASSES, synthetic_fraction=0.75),
+    # Refreshed twice as often.
+    "passes-often": Arm(upsampler="diffusion", changes=_PASSES, retrain_every=500),
+    # With fewer updates, and real rows alone under that rule.
+    "passes-utd4": Arm(4, 1, upsampler="diffusion", changes=_PASSES),
+    "utd4": Arm(4, 1),
+    # With the large network, which takes a GPU, and with more steps.
     "passes-gpu": Arm(
         upsampler="diffusion", preset="gpu", changes={**_PASSES, "train_steps": 20_000, "warm_steps": 7_000}
     ),

@@ -68,7 +68,17 @@ STAGES: dict[str, Stage] = {
     # Candidates for the default and for the one arm that the reporting seeds judge.
     "choosing": Stage(
         ("halfcheetah", "walker2d", "pusher", "hopper"),
-        ("few-rows", "few-rows-passes", "passes-delay", "passes-quarter"),
+        (
+            "few-rows",
+            "few-rows-passes",
+            "passes-delay",
+            "passes-quarter",
+            "passes-three-quarters",
+            "passes-often",
+            "passes-utd4",
+            "utd4",
+            "passes-gpu",
+        ),
         CHOOSING,
         "learning_choosing.jsonl",
     ),
