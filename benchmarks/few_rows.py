@@ -111,6 +111,8 @@ def measure(
     new = error_of_new_rows(judges, rows, train, data.spec, data.simulator, ensemble, seed=seed)
     real = error_of_new_rows(judges, judges, train, data.spec, data.simulator, ensemble, seed=seed)
     return {
+        "machine": machine(),
+        "device": device,
         "data": data.name,
         "digest": data.digest,
         "name": name,
@@ -151,7 +153,11 @@ def table(lines: list[dict[str, Any]]) -> str:
         return found["dynamics"] / found["dynamics_expected"] if found["num_rows"] >= 20 else float("nan")
 
     columns = {
-        "seconds": (lambda line: line["fit_seconds"] + line["sample_seconds"], ".0f"),
+        # On a CPU; several models shared the GPU.
+        "seconds": (
+            lambda line: line["fit_seconds"] + line["sample_seconds"] if line["device"] == "cpu" else float("nan"),
+            ".0f",
+        ),
         "steps": (lambda line: line["train_steps"], ".0f"),
         "loss on rows learned": (lambda line: line["loss"]["train"], ".3f"),
         "on judging rows": (lambda line: line["loss"]["judges"], ".3f"),
@@ -205,12 +211,15 @@ def main() -> None:
                 parser.error(f"{args.out} has results of other rows named {data.name}; give another --out.")
             for num_rows in args.rows:
                 for name in args.only or ("default", "default-warm", "constant"):
-                    key = (data.name, num_rows, name, seed)
-                    if any((line["data"], line["rows"], line["name"], line["seed"]) == key for line in lines):
+                    key = (data.name, num_rows, name, seed, args.device)
+                    if any(
+                        tuple(line[part] for part in ("data", "rows", "name", "seed", "device")) == key
+                        for line in lines
+                    ):
                         continue
                     lines.append(measure(data, name, known[name], num_rows, seed, args.device))
                     with args.out.open("a") as file:
-                        file.write(json.dumps({"machine": machine(), **lines[-1]}) + "\n")
+                        file.write(json.dumps(lines[-1]) + "\n")
                     print(table(lines[-1:]).splitlines()[-1], flush=True)
     if args.out.parent == RESULTS:
         (DOCS / "few_rows_table.md").write_text(table(lines))
