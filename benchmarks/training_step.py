@@ -121,7 +121,7 @@ def main() -> None:
     rows = torch.randn((50_000, COLUMNS), generator=torch.Generator().manual_seed(0)).to(device)
     print(machine())
     results: dict[str, Any] = {}
-    for name in ("paper-online", "cpu", "gpu"):
+    for name in ("paper-online", "cpu"):
         config = resolve_config(name, device)
         if device.type == "cpu":
             config = replace(

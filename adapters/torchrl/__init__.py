@@ -7,7 +7,7 @@ except ImportError as error:
 
 from ..public_paths import exported_from
 from .addresses import is_synthetic
-from .sampler import SynthERPrioritizedSampler
+from .prioritized import SynthERPrioritizedSampler
 from .storage import SynthERMemmapStorage, SynthERStorage
 
 __all__ = ["SynthERMemmapStorage", "SynthERPrioritizedSampler", "SynthERStorage", "is_synthetic"]

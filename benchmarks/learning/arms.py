@@ -84,9 +84,17 @@ ARMS: dict[str, Arm] = {
     # With fewer updates, and real rows alone under that rule.
     "passes-utd4": Arm(4, 1, upsampler="diffusion", changes=_PASSES),
     "utd4": Arm(4, 1),
-    # With the large network, which takes a GPU, and with more steps.
-    "passes-gpu": Arm(
-        upsampler="diffusion", preset="gpu", changes={**_PASSES, "train_steps": 20_000, "warm_steps": 7_000}
+    # With a network of as many weights as the paper's and more steps, which takes a GPU.
+    "passes-wide": Arm(
+        upsampler="diffusion",
+        preset="gpu",
+        changes={
+            "network": {"width": 640, "embedding_dim": 256},
+            "training": {**_REGULARIZED, "learning_rate": 1.2e-3},
+            "budget": _PASSES["budget"],
+            "train_steps": 20_000,
+            "warm_steps": 7_000,
+        },
     ),
 }
 

@@ -77,7 +77,7 @@ STAGES: dict[str, Stage] = {
             "passes-often",
             "passes-utd4",
             "utd4",
-            "passes-gpu",
+            "passes-wide",
         ),
         CHOOSING,
         "learning_choosing.jsonl",

@@ -13,7 +13,7 @@ import torch
 from ..transitions import Field, Transitions, TransitionSpec
 from ..upsampling.diffusion_upsampler import DiffusionUpsampler
 from ..upsampling.protocol import FitReport, Upsampler
-from .rows import finite_rows
+from .learnable_rows import finite_rows
 
 
 def checked_fit(upsampler: Upsampler, fit: Any) -> FitReport:

@@ -10,7 +10,7 @@ import torch
 
 from ..transitions import TransitionSpec
 from ..upsampling.factory import DiffusionFactory, make_upsampler
-from ..upsampling.model import codec_options
+from ..upsampling.fitted_model import codec_options
 from ..upsampling.presets import UpsamplerConfig, resolve_device
 from ..upsampling.protocol import Upsampler, UpsamplerFactory
 from .holdout import HoldOut

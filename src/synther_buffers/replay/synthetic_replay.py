@@ -15,10 +15,10 @@ from ..upsampling.factory import default_num_synthetic, make_upsampler, most_syn
 from ..upsampling.presets import resolve_device
 from ..upsampling.protocol import Upsampler
 from .holdout import HoldOut, RowOrder
+from .learnable_rows import finite_rows, non_finite_columns, reaches_held_out
 from .options import SyntheticKeywords, SyntheticOptions, lists_options, split_keywords
 from .refresh import RefreshJob, RefreshResult, run_refresh
 from .reports import RefreshReport, append_to_log, log_report
-from .rows import finite_rows, non_finite_columns, reaches_held_out
 from .saving import SavedReplay
 from .schedule import RefreshSchedule
 from .synthetic_set import SyntheticSet

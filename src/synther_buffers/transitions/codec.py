@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .layout import Layout, from_one_hot
 from .normalizer import Normalizer
-from .structure import Structure
+from .special_columns import Structure
 from .transitions import Transitions, TransitionSpec
 from .values import ColumnStatistics, Thresholds
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .fields import Field
-from .structure import PointMass, Structure
+from .special_columns import PointMass, Structure
 from .transitions import Transitions, TransitionSpec
 
 #: Elements of the matrix that are in memory in float64 at a time, in encoding and decoding.

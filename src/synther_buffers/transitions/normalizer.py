@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .structure import Structure
+from .special_columns import Structure
 
 #: A normalised column with values beyond this is heavy-tailed: asinh compresses it into this range.
 HEAVY_TAIL = 8.0

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .layout import Block
-from .structure import FEW_VALUES
+from .special_columns import FEW_VALUES
 
 #: The smallest or largest value of a continuous column is a limit (clipped velocities, saturated actions) if at least
 #: this share of the rows, and at least this many rows, have it. Decoding restores it exactly, at the same rate.

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..transitions import Field, Transitions, TransitionSpec
-from ..transitions.structure import FEW_VALUES
+from ..transitions.special_columns import FEW_VALUES
 from .presets import resolve_device
 from .protocol import FitReport
 from .seeds import derive_seed, generator

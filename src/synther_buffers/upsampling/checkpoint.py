@@ -15,7 +15,7 @@ from torch import Tensor
 from ..transitions import TransitionSpec
 from ..transitions.codec import Codec
 from ..transitions.values import Thresholds
-from .model import Denoising, FittedModel, codec_options, new_denoiser
+from .fitted_model import Denoising, FittedModel, codec_options, new_denoiser
 from .presets import UpsamplerConfig
 from .seeds import generator
 from .terminals import TerminalClassifier

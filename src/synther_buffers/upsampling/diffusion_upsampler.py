@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..transitions import Transitions, TransitionSpec
 from . import checkpoint
-from .model import FittedModel
+from .fitted_model import FittedModel
 from .presets import UpsamplerConfig, check_float64, resolve_config, resolve_device
 from .protocol import FitReport
 from .seeds import derive_seed

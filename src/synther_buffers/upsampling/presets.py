@@ -140,14 +140,9 @@ _CPU = UpsamplerConfig(
     budget=RowBudget(),
 )
 
-# The same with a network of as many weights as the paper's, and a learning rate that is smaller by the factor by which
-# the network is wider. Chosen by reasoning; its speed is measured (docs/results/gpu.md), its fidelity is not.
-_GPU = replace(
-    _CPU,
-    network=NetworkConfig(width=640, depth=6, embedding_dim=256, activation="swiglu"),
-    training=replace(_CPU.training, learning_rate=1.2e-3),
-    num_synthetic=1_000_000,
-)
+# The same network: one with as many weights as the paper's, 640 wide, copies more of up to 2,000 rows and generates no
+# better ones from 10,000 to 40,000 (docs/results/few_rows.md). A GPU draws a large set in seconds.
+_GPU = replace(_CPU, num_synthetic=1_000_000)
 
 #: The presets by name. ``auto`` stands for ``cpu`` or ``gpu`` and is resolved by `resolve_config`.
 PRESETS: dict[str, UpsamplerConfig] = {

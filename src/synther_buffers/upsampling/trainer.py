@@ -16,7 +16,7 @@ from ..diffusion.training import NonFiniteLossError, evaluate_denoiser, train_de
 from ..transitions import Transitions, TransitionSpec
 from ..transitions.codec import Codec
 from .budget import regularized, terminal_steps, train_steps, warm_steps
-from .model import CALIBRATION_ROWS, Denoising, FittedModel, check_finite, codec_options, new_denoiser
+from .fitted_model import CALIBRATION_ROWS, Denoising, FittedModel, check_finite, codec_options, new_denoiser
 from .presets import UpsamplerConfig
 from .progress import progress
 from .protocol import FitReport

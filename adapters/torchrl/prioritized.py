@@ -12,7 +12,7 @@ from ..replay.interleaving import batch_order_on
 from .addresses import is_synthetic
 
 if TYPE_CHECKING:
-    from .storage import SynthERStorageMixin
+    from .mixing import SynthERStorageMixin
 
 
 class SynthERPrioritizedSampler(PrioritizedSampler):  # type: ignore[misc]  # TorchRL ships no types

@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from synther_buffers.transitions import Transitions, TransitionSpec
 from synther_buffers.transitions.codec import Codec
-from synther_buffers.transitions.structure import Structure
+from synther_buffers.transitions.special_columns import Structure
 
 SPEC = box(2)
 
