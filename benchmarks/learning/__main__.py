@@ -8,9 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-from .arms import ARMS
+from .agents import AGENTS
 from .prepare import HERE, prepare, prepared
-from .stages import STAGES, Job, jobs, work
+from .stages import STAGES, jobs, toy_jobs, work
 
 RESULTS = Path(__file__).parents[1] / "results"
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "learning.md"
@@ -22,13 +22,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prepare", action="store_true", help="build the wheel of the last commit and its environment")
     parser.add_argument("--stage", choices=sorted(STAGES), help="make the runs of a stage that have no line yet")
     parser.add_argument(
-        "--toy", action="store_true", help="every arm for 300 steps with tiny nets, in this interpreter"
+        "--toy", action="store_true", help="every arm and agent for 300 steps with tiny nets, in this interpreter"
     )
     parser.add_argument("--report", action="store_true", help="render the page of the results")
     parser.add_argument("--tasks", nargs="+", help="of the stage, these alone")
     parser.add_argument("--arms", nargs="+", help="of the stage, these alone")
     parser.add_argument("--seeds", nargs="+", type=int, help="instead of the stage's")
-    parser.add_argument("--agent", choices=("sbx", "sb3"), default="sbx")
+    parser.add_argument("--agent", choices=tuple(AGENTS), default="sbx")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on a core of its own")
     parser.add_argument("--first-core", type=int, default=min(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, help="instead of the stage's file in benchmarks/results, or the page")
@@ -43,12 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
     if flags.prepare:
         prepare()
     if flags.toy:
-        wanted = [Job("toy", arm, 0) for arm in ARMS] + [Job("toy", "oracle", 0, "sb3")]
         out = flags.out or Path("build/bench/learning.jsonl")
         # Most of a toy run is compiling what another arm compiled before.
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(out.resolve().parent / "jax")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        failed += work(wanted, out, HERE, cores)
+        failed += work(toy_jobs(), out, HERE, cores)
     if flags.stage:
         stage = STAGES[flags.stage]
         wanted = [

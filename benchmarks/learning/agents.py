@@ -1,4 +1,4 @@
-"""The agents: SAC of sbx (JAX) or of Stable-Baselines3 (PyTorch), and what the benchmark asks of either."""
+"""The agents: SAC of sbx (JAX), of Stable-Baselines3 and of TorchRL (PyTorch), DQN of sbx; what is asked of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
 from synther_buffers.sb3 import SynthERBuffer
+
+from synther_buffers.replay.synthetic_replay import SyntheticReplay
 
 from .arms import Arm, buffer_kwargs
 from .tasks import Task
@@ -20,18 +23,66 @@ Q_ROWS = 256
 class Agent(Protocol):
     """An agent in training."""
 
-    model: Any
+    @property
+    def gamma(self) -> float:
+        """Discount per step."""
+        ...
+
+    @property
+    def synthetic(self) -> SyntheticReplay:
+        """Of its buffer."""
+        ...
+
+    def train(self, steps: int, on_step: Callable[[int], None]) -> None:
+        """Collect so many environment steps and learn from them; `on_step` gets the number done, after each."""
+        ...
+
+    def act(self, observation: NDArray[Any]) -> NDArray[Any]:
+        """The environment's actions for observations ``[n, size]``, without exploration."""
+        ...
+
+    def stored(self, action: NDArray[Any]) -> NDArray[Any]:
+        """An environment's action as the buffer and `values` have it: scaled to [-1, 1], or an index."""
+        ...
 
     def explore(self, observation: NDArray[Any], seed: int) -> NDArray[Any]:
-        """Actions ``[n, size]`` in [-1, 1] drawn from the present policy, for observations ``[n, size]``."""
+        """Stored actions ``[n, size]`` drawn from the present policy, for observations ``[n, size]``."""
         ...
 
     def values(self, observation: NDArray[Any], action: NDArray[Any]) -> NDArray[Any]:
-        """The smaller critic's values ``[n]`` of observations and of actions in [-1, 1]."""
+        """The smaller critic's values ``[n]`` of observations and stored actions."""
         ...
 
 
-class SbxAgent:
+class _Sb3Interface:
+    """What every agent with Stable-Baselines3's interface does alike; `model` is the algorithm."""
+
+    model: Any
+
+    @property
+    def gamma(self) -> float:
+        return self.model.gamma
+
+    @property
+    def synthetic(self) -> SyntheticReplay:
+        return self.model.replay_buffer.synthetic
+
+    def train(self, steps: int, on_step: Callable[[int], None]) -> None:
+        class Tell(BaseCallback):
+            def _on_step(self) -> bool:
+                on_step(self.num_timesteps)
+                return True
+
+        self.model.learn(steps, callback=Tell())
+
+    def act(self, observation: NDArray[Any]) -> NDArray[Any]:
+        return self.model.predict(observation, deterministic=True)[0]
+
+    def stored(self, action: NDArray[Any]) -> NDArray[Any]:
+        return self.model.policy.scale_action(action)
+
+
+class SbxAgent(_Sb3Interface):
     """SAC of sbx; `policy_delay` delays the actor and the temperature together."""
 
     def __init__(self, task: Task, arm: Arm, seed: int) -> None:
@@ -61,17 +112,13 @@ class SbxAgent:
         return np.asarray(self._least(state, observation.astype(np.float32), action.astype(np.float32)))
 
 
-class Sb3Agent:
+class Sb3Agent(_Sb3Interface):
     """SAC of Stable-Baselines3, which knows no delay."""
 
     def __init__(self, task: Task, arm: Arm, seed: int) -> None:
         from stable_baselines3 import SAC
 
-        if arm.policy_delay != 1:
-            raise ValueError(
-                f"policy_delay is {arm.policy_delay}; Stable-Baselines3's SAC updates the actor at each gradient step. "
-                "Use agent='sbx'."
-            )
+        _refuse_delay(arm, "Stable-Baselines3's SAC updates the actor at each gradient step")
         self.model = SAC("MlpPolicy", task.make(), device="cpu", **_common(task, arm, seed))
 
     def explore(self, observation: NDArray[Any], seed: int) -> NDArray[Any]:
@@ -92,7 +139,62 @@ class Sb3Agent:
         return torch.cat(values, 1).min(1).values.numpy()
 
 
-AGENTS: dict[str, Callable[[Task, Arm, int], Agent]] = {"sbx": SbxAgent, "sb3": Sb3Agent}
+class DqnAgent(_Sb3Interface):
+    """DQN of sbx, which knows no delay."""
+
+    def __init__(self, task: Task, arm: Arm, seed: int) -> None:
+        import jax
+        from sbx import DQN
+
+        _refuse_delay(arm, "DQN has no actor")
+        # The learning rate, the target's interval and the exploration are those of a short run.
+        own = {
+            "learning_rate": 1e-3,
+            "train_freq": 1,
+            "target_update_interval": 50,
+            "exploration_fraction": 0.4,
+            "policy_kwargs": {"net_arch": [256, 256]},
+            "batch_size": 64,
+        }
+        self.model = DQN("MlpPolicy", task.make(), **(own | _common(task, arm, seed)))
+
+        @jax.jit
+        def all_values(state: Any, observation: Any) -> Any:
+            return state.apply_fn(state.params, observation)
+
+        self._all_values = all_values
+
+    def stored(self, action: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(action).reshape(1)
+
+    def explore(self, observation: NDArray[Any], seed: int) -> NDArray[Any]:
+        draws = np.random.default_rng(seed)
+        best = self.act(observation)
+        random = draws.integers(self.model.action_space.n, size=best.shape)
+        return np.where(draws.random(best.shape) < self.model.exploration_rate, random, best)[:, None]
+
+    def values(self, observation: NDArray[Any], action: NDArray[Any]) -> NDArray[Any]:
+        values = self._all_values(self.model.policy.qf_state, observation.astype(np.float32))
+        return np.take_along_axis(np.asarray(values), action.reshape(-1, 1).astype(np.int64), 1)[:, 0]
+
+
+def _torchrl(task: Task, arm: Arm, seed: int) -> Agent:
+    from .torchrl_agent import TorchRLAgent
+
+    return TorchRLAgent(task, arm, seed)
+
+
+AGENTS: dict[str, Callable[[Task, Arm, int], Agent]] = {
+    "sbx": SbxAgent,
+    "sb3": Sb3Agent,
+    "dqn": DqnAgent,
+    "torchrl": _torchrl,
+}
+
+
+def _refuse_delay(arm: Arm, why: str) -> None:
+    if arm.policy_delay != 1:
+        raise ValueError(f"policy_delay is {arm.policy_delay}; {why}. Use agent='sbx'.")
 
 
 def _common(task: Task, arm: Arm, seed: int) -> dict[str, Any]:

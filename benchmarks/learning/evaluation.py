@@ -42,17 +42,17 @@ def evaluate(agent: Agent, task: Task) -> Evaluation:
     episodes: list[list[tuple[np.ndarray, np.ndarray, float]]] = [[] for _ in envs]
     terminated = [False] * len(envs)
     while running:
-        action, _ = agent.model.predict(observation, deterministic=True)
+        action = agent.act(observation)
         for index in list(running):
             before = observation[index].copy()
             following, reward, terminated[index], truncated, _ = envs[index].step(action[index])
-            episodes[index].append((before, agent.model.policy.scale_action(action[index]), float(reward)))
+            episodes[index].append((before, agent.stored(action[index]), float(reward)))
             observation[index] = following
             if terminated[index] or truncated:
                 running.remove(index)
     for env in envs:
         env.close()
-    return summarize(agent, episodes, terminated, agent.model.gamma)
+    return summarize(agent, episodes, terminated, agent.gamma)
 
 
 def summarize(
@@ -61,7 +61,7 @@ def summarize(
     terminated: list[bool],
     gamma: float,
 ) -> Evaluation:
-    """The figures of episodes of ``(observation, action in [-1, 1], reward)``, and whether each ended in a terminal."""
+    """The figures of episodes of ``(observation, stored action, reward)``, and whether each ended in a terminal."""
     last = np.array([len(episode) for episode in episodes]).cumsum() - 1
     steps = [step for episode in episodes for step in episode]
     observations, actions = np.stack([step[0] for step in steps]), np.stack([step[1] for step in steps])

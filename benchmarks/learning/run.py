@@ -24,7 +24,7 @@ ONE_THREAD = {
     "MUJOCO_GL": "disable",
 }
 PACKAGES = ("synther-buffers", "torch", "numpy", "gymnasium", "mujoco", "stable-baselines3", "sbx-rl", "jax", "jaxlib",
-            "flax", "optax")  # fmt: skip
+            "flax", "optax", "torchrl", "tensordict")  # fmt: skip
 ROOT = Path(__file__).parents[2]
 
 
@@ -38,7 +38,6 @@ def run(task_name: str, arm_name: str, seed: int, agent_name: str = "sbx") -> di
         `oracle-dynamics`), and what it cost.
     """
     import torch
-    from stable_baselines3.common.callbacks import BaseCallback
 
     from .agents import AGENTS
     from .arms import ARMS
@@ -53,14 +52,12 @@ def run(task_name: str, arm_name: str, seed: int, agent_name: str = "sbx") -> di
     bind_policy(agent.explore)
     looks = []
 
-    class Evaluate(BaseCallback):
-        def _on_step(self) -> bool:
-            if self.num_timesteps >= task.learning_starts and self.num_timesteps % task.eval_every == 0:
-                looks.append((self.num_timesteps, evaluate(agent, task)))
-            return True
+    def look(step: int) -> None:
+        if step >= task.learning_starts and step % task.eval_every == 0:
+            looks.append((step, evaluate(agent, task)))
 
-    agent.model.learn(task.steps, callback=Evaluate())
-    reports = agent.model.replay_buffer.synthetic.reports
+    agent.train(task.steps, look)
+    reports = agent.synthetic.reports
     line = {
         "task": task_name,
         "arm": arm_name,
@@ -73,7 +70,7 @@ def run(task_name: str, arm_name: str, seed: int, agent_name: str = "sbx") -> di
         "area": area([[step, look.mean_return] for step, look in looks], task.learning_starts),
         "q_bias": looks[-1][1].q_bias,
         "refreshes": [report.metrics() for report in reports],
-        "shares_simulated": getattr(agent.model.replay_buffer.synthetic.upsampler, "shares_simulated", None),
+        "shares_simulated": getattr(agent.synthetic.upsampler, "shares_simulated", None),
         "cpu_seconds": time.process_time() - cpu,
         "wall_seconds": time.perf_counter() - wall,
         "refresh_seconds": sum(report.seconds for report in reports),

@@ -8,13 +8,15 @@ import os
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 
+from .arms import ARMS
 from .lines import append, read, repair
 from .prepare import Runner
 from .run import ONE_THREAD, settings
+from .tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +84,29 @@ STAGES: dict[str, Stage] = {
         CHOOSING,
         "learning_choosing.jsonl",
     ),
+    # Discrete actions (`--agent dqn`) and another framework (`--agent torchrl`).
+    "elsewhere": Stage(
+        ("cartpole", "acrobot", "halfcheetah"),
+        ("utd1", "utd10", "bootstrap", "few-rows-passes"),
+        CHOOSING,
+        "learning_elsewhere.jsonl",
+    ),
 }
 
 
 def jobs(stage: Stage, agent: str = "sbx", seeds: Sequence[int] | None = None) -> list[Job]:
     """All runs, seed by seed, so that what is complete first can be compared."""
     return [Job(task, arm, seed, agent) for seed in seeds or stage.seeds for task in stage.tasks for arm in stage.arms]
+
+
+def toy_jobs() -> list[Job]:
+    """A tiny run of every agent and arm; arms that differ in the model alone, which is tiny in all, share one."""
+    told_apart = {}
+    for name, arm in ARMS.items():
+        toy = replace(arm.for_task(TASKS["toy"]), preset="", changes={})
+        told_apart.setdefault(json.dumps(toy.settings()), Job("toy", name, 0))
+    others = [Job("toy", "oracle", 0, "sb3"), Job("toy", "oracle", 0, "torchrl")]
+    return [*told_apart.values(), *others, Job("toy-discrete", "few-rows-passes", 0, "dqn")]
 
 
 def missing(wanted: Sequence[Job], path: Path) -> list[Job]:

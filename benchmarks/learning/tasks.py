@@ -95,5 +95,8 @@ TASKS: dict[str, Task] = {
     "hopper": Task("Hopper-v5"),
     "pendulum": Task("Pendulum-v1", steps=2_500, eval_every=250),
     "cartpole-swingup": Task("cartpole-swingup", steps=3_000, eval_every=250),
+    "cartpole": Task("CartPole-v1"),
+    "acrobot": Task("Acrobot-v1"),
+    "toy-discrete": Task("CartPole-v1", steps=300, learning_starts=100, eval_every=100, eval_episodes=2, toy=True),
     "toy": Task("Pendulum-v1", steps=300, learning_starts=100, eval_every=100, eval_episodes=2, toy=True),
 }
