@@ -151,7 +151,7 @@ def _ensemble(train: Transitions, data: ReplayData, seed: int) -> RegressionEnse
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Markdown: means over the seeds, by data, number of rows and entry."""
+    """Markdown: means over the runs (seeds, and devices), by data, number of rows and entry."""
 
     def times(line: dict[str, Any], part: str) -> float:
         found = line["new_rows"][part]
@@ -176,7 +176,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         "middle": (lambda line: times(line, "middle"), ".2f"),
         "far": (lambda line: times(line, "far"), ".2f"),
     }
-    out = ["| data | rows | model | seeds | " + " | ".join(columns) + " |", "|---|--:|---|--:|" + "--:|" * len(columns)]
+    out = ["| data | rows | model | runs | " + " | ".join(columns) + " |", "|---|--:|---|--:|" + "--:|" * len(columns)]
     groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     for line in lines:
         groups.setdefault((line["data"], line["rows"], line["name"]), []).append(line)
