@@ -11,7 +11,7 @@ from synther_buffers import PRESETS, UpsamplerConfig
 from synther_buffers.upsampling.augmentation import Bootstrap
 
 from .tasks import Task
-from .upsamplers import Oracle, OracleDynamics
+from .upsamplers import Oracle, OracleDynamics, RegressedOutcome
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Arm:
     Attributes:
         utd: critic updates per environment step; None for the task's control's.
         policy_delay: critic updates per update of actor and temperature; None for the task's control's.
-        upsampler: None for real rows alone; ``bootstrap``, ``oracle``, ``oracle-dynamics``, or ``diffusion``.
+        upsampler: None for real rows alone; ``bootstrap``, ``oracle``, ``oracle-dynamics``, ``regressed``,
+            or ``diffusion``.
         preset: of the diffusion model.
         changes: of the preset; a mapping changes a part, as in ``{"training": {"weight_decay": 1.0}}``.
         retrain_every: environment steps between refreshes.
@@ -81,6 +82,8 @@ ARMS: dict[str, Arm] = {
     "passes-three-quarters": Arm(upsampler="diffusion", changes=_PASSES, synthetic_fraction=0.75),
     # Refreshed twice as often.
     "passes-often": Arm(upsampler="diffusion", changes=_PASSES, retrain_every=500),
+    # The outcomes of five networks that learned them by regression, at the model's observations and actions.
+    "passes-regressed": Arm(upsampler="regressed", changes=_PASSES),
     # With fewer updates, and real rows alone under that rule.
     "passes-utd4": Arm(4, 1, upsampler="diffusion", changes=_PASSES),
     "utd4": Arm(4, 1),
@@ -118,6 +121,7 @@ def buffer_kwargs(arm: Arm, task: Task, seed: int) -> dict[str, Any]:
             "bootstrap": Bootstrap,
             "oracle": partial(Oracle, task=task),
             "oracle-dynamics": partial(OracleDynamics, task=task, config=_model(arm, task)),
+            "regressed": partial(RegressedOutcome, config=_model(arm, task)),
         }
         if arm.upsampler not in factories:
             raise ValueError(f"upsampler is {arm.upsampler!r}; wanted one of {[*factories, 'diffusion', None]}.")

@@ -79,6 +79,7 @@ STAGES: dict[str, Stage] = {
             "passes-often",
             "passes-utd4",
             "utd4",
+            "passes-regressed",
             "passes-wide",
         ),
         CHOOSING,
