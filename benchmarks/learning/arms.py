@@ -58,6 +58,7 @@ REAL_ONLY = ("utd1", "utd10", "utd20-delay")
 _REGULARIZED = {"weight_decay": 1.0, "dropout": 0.2}
 _SHORT = {"training": _REGULARIZED, "budget": {"full_rows": 50_000, "few_rows": 2_000, "power": 2 / 3}}
 _PASSES = {"training": _REGULARIZED, "budget": {"full_rows": 10_000, "few_rows": 2_000, "power": 1.0}}
+_OUTCOMES = {**_PASSES, "outcome_steps": 1_500}
 
 ARMS: dict[str, Arm] = {
     "utd1": Arm(1, 1),
@@ -84,6 +85,11 @@ ARMS: dict[str, Arm] = {
     "passes-often": Arm(upsampler="diffusion", changes=_PASSES, retrain_every=500),
     # The outcomes of five networks that learned them by regression, at the model's observations and actions.
     "passes-regressed": Arm(upsampler="regressed", changes=_PASSES),
+    # The same as a part of the model, which keeps what the networks cannot predict; also refreshed twice as often, and
+    # under the published update rule.
+    "outcomes": Arm(upsampler="diffusion", changes=_OUTCOMES),
+    "outcomes-often": Arm(upsampler="diffusion", changes=_OUTCOMES, retrain_every=500),
+    "outcomes-delay": Arm(20, 20, upsampler="diffusion", changes=_OUTCOMES),
     # With fewer updates, and real rows alone under that rule.
     "passes-utd4": Arm(4, 1, upsampler="diffusion", changes=_PASSES),
     "utd4": Arm(4, 1),

@@ -139,7 +139,15 @@ def test_every_arm_runs_from_end_to_end(tmp_path):
     path = tmp_path / "lines.jsonl"
     assert main(["--toy", "--out", str(path)]) == 0
     lines = {(found["agent"], found["arm"]): found for found in read(path)}
-    only_other_models = {"few-rows", "few-rows-passes", "passes-often", "passes-wide"}
+    only_other_models = {
+        "few-rows",
+        "few-rows-passes",
+        "passes-often",
+        "passes-wide",
+        "outcomes",
+        "outcomes-often",
+        "outcomes-delay",
+    }
     assert set(lines) == {
         *(("sbx", arm) for arm in ARMS if arm not in only_other_models),
         ("sb3", "oracle"),

@@ -8,24 +8,18 @@ data allow has about the same error. A far lower error is a sign of copies, a fa
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..regression import Ensemble
 from ..transitions import Transitions, TransitionSpec
 from .copies import closest_distance
 from .dynamics import simulate
 from .points import check_rows, element_columns, thin
 from .simulators import Simulator
-
-#: Networks of the ensemble, their hidden width, and how they are trained. For each network another fifth of the
-#: training rows, in runs, is held out for early stopping.
-_NETWORKS, _WIDTH, _BATCH, _RATE, _LOOK_EVERY, _PATIENCE, _RUN = 5, 256, 256, 1e-3, 100, 8, 25
 
 
 @dataclass(frozen=True)
@@ -80,62 +74,13 @@ class RegressionEnsemble:
         inputs, targets = _inputs(train, spec), _targets(train, spec)
         self._in, self._out = _Scale(inputs), _Scale(targets)
         generator = torch.Generator().manual_seed(seed)
-        sizes = (inputs.shape[1], _WIDTH, _WIDTH, targets.shape[1])
-        self._layers = [
-            tuple(
-                (torch.rand(_NETWORKS, rows, to, generator=generator) * 2 - 1).div_(math.sqrt(fan_in)).requires_grad_()
-                for rows in (fan_in, 1)
-            )
-            for fan_in, to in pairwise(sizes)
-        ]
-        self._fit(self._in(inputs), self._out(targets), generator, num_steps)
-
-    @torch.inference_mode(False)
-    def _fit(self, inputs: Tensor, targets: Tensor, generator: torch.Generator, num_steps: int) -> None:
-        # The held-out fifths differ, so that together the networks learn every row.
-        fold = torch.arange(len(inputs)) // _RUN % _NETWORKS
-        learned = [torch.nonzero(fold != network).flatten() for network in range(_NETWORKS)]
-        judged = [torch.nonzero(fold == network).flatten() for network in range(_NETWORKS)]
-        if min(len(rows) for rows in judged) == 0:
-            learned = judged = [torch.arange(len(inputs))] * _NETWORKS
-        parameters = [tensor for layer in self._layers for tensor in layer]
-        optimizer = torch.optim.AdamW(parameters, lr=_RATE, weight_decay=1e-2)
-        least, improved = [math.inf] * _NETWORKS, 0
-        best = [tensor.detach().clone() for tensor in parameters]
-        with torch.enable_grad():
-            for step in range(1, num_steps + 1):
-                index = torch.stack(
-                    [rows[torch.randint(len(rows), (_BATCH,), generator=generator)] for rows in learned]
-                )
-                loss = F.mse_loss(self._forward(inputs[index]), targets[index]) * _NETWORKS
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                if step % _LOOK_EVERY == 0 or step == num_steps:
-                    with torch.no_grad():
-                        for network, rows in enumerate(judged):
-                            answer = self._forward(inputs[rows].expand(_NETWORKS, -1, -1))[network]
-                            error = float(F.mse_loss(answer, targets[rows]))
-                            if error < least[network]:
-                                least[network], improved = error, step
-                                for kept, now in zip(best, parameters, strict=True):
-                                    kept[network] = now.detach()[network]
-                    if step - improved >= _PATIENCE * _LOOK_EVERY:
-                        break
-        pairs = iter(best)
-        self._layers = [(weight, next(pairs)) for weight in pairs]
-
-    def _forward(self, x: Tensor) -> Tensor:
-        """``[networks, n, in]`` to ``[networks, n, out]``."""
-        for number, (weight, bias) in enumerate(self._layers):
-            x = torch.baddbmm(bias, x if number == 0 else F.silu(x), weight)
-        return x
+        self._networks = Ensemble.fit(self._in(inputs), self._out(targets), generator, num_steps)
 
     @torch.no_grad()
     def predict(self, rows: Transitions) -> Transitions:
         """The rows with the ensemble's mean next observation and reward at their observations and actions."""
         inputs = self._in(_inputs(rows, self.spec))
-        outcome = self._out.back(self._forward(inputs.expand(_NETWORKS, -1, -1)).mean(0))
+        outcome = self._out.back(self._networks.predict(inputs))
         flat, at = dict(rows.flat()), 0
         for field in _outcome(self.spec):
             value = outcome[:, at : at + field.size]

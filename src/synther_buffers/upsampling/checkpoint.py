@@ -16,6 +16,7 @@ from ..transitions import TransitionSpec
 from ..transitions.codec import Codec
 from ..transitions.values import Thresholds
 from .fitted_model import Denoising, FittedModel, codec_options, new_denoiser
+from .outcomes import OutcomeRegression
 from .presets import UpsamplerConfig
 from .seeds import generator
 from .terminals import TerminalClassifier
@@ -42,6 +43,7 @@ def model_state(model: FittedModel) -> dict[str, Any]:
         "terminals": model.terminals.state_dict(),
         "terminal_shift": model.terminal_shift,
         "num_rows": model.num_rows,
+        "outcomes": None if model.outcomes is None else model.outcomes.state_dict(),
     }
 
 
@@ -60,6 +62,7 @@ def model_from_state(
         denoiser.load_state_dict(state["denoiser"])
         terminals = TerminalClassifier(spec, device)
         terminals.load_state_dict(state["terminals"])
+        outcomes = state.get("outcomes")
         low, high = (state[bound].to(device) for bound in ("low", "high"))
         if low.shape != (codec.dim,) or high.shape != (codec.dim,):
             raise ValueError(f"low and high have shapes {tuple(low.shape)} and {tuple(high.shape)}, not {codec.dim}.")
@@ -70,7 +73,9 @@ def model_from_state(
             Thresholds.from_state(state["thresholds"]),
             terminals,
             float(state["terminal_shift"]),
-            int(state.get("num_rows", 0)),  # not in the states of the first releases
+            # Not in the states of the first releases:
+            int(state.get("num_rows", 0)),
+            None if outcomes is None else OutcomeRegression.from_state(codec, outcomes, device),
         )
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
         raise ValueError(f"the model's state cannot be read ({error}).") from error

@@ -14,6 +14,7 @@ from ..diffusion.sampling import SLAB_ROWS, RowSampler
 from ..transitions import Transitions, TransitionSpec
 from ..transitions.codec import Codec
 from ..transitions.values import Thresholds
+from .outcomes import OutcomeRegression
 from .presets import UpsamplerConfig
 from .progress import progress
 from .seeds import derive_seed, generator
@@ -74,6 +75,7 @@ class FittedModel:
         terminals: classifier of terminal rows.
         terminal_shift: of its log-odds, for draws too small to measure their own.
         num_rows: real rows of the last training; 0 if unknown.
+        outcomes: predicts reward and next observation; None if they stay as generated.
     """
 
     spec: TransitionSpec
@@ -83,6 +85,7 @@ class FittedModel:
     terminals: TerminalClassifier
     terminal_shift: float
     num_rows: int = 0
+    outcomes: OutcomeRegression | None = None
 
     @torch.inference_mode(False)
     def sample(self, num_samples: int, seed: int, *, progress_bar: bool = False) -> Transitions:
@@ -101,6 +104,8 @@ class FittedModel:
             for start in range(0, num_samples, chunk_rows):
                 count = min(chunk_rows, num_samples - start)
                 matrix = sampler.draw(start, count)
+                if self.outcomes is not None:
+                    matrix = self.outcomes.apply(matrix)
                 finite &= torch.isfinite(matrix).all()
                 if start == 0 and count >= CALIBRATION_ROWS:
                     thresholds = self.codec.thresholds(matrix)

@@ -28,6 +28,8 @@ class UpsamplerConfig:
         sigma_data: standard deviation of the normalised rows.
         next_observation_change, normalize_reward, model_terminals: see `synther_buffers.transitions.codec.Codec`.
         terminal_steps: gradient steps of the classifier of terminal rows.
+        outcome_steps: gradient steps, at most, of the regression that predicts rewards and next observations at the
+            generated observations and actions (`synther_buffers.upsampling.outcomes`); 0 keeps the generated ones.
         budget: scales steps, regularisation and `num_synthetic` with the number of rows, and keeps the weights with the
             lowest held-out loss; None does neither, as published.
     """
@@ -44,12 +46,14 @@ class UpsamplerConfig:
     normalize_reward: bool = True
     model_terminals: bool = True
     terminal_steps: int = 1_500
+    outcome_steps: int = 0
     budget: RowBudget | None = None
 
     def __post_init__(self) -> None:
         """Reject values out of range with an error that names them."""
         for name in ("train_steps", "warm_steps", "num_synthetic", "terminal_steps"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
+        object.__setattr__(self, "outcome_steps", whole_number("outcome_steps", self.outcome_steps, 0))
         object.__setattr__(self, "sigma_data", positive("sigma_data", self.sigma_data))
         if not isinstance(self.budget, RowBudget | None):
             raise TypeError(f"budget is {self.budget!r}; wanted a RowBudget, or None to spend the same on any rows.")

@@ -17,6 +17,7 @@ from ..transitions import Transitions, TransitionSpec
 from ..transitions.codec import Codec
 from .budget import regularized, terminal_steps, train_steps, warm_steps
 from .fitted_model import CALIBRATION_ROWS, Denoising, FittedModel, check_finite, codec_options, new_denoiser
+from .outcomes import OutcomeRegression
 from .presets import UpsamplerConfig
 from .progress import progress
 from .protocol import FitReport
@@ -107,14 +108,19 @@ class Trainer:
         trained = attempts[-1]
         low, high = rows.aminmax(dim=0)
         denoising = Denoising(self.config, trained.denoiser, low, high, self._sigma_max(rows, previous))
-        del rows
         clock.lap("train")
+        outcomes = None
+        if self.config.outcome_steps > 0:
+            draws = generator(derive_seed(self.seed, "outcomes"), self.device)
+            outcomes = OutcomeRegression.fit(codec, rows, self.config.outcome_steps, draws)
+            clock.lap("outcomes")
+        del rows
         terminals = TerminalClassifier(self.spec, self.device)
         if self.config.model_terminals:
             draws = generator(derive_seed(self.seed, "terminals"))
             terminals.fit(transitions, terminal_steps(self.config, len(transitions)), draws)
         clock.lap("terminals")
-        model = self._calibrated(denoising, codec, terminals, len(transitions))
+        model = self._calibrated(denoising, codec, terminals, outcomes, len(transitions))
         clock.lap("calibrate")
         report = FitReport(
             loss=trained.loss,
@@ -181,10 +187,17 @@ class Trainer:
         return sigma_max
 
     def _calibrated(
-        self, denoising: Denoising, codec: Codec, terminals: TerminalClassifier, num_rows: int
+        self,
+        denoising: Denoising,
+        codec: Codec,
+        terminals: TerminalClassifier,
+        outcomes: OutcomeRegression | None,
+        num_rows: int,
     ) -> FittedModel:
         """The model with its thresholds, measured on rows that it generates, which also checks that they are finite."""
         matrix = denoising.sampler(CALIBRATION_ROWS, derive_seed(self.seed, "calibration")).draw(0, CALIBRATION_ROWS)
+        if outcomes is not None:
+            matrix = outcomes.apply(matrix)
         check_finite(torch.isfinite(matrix).all())
         thresholds = codec.thresholds(matrix)
         shift = 0.0
@@ -192,7 +205,7 @@ class Trainer:
             rows = self.spec.empty(len(matrix), self.device)
             codec.decode(matrix, rows, thresholds)
             shift = terminals.calibrate(terminals.logits(rows))
-        return FittedModel(self.spec, denoising, codec, thresholds, terminals, shift, num_rows)
+        return FittedModel(self.spec, denoising, codec, thresholds, terminals, shift, num_rows, outcomes)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,53 @@
+"""The ensemble learns functions, and says what it could not learn."""
+
+import pytest
+import torch
+
+from synther_buffers.regression import Ensemble
+
+
+def columns(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two inputs; targets: the sum of their squares, chance, and a constant."""
+    draws = torch.Generator().manual_seed(seed)
+    inputs = torch.rand(count, 2, generator=draws) * 2 - 1
+    squares = inputs.square().sum(1)
+    return inputs, torch.stack((squares, torch.randn(count, generator=draws), torch.zeros(count)), 1)
+
+
+def fitted(seed: int = 0) -> Ensemble:
+    return Ensemble.fit(*columns(1_000, 0), torch.Generator().manual_seed(seed), 400)
+
+
+def test_it_learns_a_sum_of_squares_and_explains_no_chance() -> None:
+    ensemble = fitted()
+    inputs, targets = columns(500, 1)
+    # Squares of uniform numbers have a variance of 4/45 each.
+    assert (ensemble.predict(inputs)[:, 0] - targets[:, 0]).square().mean() < 0.05 * 8 / 45
+    squares, chance, constant = ensemble.explained.tolist()
+    assert squares > 0.95
+    assert chance < 0.1
+    assert constant == 0.0
+
+
+def test_the_same_seed_gives_the_same_ensemble_and_no_global_stream_moves() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    inputs, _ = columns(50, 1)
+    assert torch.equal(fitted().predict(inputs), fitted().predict(inputs))
+    assert not torch.equal(fitted().predict(inputs), fitted(seed=1).predict(inputs))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_loaded_ensemble_predicts_the_same() -> None:
+    ensemble, (inputs, _) = fitted(), columns(50, 1)
+    loaded = Ensemble.from_state(ensemble.state_dict(), torch.device("cpu"))
+    assert torch.equal(loaded.predict(inputs), ensemble.predict(inputs))
+    assert torch.equal(loaded.explained, ensemble.explained)
+
+
+@pytest.mark.parametrize("count", [1, 7, 60])
+def test_few_rows_are_enough_to_run(count: int) -> None:
+    inputs, targets = columns(count, 0)
+    ensemble = Ensemble.fit(inputs, targets, torch.Generator().manual_seed(0), 5)
+    assert ensemble.predict(inputs).isfinite().all()
+    assert ensemble.explained.isfinite().all()

@@ -1,0 +1,118 @@
+"""Rewards and next observations that a regression predicts, on rows whose outcomes are known functions."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from toys import SPEC, TINY, equal, gaussian
+
+from synther_buffers import DiffusionUpsampler, Transitions, TransitionSpec
+from synther_buffers.upsampling.presets import PRESETS, UpsamplerConfig, merge_config
+
+REGRESSED = replace(TINY, train_steps=200, outcome_steps=300)
+BOX = TransitionSpec.from_spaces(spaces.Box(-np.inf, np.inf, (2,), np.float32), spaces.Box(-1.0, 1.0, (3,), np.float32))
+
+
+def squared_actions(count: int) -> Transitions:
+    """r = -|a|^2; s'0 = s0 + a0; s'1 is chance."""
+    draws = torch.Generator().manual_seed(0)
+    observation = torch.randn(count, 2, generator=draws)
+    action = torch.rand(count, 3, generator=draws) * 2 - 1
+    following = torch.stack((observation[:, 0] + action[:, 0], torch.randn(count, generator=draws)), 1)
+    return Transitions(observation, action, -action.square().sum(1), following, torch.zeros(count, dtype=torch.bool))
+
+
+def drawn(config: UpsamplerConfig, rows: Transitions, spec: TransitionSpec) -> tuple[DiffusionUpsampler, Transitions]:
+    upsampler = DiffusionUpsampler(spec, config, "cpu", seed=1)
+    upsampler.fit(rows)
+    return upsampler, upsampler.sample(2_000)
+
+
+def correlation(left: torch.Tensor, right: torch.Tensor) -> float:
+    return float(torch.corrcoef(torch.stack((left.double(), right.double())))[0, 1])
+
+
+class TestKnownOutcomes:
+    def test_rewards_follow_their_actions(self) -> None:
+        rows = squared_actions(1_000)
+        _, plain = drawn(replace(REGRESSED, outcome_steps=0), rows, BOX)
+        _, regressed = drawn(REGRESSED, rows, BOX)
+        found = [correlation(-each.action.square().sum(1), each.reward) for each in (plain, regressed)]
+        # The point of it: 200 steps of this denoiser learn no sum of squares.
+        assert found[0] < 0.5
+        assert found[1] > 0.95
+        change = regressed.next_observation[:, 0] - regressed.observation[:, 0]
+        assert correlation(change, regressed.action[:, 0]) > 0.95
+
+    def test_what_is_chance_stays_as_generated(self) -> None:
+        upsampler, rows = drawn(REGRESSED, squared_actions(1_000), BOX)
+        # The columns: reward and the change of s0, but not that of s1. A change from s1 to chance has half of its
+        # variance from s1, which is as much as can be explained.
+        assert upsampler.model.outcomes.num_replaced in (2, 3)
+        _, noisy = drawn(REGRESSED, replace_reward_by_chance(squared_actions(1_000)), BOX)
+        assert noisy.reward.std() == pytest.approx(1.0, abs=0.25)
+        assert rows.reward.isfinite().all()
+
+    def test_observations_and_actions_are_the_models_own(self) -> None:
+        rows = squared_actions(500)
+        _, plain = drawn(replace(REGRESSED, outcome_steps=0), rows, BOX)
+        _, regressed = drawn(REGRESSED, rows, BOX)
+        assert torch.equal(plain.observation, regressed.observation)
+        assert torch.equal(plain.action, regressed.action)
+
+
+def replace_reward_by_chance(rows: Transitions) -> Transitions:
+    reward = torch.randn(len(rows), generator=torch.Generator().manual_seed(9))
+    return replace(rows, reward=reward)
+
+
+def test_categories_flags_and_point_masses_are_not_predicted() -> None:
+    """A mean of categories is none; here every outcome but the reward is one."""
+    spec = TransitionSpec.from_spaces(spaces.Discrete(3), spaces.Discrete(2))
+    index = torch.arange(600)
+    rows = Transitions(
+        observation=index % 3,
+        action=index % 2,
+        reward=(index % 2).float() * 2.5 + (index % 3).float(),
+        next_observation=(index + 1) % 3,
+        terminated=torch.zeros(600, dtype=torch.bool),
+    )
+    upsampler, found = drawn(REGRESSED, rows, spec)
+    assert len(upsampler.model.outcomes.ensemble.explained) <= 1
+    assert set(found.next_observation.tolist()) <= {0, 1, 2}
+
+
+class TestSaving:
+    def test_a_loaded_model_draws_the_same_rows(self, tmp_path) -> None:
+        upsampler, _ = drawn(REGRESSED, gaussian(500), SPEC)
+        upsampler.save(tmp_path / "model.safetensors")
+        loaded = DiffusionUpsampler.load(tmp_path / "model.safetensors", device="cpu")
+        assert equal(loaded.sample(300), upsampler.sample(300))
+
+    def test_a_state_without_a_regression_loads_as_it_was(self) -> None:
+        upsampler, _ = drawn(replace(TINY, outcome_steps=0), gaussian(500), SPEC)
+        state = upsampler.state_dict()
+        del state["model"]["outcomes"]
+        loaded = DiffusionUpsampler(SPEC, replace(TINY, outcome_steps=0), "cpu", seed=1)
+        loaded.load_state_dict(state)
+        assert loaded.model.outcomes is None
+        assert equal(loaded.sample(300), upsampler.sample(300))
+
+
+def test_its_seconds_are_a_phase_of_the_fit() -> None:
+    upsampler = DiffusionUpsampler(SPEC, REGRESSED, "cpu", seed=1)
+    assert upsampler.fit(gaussian(300)).phases["outcomes"] > 0
+    assert "outcomes" not in DiffusionUpsampler(SPEC, TINY, "cpu", seed=1).fit(gaussian(300)).phases
+
+
+@pytest.mark.parametrize(("value", "error"), [(-1, ValueError), (1.5, TypeError), (True, TypeError)])
+def test_a_wrong_number_of_steps_is_refused(value: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match="outcome_steps"):
+        replace(TINY, outcome_steps=value)
+
+
+def test_the_papers_presets_keep_what_the_model_generates() -> None:
+    assert [PRESETS[name].outcome_steps for name in ("paper-online", "paper-online-dmc", "paper-offline")] == [0, 0, 0]
+    assert merge_config(TINY, {"outcome_steps": 700}, "x").outcome_steps == 700
