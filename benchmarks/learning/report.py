@@ -23,9 +23,10 @@ def render(results: Path, page: Path) -> None:
     pilot, stage = read(results / STAGES["pilot"].file), read(results / STAGES["a"].file)
     # A stage's own lines of the same arms and seeds stand before the pilot's.
     every = [*stage, *pilot]
-    choosing = read(results / STAGES["choosing"].file)
+    choosing, elsewhere = (read(results / STAGES[name].file) for name in ("choosing", "elsewhere"))
+    all_lines = _unique([*every, *choosing, *elsewhere])
     text = "\n\n".join(
-        [*_head(stage, results), *_stage(_unique([*every, *choosing])), *_pilot(every), *_cross_check(every), *_rest()]
+        [*_head(stage, results), *_stage(all_lines), *_pilot(every), *_other_agents(all_lines), *_rest()]
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text + "\n")
@@ -83,7 +84,9 @@ def _stage(lines: Sequence[Line]) -> list[str]:
         "### Area under the curve",
         "Mean over the seeds ± standard deviation (number of seeds).",
     ]
-    blocks.append(_table(["task", *stage.arms], [_areas(scores, task, stage.arms) for task in tasks]))
+    cells = [_areas(scores, task, stage.arms)[1:] for task in tasks]
+    rows = [[f"`{arm}`", *row] for arm, *row in zip(stage.arms, *cells, strict=True) if set(row) != {"-"}]
+    blocks.append(_table(["arm", *(TASKS[task].env for task in tasks)], rows))
     judged = [task for task in tasks if _has_headroom(_gains(scores, task)) != "no"]
     blocks += ["### Against the control, and what else could explain it", _comparison(scores, judged, control)]
     blocks += ["### Curves", "Mean return of five deterministic episodes, mean over the seeds there are."]
@@ -103,10 +106,12 @@ def _comparison(scores: Scores, tasks: Sequence[str], control: dict[str, str]) -
     opponents = {
         "control": control,
         "`bootstrap`": dict.fromkeys(tasks, "bootstrap"),
+        "`utd1`": dict.fromkeys(tasks, "utd1"),
         "best real-only arm": best,
     }
     rows = []
-    for arm in ("constant-budget", *STAGES["choosing"].arms, "bootstrap", "oracle"):
+    ran = [arm for arm in STAGES["choosing"].arms if any(arm in scores.get(task, {}) for task in tasks)]
+    for arm in ("constant-budget", *ran, "bootstrap", "oracle"):
         for name, opponent in opponents.items():
             if arm == name.strip("`"):
                 continue
@@ -201,21 +206,31 @@ def _pilot(lines: Sequence[Line]) -> list[str]:
     ]
 
 
-def _cross_check(lines: Sequence[Line]) -> list[str]:
-    other = scores_of(lines, "sb3")
-    if not other:
-        return []
-    scores, arms = scores_of(lines), list(dict.fromkeys(arm for task in other.values() for arm in task))
-    rows = [
-        [TASKS[task].env, library, *_areas(found, task, arms)[1:]]
-        for task in other
-        for library, found in (("sbx", scores), ("Stable-Baselines3", other))
-    ]
-    return [
-        "## The same in Stable-Baselines3",
-        "Areas of its own SAC (the same settings, other code, other initial networks).",
-        _table(["task", "agent", *(f"`{arm}`" for arm in arms)], rows),
-    ]
+def _other_agents(lines: Sequence[Line]) -> list[str]:
+    """A table for each agent but sbx's SAC that has run, beside that one where it ran the same task."""
+    told = {
+        "sb3": ("The same in Stable-Baselines3", "Its own SAC: the same settings, other code, other initial networks."),
+        "torchrl": ("The same in TorchRL", "SAC of its own parts: the same settings, other code, other networks."),
+        "dqn": ("Discrete actions", "DQN of sbx."),
+    }
+    scores, blocks = scores_of(lines), []
+    for agent, (title, words) in told.items():
+        found = scores_of(lines, agent)
+        if not found:
+            continue
+        arms = list(dict.fromkeys(arm for task in found.values() for arm in task))
+        rows = [
+            [TASKS[task].env, name, *_areas(of, task, arms)[1:]]
+            for task in found
+            for name, of in (("sbx's SAC", scores), (agent, found))
+            if task in of
+        ]
+        blocks += [
+            f"## {title}",
+            f"{words} Areas, mean ± standard deviation (seeds); few seeds are no result.",
+            _table(["task", "agent", *(f"`{arm}`" for arm in arms)], rows),
+        ]
+    return blocks
 
 
 def _gains(scores: Scores, task: str) -> list[float]:

@@ -116,7 +116,7 @@ def test_the_page_says_what_is_missing(tmp_path):
     # Which real-only arm is best cannot be said before all have run.
     assert "| `constant-budget` | best real-only arm | no pairs yet |" in page
     assert "| HalfCheetah-v5 | 5,000 | - | -400 (1) | -100 (1) | 300 | 300 | open: 1 of 3 seeds |" in page
-    assert "| HalfCheetah-v5 | Stable-Baselines3 | -380 (1) |" in page
+    assert "| HalfCheetah-v5 | sb3 | -380 (1) |" in page
 
 
 def test_the_best_real_only_arm_is_that_of_the_highest_mean(tmp_path):
