@@ -59,6 +59,7 @@ bench-smoke: $(VENV)/.installed
 	$(BIN)/python benchmarks/refresh.py --toy --out build/bench/refresh.json
 	$(BIN)/python benchmarks/terminals.py --toy --out build/bench/terminals.json
 	$(BIN)/python benchmarks/joint_structure.py --toy --out build/bench/joint_structure.json
+	$(BIN)/python benchmarks/known_rewards.py --toy --out build/bench/known_rewards.json
 	rm -f build/bench/few_rows.jsonl
 	$(BIN)/python benchmarks/few_rows.py --toy --out build/bench/few_rows.jsonl
 	$(BIN)/python benchmarks/precision.py --toy --out build/bench/precision.json
@@ -85,6 +86,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/refresh.py
 	$(BIN)/python benchmarks/terminals.py
 	$(BIN)/python benchmarks/joint_structure.py
+	$(BIN)/python benchmarks/known_rewards.py
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/training_step.py --compile
 	$(BIN)/python benchmarks/published.py $(if $(SOURCE),--source $(SOURCE))
