@@ -15,7 +15,7 @@ def columns(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def fitted(seed: int = 0) -> Ensemble:
-    return Ensemble.fit(*columns(1_000, 0), torch.Generator().manual_seed(seed), 400)
+    return Ensemble.fit(*columns(1_000, 0), torch.Generator().manual_seed(seed), 200)
 
 
 def test_it_learns_a_sum_of_squares_and_explains_no_chance() -> None:
@@ -27,20 +27,23 @@ def test_it_learns_a_sum_of_squares_and_explains_no_chance() -> None:
     assert squares > 0.95
     assert chance < 0.1
     assert constant == 0.0
+    assert torch.equal(ensemble.predict(inputs)[:, 2], targets[:, 2])
 
 
 def test_the_same_seed_gives_the_same_ensemble_and_no_global_stream_moves() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     inputs, _ = columns(50, 1)
-    assert torch.equal(fitted().predict(inputs), fitted().predict(inputs))
-    assert not torch.equal(fitted().predict(inputs), fitted(seed=1).predict(inputs))
+    few = columns(100, 0)
+    first, again, other = (Ensemble.fit(*few, torch.Generator().manual_seed(seed), 10) for seed in (0, 0, 1))
+    assert torch.equal(first.predict(inputs), again.predict(inputs))
+    assert not torch.equal(first.predict(inputs), other.predict(inputs))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_loaded_ensemble_predicts_the_same() -> None:
     ensemble, (inputs, _) = fitted(), columns(50, 1)
-    loaded = Ensemble.from_state(ensemble.state_dict(), torch.device("cpu"))
+    loaded = Ensemble.from_state(ensemble.state_dict(), 2, 3, torch.device("cpu"))
     assert torch.equal(loaded.predict(inputs), ensemble.predict(inputs))
     assert torch.equal(loaded.explained, ensemble.explained)
 
@@ -51,3 +54,19 @@ def test_few_rows_are_enough_to_run(count: int) -> None:
     ensemble = Ensemble.fit(inputs, targets, torch.Generator().manual_seed(0), 5)
     assert ensemble.predict(inputs).isfinite().all()
     assert ensemble.explained.isfinite().all()
+
+
+def test_a_state_of_other_columns_is_refused() -> None:
+    state = fitted().state_dict()
+    with pytest.raises(ValueError, match="shapes"):
+        Ensemble.from_state(state, 2, 4, torch.device("cpu"))
+    state["explained"] = state["explained"][:2]
+    with pytest.raises(ValueError, match="shapes"):
+        Ensemble.from_state(state, 2, 3, torch.device("cpu"))
+
+
+def test_constant_targets_alone_are_told_back() -> None:
+    inputs, _ = columns(60, 0)
+    ensemble = Ensemble.fit(inputs, torch.full((60, 2), 7.0), torch.Generator().manual_seed(0), 5)
+    assert torch.equal(ensemble.predict(inputs), torch.full((60, 2), 7.0))
+    assert ensemble.explained.tolist() == [0.0, 0.0]

@@ -45,6 +45,9 @@ class Ensemble:
             num_steps: gradient steps, at most; training ends earlier if no network improves.
         """
         device = inputs.device
+        # A constant target is known without learning. Its gradients would shrink to denormal numbers, which are slow.
+        varies = targets.amin(0) < targets.amax(0)
+        constants, everything, targets = targets[:1].clone(), targets, targets[:, varies]
         sizes = (inputs.shape[1], _WIDTH, _WIDTH, targets.shape[1])
         layers = [
             tuple(
@@ -66,7 +69,7 @@ class Ensemble:
         least, improved = [math.inf] * _NETWORKS, 0
         best = [tensor.detach().clone() for tensor in parameters]
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            for step in range(1, num_steps + 1):
+            for step in range(1, num_steps + 1 if bool(varies.any()) else 1):
                 index = torch.stack(
                     [rows[torch.randint(len(rows), (_BATCH,), generator=generator, device=device)] for rows in learned]
                 )
@@ -87,7 +90,12 @@ class Ensemble:
                         break
         pairs = iter(best)
         kept_layers = [(weight, next(pairs)) for weight in pairs]
-        return cls(kept_layers, _explained(kept_layers, inputs, targets, judged))
+        weight, bias = kept_layers[-1]
+        kept_layers[-1] = (
+            weight.new_zeros(_NETWORKS, _WIDTH, len(varies)).index_copy_(2, varies.nonzero()[:, 0], weight),
+            constants.repeat(_NETWORKS, 1, 1).index_copy_(2, varies.nonzero()[:, 0], bias),
+        )
+        return cls(kept_layers, _explained(kept_layers, inputs, everything, judged))
 
     @torch.no_grad()
     def predict(self, inputs: Tensor) -> Tensor:
@@ -103,10 +111,22 @@ class Ensemble:
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any], device: torch.device) -> Ensemble:
-        """What `state_dict` returned."""
+    def from_state(cls, state: dict[str, Any], num_inputs: int, num_targets: int, device: torch.device) -> Ensemble:
+        """What `state_dict` returned, of an ensemble with so many columns.
+
+        Raises:
+            ValueError: tensors of other shapes.
+        """
         layers = [(weight.to(device), bias.to(device)) for weight, bias in state["layers"]]
-        return cls(layers, state["explained"].to(device))
+        explained = state["explained"].to(device)
+        sizes = [tuple(tensor.shape) for tensor in (*(part for layer in layers for part in layer), explained)]
+        widths = pairwise((num_inputs, _WIDTH, _WIDTH, num_targets))
+        wanted = [shape for rows, to in widths for shape in ((_NETWORKS, rows, to), (_NETWORKS, 1, to))] + [
+            (num_targets,)
+        ]
+        if sizes != wanted:
+            raise ValueError(f"the regression's tensors have shapes {sizes}; wanted {wanted}.")
+        return cls(layers, explained)
 
 
 def _forward(layers: Any, x: Tensor) -> Tensor:

@@ -66,8 +66,13 @@ class OutcomeRegression:
 
     @classmethod
     def from_state(cls, codec: Codec, state: dict[str, Any], device: torch.device) -> OutcomeRegression:
-        """What `state_dict` returned."""
-        return cls(codec, Ensemble.from_state(state, device) if state else None)
+        """What `state_dict` returned, for the same codec.
+
+        Raises:
+            ValueError: the state is of another codec, or damaged.
+        """
+        given, outcome = _columns(codec)
+        return cls(codec, Ensemble.from_state(state, len(given), len(outcome), device) if state else None)
 
 
 def _columns(codec: Codec) -> tuple[Tensor, Tensor]:
