@@ -50,7 +50,7 @@ class TestKnownOutcomes:
         upsampler, rows = drawn(REGRESSED, squared_actions(1_000), BOX)
         # The columns: reward and the change of s0, but not that of s1. A change from s1 to chance has half of its
         # variance from s1, which is as much as can be explained.
-        assert upsampler.model.outcomes.num_replaced in (2, 3)
+        assert len(upsampler.model.outcomes.replaced) in (2, 3)
         _, noisy = drawn(REGRESSED, replace_reward_by_chance(squared_actions(1_000)), BOX)
         assert noisy.reward.std() == pytest.approx(1.0, abs=0.25)
         assert rows.reward.isfinite().all()

@@ -46,19 +46,19 @@ class OutcomeRegression:
         return cls(codec, Ensemble.fit(inputs, targets, generator, num_steps))
 
     @property
-    def num_replaced(self) -> int:
-        """Columns whose variance the ensemble explains well enough."""
-        return 0 if self.ensemble is None else int((self.ensemble.explained >= _LEAST_EXPLAINED).sum())
+    def replaced(self) -> Tensor:
+        """Columns of the matrix that are predicted: those whose variance the ensemble explains well enough."""
+        if self.ensemble is None:
+            return self._outcome[:0]
+        return self._outcome[self.ensemble.explained.cpu() >= _LEAST_EXPLAINED]
 
     def apply(self, matrix: Tensor) -> Tensor:
         """Encoded rows ``[n, D]`` with the predicted columns, in new memory."""
         if self.ensemble is None:
             return matrix
-        replaced = self.ensemble.explained >= _LEAST_EXPLAINED
+        explained = self.ensemble.explained >= _LEAST_EXPLAINED
         predicted = self.ensemble.predict(matrix[:, self._given.to(matrix.device)])
-        matrix = matrix.clone()
-        matrix[:, self._outcome.to(matrix.device)[replaced]] = predicted[:, replaced]
-        return matrix
+        return matrix.index_copy(1, self.replaced.to(matrix.device), predicted[:, explained])
 
     def state_dict(self) -> dict[str, Any]:
         """The ensemble's state; nothing without one."""
