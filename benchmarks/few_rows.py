@@ -64,8 +64,6 @@ def entries() -> dict[str, UpsamplerConfig]:
     return {
         "default": cpu,
         "default-warm": cpu,
-        # With rewards and next observations by regression.
-        "outcomes": replace(cpu, outcome_steps=1_500),
         # The same net, as long and as free for any number of rows.
         "constant": plain,
         # The paper's net and a tenth of its steps, sampled by ours.

@@ -27,6 +27,8 @@ def test_it_learns_a_sum_of_squares_and_explains_no_chance() -> None:
     assert squares > 0.95
     assert chance < 0.1
     assert constant == 0.0
+    assert ensemble.error[0] == pytest.approx((1 - squares) * float(columns(1_000, 0)[1][:, 0].var(correction=0)))
+    assert ensemble.error[2] == 0.0
     assert torch.equal(ensemble.predict(inputs)[:, 2], targets[:, 2])
 
 
@@ -46,6 +48,7 @@ def test_a_loaded_ensemble_predicts_the_same() -> None:
     loaded = Ensemble.from_state(ensemble.state_dict(), 2, 3, torch.device("cpu"))
     assert torch.equal(loaded.predict(inputs), ensemble.predict(inputs))
     assert torch.equal(loaded.explained, ensemble.explained)
+    assert torch.equal(loaded.error, ensemble.error)
 
 
 @pytest.mark.parametrize("count", [1, 7, 60])

@@ -20,6 +20,7 @@ TINY = replace(
     warm_steps=10,
     num_synthetic=200,
     terminal_steps=50,
+    outcome_steps=0,
     budget=None,
 )
 SPEC = TransitionSpec.from_spaces(

@@ -90,6 +90,14 @@ ARMS: dict[str, Arm] = {
     "outcomes": Arm(upsampler="diffusion", changes=_OUTCOMES),
     "outcomes-often": Arm(upsampler="diffusion", changes=_OUTCOMES, retrain_every=500),
     "outcomes-delay": Arm(20, 20, upsampler="diffusion", changes=_OUTCOMES),
+    # The default: of the outcomes, only those are predicted that the model got wrong. On a task where there are none,
+    # its rows are those of `few-rows-passes`, bit for bit. Also refreshed twice as often, with a larger share of each
+    # batch, and under the published update rule, where the oracle tells what there is to gain.
+    "default": Arm(upsampler="diffusion"),
+    "default-often": Arm(upsampler="diffusion", retrain_every=500),
+    "default-three-quarters": Arm(upsampler="diffusion", synthetic_fraction=0.75),
+    "default-delay": Arm(20, 20, upsampler="diffusion"),
+    "oracle-delay": Arm(20, 20, upsampler="oracle", num_synthetic=10_000),
     # With fewer updates, and real rows alone under that rule.
     "passes-utd4": Arm(4, 1, upsampler="diffusion", changes=_PASSES),
     "utd4": Arm(4, 1),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 #: Networks of an ensemble, their hidden width, and how they are trained. For each network another fifth of the rows, in
 #: runs, is held out for early stopping.
-_NETWORKS, _WIDTH, _BATCH, _RATE, _LOOK_EVERY, _PATIENCE, _RUN = 5, 256, 256, 1e-3, 100, 8, 25
+_NETWORKS, _WIDTH, _BATCH, _RATE, _LOOK_EVERY, _PATIENCE, _RUN = 5, 256, 128, 3e-3, 100, 8, 25
 #: Rows that are predicted at a time.
 _CHUNK = 16_384
 
@@ -25,12 +25,14 @@ class Ensemble:
 
     Args:
         layers: of all networks.
-        explained: ``[out]`` share of each target's variance that the networks explain on the rows that each of them did
-            not learn; below 0 if they are worse than the mean.
+        error: ``[out]`` mean squared error of each target, of the networks on the rows that each of them did not learn.
+        explained: ``[out]`` share of each target's variance that they explain there; below 0 if they are worse than the
+            mean, and 0 for a constant target.
     """
 
-    def __init__(self, layers: Layers, explained: Tensor) -> None:
+    def __init__(self, layers: Layers, error: Tensor, explained: Tensor) -> None:
         self._layers = layers
+        self.error = error
         self.explained = explained
 
     @classmethod
@@ -74,6 +76,7 @@ class Ensemble:
                     [rows[torch.randint(len(rows), (_BATCH,), generator=generator, device=device)] for rows in learned]
                 )
                 loss = F.mse_loss(_forward(layers, inputs[index]), targets[index]) * _NETWORKS
+                optimizer.param_groups[0]["lr"] = _RATE * (1.0 - (step - 1) / num_steps)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -95,7 +98,7 @@ class Ensemble:
             weight.new_zeros(_NETWORKS, _WIDTH, len(varies)).index_copy_(2, varies.nonzero()[:, 0], weight),
             constants.repeat(_NETWORKS, 1, 1).index_copy_(2, varies.nonzero()[:, 0], bias),
         )
-        return cls(kept_layers, _explained(kept_layers, inputs, everything, judged))
+        return cls(kept_layers, *_judge(kept_layers, inputs, everything, judged))
 
     @torch.no_grad()
     def predict(self, inputs: Tensor) -> Tensor:
@@ -104,9 +107,10 @@ class Ensemble:
             return torch.cat([_forward(self._layers, part[None]).mean(0) for part in inputs.split(_CHUNK)])
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights and `explained`, as CPU tensors."""
+        """Weights, `error` and `explained`, as CPU tensors."""
         return {
             "layers": [[tensor.cpu() for tensor in layer] for layer in self._layers],
+            "error": self.error.cpu(),
             "explained": self.explained.cpu(),
         }
 
@@ -118,15 +122,15 @@ class Ensemble:
             ValueError: tensors of other shapes.
         """
         layers = [(weight.to(device), bias.to(device)) for weight, bias in state["layers"]]
-        explained = state["explained"].to(device)
-        sizes = [tuple(tensor.shape) for tensor in (*(part for layer in layers for part in layer), explained)]
+        judged = [state[name].to(device) for name in ("error", "explained")]
+        sizes = [tuple(tensor.shape) for tensor in (*(part for layer in layers for part in layer), *judged)]
         widths = pairwise((num_inputs, _WIDTH, _WIDTH, num_targets))
         wanted = [shape for rows, to in widths for shape in ((_NETWORKS, rows, to), (_NETWORKS, 1, to))] + [
             (num_targets,)
-        ]
+        ] * len(judged)
         if sizes != wanted:
             raise ValueError(f"the regression's tensors have shapes {sizes}; wanted {wanted}.")
-        return cls(layers, explained)
+        return cls(layers, *judged)
 
 
 def _forward(layers: Any, x: Tensor) -> Tensor:
@@ -142,10 +146,12 @@ def _of(layers: Any, network: int) -> Layers:
 
 
 @torch.no_grad()
-def _explained(layers: Layers, inputs: Tensor, targets: Tensor, judged: list[Tensor]) -> Tensor:
-    error = torch.zeros(targets.shape[1], device=targets.device, dtype=torch.float64)
+def _judge(layers: Layers, inputs: Tensor, targets: Tensor, judged: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean squared error and explained share of variance of each target, on the rows that a network did not learn."""
+    total = torch.zeros(targets.shape[1], device=targets.device, dtype=torch.float64)
     for network, rows in enumerate(judged):
         answer = _forward(_of(layers, network), inputs[rows][None])[0]
-        error += (answer - targets[rows]).double().square().sum(0)
-    variance = targets.double().var(0, correction=0) * sum(len(rows) for rows in judged)
-    return torch.where(variance > 0, 1.0 - error / variance, torch.zeros_like(error))
+        total += (answer - targets[rows]).double().square().sum(0)
+    error = total / sum(len(rows) for rows in judged)
+    variance = targets.double().var(0, correction=0)
+    return error, torch.where(variance > 0, 1.0 - error / variance, torch.zeros_like(error))

@@ -9,15 +9,17 @@ from gymnasium import spaces
 from toys import SPEC, TINY, equal, gaussian
 
 from synther_buffers import DiffusionUpsampler, Transitions, TransitionSpec
+from synther_buffers.transitions.codec import Codec
+from synther_buffers.upsampling.outcomes import OutcomeRegression
 from synther_buffers.upsampling.presets import PRESETS, UpsamplerConfig, merge_config
 
 REGRESSED = replace(TINY, train_steps=200, outcome_steps=300)
 BOX = TransitionSpec.from_spaces(spaces.Box(-np.inf, np.inf, (2,), np.float32), spaces.Box(-1.0, 1.0, (3,), np.float32))
 
 
-def squared_actions(count: int) -> Transitions:
+def squared_actions(count: int, seed: int = 0) -> Transitions:
     """r = -|a|^2; s'0 = s0 + a0; s'1 is chance."""
-    draws = torch.Generator().manual_seed(0)
+    draws = torch.Generator().manual_seed(seed)
     observation = torch.randn(count, 2, generator=draws)
     action = torch.rand(count, 3, generator=draws) * 2 - 1
     following = torch.stack((observation[:, 0] + action[:, 0], torch.randn(count, generator=draws)), 1)
@@ -47,13 +49,9 @@ class TestKnownOutcomes:
         assert correlation(change, regressed.action[:, 0]) > 0.95
 
     def test_what_is_chance_stays_as_generated(self) -> None:
-        upsampler, rows = drawn(REGRESSED, squared_actions(1_000), BOX)
-        # The columns: reward and the change of s0, but not that of s1. A change from s1 to chance has half of its
-        # variance from s1, which is as much as can be explained.
-        assert len(upsampler.model.outcomes.replaced) in (2, 3)
-        _, noisy = drawn(REGRESSED, replace_reward_by_chance(squared_actions(1_000)), BOX)
+        upsampler, noisy = drawn(REGRESSED, replace_reward_by_chance(squared_actions(1_000)), BOX)
+        assert "reward" not in upsampler.model.outcomes.replaced_names
         assert noisy.reward.std() == pytest.approx(1.0, abs=0.25)
-        assert rows.reward.isfinite().all()
 
     def test_observations_and_actions_are_the_models_own(self) -> None:
         rows = squared_actions(500)
@@ -61,6 +59,40 @@ class TestKnownOutcomes:
         _, regressed = drawn(REGRESSED, rows, BOX)
         assert torch.equal(plain.observation, regressed.observation)
         assert torch.equal(plain.action, regressed.action)
+
+
+class TestJudging:
+    """A column is replaced if the generated values are wrong, not because a regression could predict it."""
+
+    @staticmethod
+    def judged(generated: Transitions) -> list[str]:
+        rows = squared_actions(1_000)
+        codec = Codec.fit(BOX, rows)
+        draws = torch.Generator().manual_seed(0)
+        regression = OutcomeRegression.fit(codec, codec.encode(rows), 500, draws)
+        matrix = codec.encode(generated)
+        judged = regression.judge(matrix)
+        assert regression.apply(matrix) is matrix  # nothing before it was judged
+        changed = (judged.apply(matrix) != matrix).any(0)
+        assert set(changed.nonzero()[:, 0].tolist()) == set(judged.replaced.tolist())
+        return judged.replaced_names
+
+    def test_right_outcomes_stay(self) -> None:
+        assert self.judged(squared_actions(1_000, seed=1)) == []
+
+    def test_rewards_of_other_rows_are_replaced(self) -> None:
+        rows = squared_actions(1_000, seed=1)
+        assert self.judged(replace(rows, reward=rows.reward.roll(1))) == ["reward"]
+
+    def test_next_observations_of_other_rows_are_replaced(self) -> None:
+        rows = squared_actions(1_000, seed=1)
+        following = torch.stack((rows.next_observation[:, 0].roll(1), rows.next_observation[:, 1]), 1)
+        assert self.judged(replace(rows, next_observation=following)) == ["next_observation[0]"]
+
+    def test_the_report_names_them(self) -> None:
+        upsampler = DiffusionUpsampler(BOX, REGRESSED, "cpu", seed=1)
+        assert "reward" in upsampler.fit(squared_actions(1_000)).predicted
+        assert DiffusionUpsampler(BOX, TINY, "cpu", seed=1).fit(squared_actions(300)).predicted == []
 
 
 def replace_reward_by_chance(rows: Transitions) -> Transitions:
@@ -80,13 +112,14 @@ def test_categories_flags_and_point_masses_are_not_predicted() -> None:
         terminated=torch.zeros(600, dtype=torch.bool),
     )
     upsampler, found = drawn(REGRESSED, rows, spec)
-    assert len(upsampler.model.outcomes.ensemble.explained) <= 1
+    assert set(upsampler.model.outcomes.replaced_names) <= {"reward"}
     assert set(found.next_observation.tolist()) <= {0, 1, 2}
 
 
 class TestSaving:
     def test_a_loaded_model_draws_the_same_rows(self, tmp_path) -> None:
-        upsampler, _ = drawn(REGRESSED, gaussian(500), SPEC)
+        upsampler, _ = drawn(REGRESSED, squared_actions(500), BOX)
+        assert upsampler.model.outcomes.replaced_names
         upsampler.save(tmp_path / "model.safetensors")
         loaded = DiffusionUpsampler.load(tmp_path / "model.safetensors", device="cpu")
         assert equal(loaded.sample(300), upsampler.sample(300))

@@ -28,8 +28,8 @@ class UpsamplerConfig:
         sigma_data: standard deviation of the normalised rows.
         next_observation_change, normalize_reward, model_terminals: see `synther_buffers.transitions.codec.Codec`.
         terminal_steps: gradient steps of the classifier of terminal rows.
-        outcome_steps: gradient steps, at most, of the regression that predicts rewards and next observations at the
-            generated observations and actions (`synther_buffers.upsampling.outcomes`); 0 keeps the generated ones.
+        outcome_steps: gradient steps, at most, of the regression that replaces generated rewards and next observations
+            that do not follow from observation and action (`synther_buffers.upsampling.outcomes`); 0 keeps all of them.
         budget: scales steps, regularisation and `num_synthetic` with the number of rows, and keeps the weights with the
             lowest held-out loss; None does neither, as published.
     """
@@ -141,6 +141,7 @@ _CPU = UpsamplerConfig(
     warm_steps=2_000,
     warm_start=True,
     num_synthetic=100_000,
+    outcome_steps=700,
     budget=RowBudget(),
 )
 

@@ -22,9 +22,11 @@ class FitReport:
         seconds: wall time.
         warm: training continued from the last model.
         reason: why it started from scratch, or "" if it did not.
-        phases: seconds of each part: normalize, train, terminals, calibrate.
+        phases: seconds of each part: normalize, train, outcomes, terminals, calibrate.
         budget: gradient steps planned for the last attempt; fewer were taken if it stopped early.
         best_step: step of the last attempt whose weights the model has; 0 if no rows were held out to choose it.
+        predicted: names of the elements that a regression predicts, because what the model generated did not follow
+            from observation and action (`synther_buffers.upsampling.outcomes`).
     """
 
     loss: float
@@ -36,6 +38,7 @@ class FitReport:
     phases: dict[str, float] = field(default_factory=dict)
     budget: int = 0
     best_step: int = 0
+    predicted: list[str] = field(default_factory=list)
 
     def spent(self) -> str:
         """The steps taken and the weights kept, in a few words."""

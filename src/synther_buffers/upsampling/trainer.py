@@ -132,6 +132,7 @@ class Trainer:
             phases=clock.phases,
             budget=num_steps,
             best_step=trained.best_step,
+            predicted=[] if model.outcomes is None else model.outcomes.replaced_names,
         )
         return model, report
 
@@ -196,9 +197,10 @@ class Trainer:
     ) -> FittedModel:
         """The model with its thresholds, measured on rows that it generates, which also checks that they are finite."""
         matrix = denoising.sampler(CALIBRATION_ROWS, derive_seed(self.seed, "calibration")).draw(0, CALIBRATION_ROWS)
-        if outcomes is not None:
-            matrix = outcomes.apply(matrix)
         check_finite(torch.isfinite(matrix).all())
+        if outcomes is not None:
+            outcomes = outcomes.judge(matrix)
+            matrix = outcomes.apply(matrix)
         thresholds = codec.thresholds(matrix)
         shift = 0.0
         if self.config.model_terminals:
