@@ -11,7 +11,7 @@ from synther_buffers import PRESETS, UpsamplerConfig
 from synther_buffers.upsampling.augmentation import Bootstrap
 
 from .tasks import Task
-from .upsamplers import Oracle, OracleDynamics, RegressedOutcome
+from .upsamplers import Oracle, OracleDynamics
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,7 @@ class Arm:
     Attributes:
         utd: critic updates per environment step; None for the task's control's.
         policy_delay: critic updates per update of actor and temperature; None for the task's control's.
-        upsampler: None for real rows alone; ``bootstrap``, ``oracle``, ``oracle-dynamics``, ``regressed``,
-            or ``diffusion``.
+        upsampler: None for real rows alone; ``bootstrap``, ``oracle``, ``oracle-dynamics`` or ``diffusion``.
         preset: of the diffusion model.
         changes: of the preset; a mapping changes a part, as in ``{"training": {"weight_decay": 1.0}}``.
         retrain_every: environment steps between refreshes.
@@ -58,7 +57,9 @@ REAL_ONLY = ("utd1", "utd10", "utd20-delay")
 _REGULARIZED = {"weight_decay": 1.0, "dropout": 0.2}
 _SHORT = {"training": _REGULARIZED, "budget": {"full_rows": 50_000, "few_rows": 2_000, "power": 2 / 3}}
 _PASSES = {"training": _REGULARIZED, "budget": {"full_rows": 10_000, "few_rows": 2_000, "power": 1.0}}
-_OUTCOMES = {**_PASSES, "outcome_steps": 1_500}
+
+#: Arms whose code is gone but not their runs: all outcomes predicted by a regression, beside the model and in it.
+FORMER_ARMS = ("passes-regressed", "outcomes", "outcomes-delay")
 
 ARMS: dict[str, Arm] = {
     "utd1": Arm(1, 1),
@@ -83,13 +84,6 @@ ARMS: dict[str, Arm] = {
     "passes-three-quarters": Arm(upsampler="diffusion", changes=_PASSES, synthetic_fraction=0.75),
     # Refreshed twice as often.
     "passes-often": Arm(upsampler="diffusion", changes=_PASSES, retrain_every=500),
-    # The outcomes of five networks that learned them by regression, at the model's observations and actions.
-    "passes-regressed": Arm(upsampler="regressed", changes=_PASSES),
-    # The same as a part of the model, which keeps what the networks cannot predict; also refreshed twice as often, and
-    # under the published update rule.
-    "outcomes": Arm(upsampler="diffusion", changes=_OUTCOMES),
-    "outcomes-often": Arm(upsampler="diffusion", changes=_OUTCOMES, retrain_every=500),
-    "outcomes-delay": Arm(20, 20, upsampler="diffusion", changes=_OUTCOMES),
     # The default: of the outcomes, only those are predicted that the model got wrong. On a task where there are none,
     # its rows are those of `few-rows-passes`, bit for bit. Also refreshed twice as often, with a larger share of each
     # batch, and under the published update rule, where the oracle tells what there is to gain.
@@ -135,7 +129,6 @@ def buffer_kwargs(arm: Arm, task: Task, seed: int) -> dict[str, Any]:
             "bootstrap": Bootstrap,
             "oracle": partial(Oracle, task=task),
             "oracle-dynamics": partial(OracleDynamics, task=task, config=_model(arm, task)),
-            "regressed": partial(RegressedOutcome, config=_model(arm, task)),
         }
         if arm.upsampler not in factories:
             raise ValueError(f"upsampler is {arm.upsampler!r}; wanted one of {[*factories, 'diffusion', None]}.")
@@ -146,7 +139,7 @@ def buffer_kwargs(arm: Arm, task: Task, seed: int) -> dict[str, Any]:
 def _model(arm: Arm, task: Task) -> str | UpsamplerConfig:
     if task.toy:
         tiny = replace(PRESETS["cpu"], network=replace(PRESETS["cpu"].network, width=16, depth=1))
-        return replace(tiny, train_steps=20, warm_steps=10, terminal_steps=10)
+        return replace(tiny, train_steps=20, warm_steps=10, terminal_steps=10, outcome_steps=10)
     if not arm.changes:
         return arm.preset
     config = PRESETS["cpu" if arm.preset == "auto" else arm.preset]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .arms import ARMS, REAL_ONLY
+from .arms import ARMS, FORMER_ARMS, REAL_ONLY
 from .lines import Line, read
 from .stages import STAGES, Stage, jobs, missing
 from .statistics import Scores, compare, headroom, paired
@@ -76,7 +76,7 @@ def _head(stage: Sequence[Line], results: Path) -> list[str]:
 
 
 def _stage(lines: Sequence[Line]) -> list[str]:
-    stage = replace(STAGES["a"], arms=(*STAGES["a"].arms, *STAGES["choosing"].arms))
+    stage = replace(STAGES["a"], arms=(*STAGES["a"].arms, *STAGES["choosing"].arms, *FORMER_ARMS))
     scores = scores_of(lines)
     tasks, control = stage.tasks, {task: TASKS[task].control for task in stage.tasks}
     blocks = [

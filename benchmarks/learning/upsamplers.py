@@ -1,4 +1,4 @@
-"""Oracles, which ask the simulator and so tell what there is to gain; and a model whose outcomes are a regression's."""
+"""Oracles, which ask the simulator and so tell what there is to gain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from synther_buffers import DiffusionUpsampler, FitReport, Transitions, TransitionSpec, UpsamplerConfig
-from synther_buffers.evaluation.new_rows import RegressionEnsemble
 
 from .tasks import Task
 
@@ -127,52 +126,6 @@ class OracleDynamics(DiffusionUpsampler):
         """Restore what `state_dict` returned."""
         super().load_state_dict(state)
         self.shares_simulated = list(state["shares_simulated"])
-
-
-class RegressedOutcome(DiffusionUpsampler):
-    """A diffusion model's observations and actions with the reward and next observation that a regression predicts.
-
-    Five networks learn the same rows; their mean is the outcome. The terminal flag is drawn anew for the whole row.
-
-    Args:
-        spec, device, seed, progress_bar: as every upsampler takes them.
-        config: of the model.
-        num_steps: gradient steps of the regression, at most.
-    """
-
-    def __init__(
-        self,
-        spec: TransitionSpec,
-        *,
-        device: Any,
-        seed: int,
-        progress_bar: bool,
-        config: str | UpsamplerConfig = "auto",
-        num_steps: int = 1_500,
-    ) -> None:
-        super().__init__(spec, config, device=device, seed=seed, progress_bar=progress_bar)
-        self._num_steps = num_steps
-        self._ensemble: RegressionEnsemble | None = None
-
-    def fit(self, transitions: Transitions, **options: Any) -> FitReport:
-        """Train the model, and the regression."""
-        report = super().fit(transitions, **options)
-        self._ensemble = RegressionEnsemble(transitions.to("cpu"), self.spec, self.seed, self._num_steps)
-        return report
-
-    def sample(self, num_samples: int) -> Transitions:
-        """Draw from the model and predict what follows.
-
-        Raises:
-            RuntimeError: nothing was fitted in this process; a loaded model has no regression.
-        """
-        if self._ensemble is None or self.model is None:
-            raise RuntimeError("call fit first.")
-        rows = self._ensemble.predict(super().sample(num_samples).to("cpu")).to(self.device)
-        terminals = self.model.terminals
-        draws = torch.Generator(self.device).manual_seed(self.seed)
-        rows.terminated.copy_(terminals.draw(terminals.logits(rows), self.model.terminal_shift, draws))
-        return rows
 
 
 def _filled(

@@ -144,9 +144,10 @@ def test_every_arm_runs_from_end_to_end(tmp_path):
         "few-rows-passes",
         "passes-often",
         "passes-wide",
-        "outcomes",
-        "outcomes-often",
-        "outcomes-delay",
+        "default",
+        "default-often",
+        "default-three-quarters",
+        "default-delay",
     }
     assert set(lines) == {
         *(("sbx", arm) for arm in ARMS if arm not in only_other_models),
