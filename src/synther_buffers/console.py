@@ -26,14 +26,22 @@ def log_line(logger: logging.Logger, message: str, *args: object, shown: bool) -
 
     Nobody configured logging if no handler would get the line, and no level was set for this package.
     """
-    if shown and not logger.hasHandlers() and not _has_level(logger) and logger.manager.disable < logging.INFO:
+    if shown and _nobody_configured(logger):
         frame = sys._getframe(1)
-        record = logger.makeRecord(
-            logger.name, logging.INFO, frame.f_code.co_filename, frame.f_lineno, message, args, None
+        _stderr.handle(
+            logger.makeRecord(logger.name, logging.INFO, frame.f_code.co_filename, frame.f_lineno, message, args, None)
         )
-        _stderr.handle(record)
     else:
         logger.info(message, *args, stacklevel=2)
+
+
+def is_seen(logger: logging.Logger, *, shown: bool) -> bool:
+    """Whether a line of `log_line` goes anywhere."""
+    return (shown and _nobody_configured(logger)) or (logger.hasHandlers() and logger.isEnabledFor(logging.INFO))
+
+
+def _nobody_configured(logger: logging.Logger) -> bool:
+    return not logger.hasHandlers() and not _has_level(logger) and logger.manager.disable < logging.INFO
 
 
 def _has_level(logger: logging.Logger | None) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..console import log_line
 from ..evaluation.copies import ClosestRecord
 from ..evaluation.fidelity import Fidelity
 from ..upsampling.protocol import FitReport
@@ -97,15 +98,21 @@ class RefreshReport:
         return {name: float(value) for name, value in figures.items() if math.isfinite(value)}
 
 
-def log_report(report: RefreshReport) -> None:
-    """Log the report, and warn of a wide gap between synthetic and real rows, and of copies."""
+def log_report(report: RefreshReport, *, shown: bool) -> None:
+    """Log the report, and warn of a wide gap between synthetic and real rows, and of copies.
+
+    Args:
+        report: of the refresh.
+        shown: the line is seen even where nobody configured logging.
+    """
     figures = "too few held-out rows to compare with"
     if math.isfinite(report.fidelity.marginal):
         figures = f"marginal similarity {report.fidelity.marginal:.3f} (real {report.fidelity_real.marginal:.3f})"
     loss = f", loss {report.fit.loss:.4f}" if math.isfinite(report.fit.loss) else ""
-    logger.info(
-        "Synthetic refresh %d done in %.1f s: %d synthetic rows%s, %s; %s.",
-        report.refresh, report.seconds, report.num_synthetic, loss, figures, report.fit.spent(),
+    log_line(
+        logger, "Synthetic refresh %d done in %.1f s: %s synthetic rows%s, %s%s; %s.",
+        report.refresh, report.seconds, f"{report.num_synthetic:,}", loss, figures, _copies(report), report.fit.spent(),
+        shown=shown,
     )  # fmt: skip
     if report.closest is not None and report.closest.share_closer > MAX_COPY_SHARE:
         logger.warning(
@@ -122,6 +129,13 @@ def log_report(report: RefreshReport) -> None:
                 "(worst column: %s, %.3f). More training steps or more data may help.",
                 name, synthetic, real, report.fidelity.worst_column, report.fidelity.worst_marginal,
             )  # fmt: skip
+
+
+def _copies(report: RefreshReport) -> str:
+    """The share of copies in words; nothing where it was not measured."""
+    if report.closest is None or not math.isfinite(report.closest.share_closer):
+        return ""
+    return f", {report.closest.share_closer:.0%} of them nearly copies (5% of new real rows are)"
 
 
 def append_to_log(path: str | Path, report: RefreshReport, settings: dict[str, Any]) -> None:

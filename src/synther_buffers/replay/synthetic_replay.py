@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..console import is_seen, log_line
 from ..transitions import Transitions, TransitionSpec
+from ..upsampling.cost import expected_seconds
 from ..upsampling.factory import default_num_synthetic, make_upsampler, most_synthetic
 from ..upsampling.presets import resolve_device
 from ..upsampling.protocol import Upsampler
@@ -298,7 +300,7 @@ class SyntheticReplay(SavedReplay):
         # Copies: what an upsampler does to its rows must not reach the buffer's.
         train = real[torch.from_numpy(np.flatnonzero(finite & ~reaches))]
         held_out = real[torch.from_numpy(np.flatnonzero(finite & held))]
-        logger.info("Synthetic refresh at %d real transitions: learning %d rows.", self.num_observed, len(train))
+        self._log_start(spec, train)
         return RefreshJob(
             spec=spec,
             factory=self._factory,
@@ -321,7 +323,7 @@ class SyntheticReplay(SavedReplay):
         self.spec, self._state, self._upsampler = result.spec, result.state, None
         self._set.rows = rows
         self.reports.append(result.report)
-        log_report(result.report)
+        log_report(result.report, shown=self.options.progress_bar)
         if self.options.refresh_log is not None:
             try:
                 append_to_log(self.options.refresh_log, result.report, {"seed": self.seed, "config": result.config})
@@ -367,6 +369,22 @@ class SyntheticReplay(SavedReplay):
                 "Batches are all real up to %d real transitions (now %d); from then on %.0f %% of each is synthetic.",
                 self.start_after, self.num_observed, 100 * self.synthetic_fraction,
             )  # fmt: skip
+
+    def _log_start(self, spec: TransitionSpec, train: Transitions) -> None:
+        """Say that a refresh starts and, where it is seen, about how long it will take on this machine."""
+        shown = self.options.progress_bar
+        if self.reports:
+            expected = f"; the last one took {self.reports[-1].seconds:.0f} s"
+        elif is_seen(logger, shown=shown):
+            device = resolve_device(self.options.upsampler_device)
+            seconds = expected_seconds(self._factory, spec, train, self._set_size(len(train)), device)
+            expected = "" if seconds is None else f", which takes about {seconds:.0f} s here"
+        else:
+            expected = ""
+        log_line(
+            logger, "Synthetic refresh at %s real transitions: learning %s rows%s.",
+            f"{self.num_observed:,}", f"{len(train):,}", expected, shown=shown,
+        )  # fmt: skip
 
     def _warn_of_few_updates(self) -> None:
         """Say once that the algorithm takes too few gradient steps for synthetic rows to matter."""

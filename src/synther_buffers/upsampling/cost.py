@@ -122,10 +122,9 @@ def expected_seconds(
     rows: Transitions,
     num_synthetic: int,
     device: torch.device,
-    num_rows_before: int | None,
 ) -> float | None:
-    """Wall time of a refresh that learns these rows, by `measure_speed`; None for a user's own upsampler."""
+    """Wall time of a first refresh on these rows, by `measure_speed`; None for a user's own upsampler."""
     if not isinstance(factory, DiffusionFactory):
         return None
     speed = measure_speed(spec, rows, factory.config, device)
-    return speed.refresh_seconds(factory.config, len(rows), num_synthetic, num_rows_before)
+    return speed.refresh_seconds(factory.config, len(rows), num_synthetic)
