@@ -55,8 +55,8 @@ class SyntheticOptions:
             trained.
         seed: of everything random in the synthetic part; None for the seed that was last set in torch. The global
             random streams are neither read nor advanced.
-        progress_bar: show that a refresh starts, how far it is, and what came out: a bar on terminals and in notebooks, a
-            line every 30 s elsewhere, and a line at the start and the end where nobody configured logging.
+        progress_bar: show that a refresh starts, how far it is, and what came out: a bar on terminals and in notebooks,
+            a line every 30 s elsewhere, and a line at the start and the end where nobody configured logging.
         refresh_log: file to append a JSON line to at each refresh, or None.
 
     Raises:
