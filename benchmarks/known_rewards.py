@@ -77,7 +77,7 @@ def main() -> None:
         report = upsampler.fit(rows[:held_out], held_out=rows[held_out:])
         results[name] = judge(upsampler.sample(_JUDGED), scale)
         print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in results[name].items()), report.predicted)
-        results[name]["predicted"] = report.predicted
+        results[name]["predicted"] = list(report.predicted)
     write("known_rewards", results, args.out)
 
 

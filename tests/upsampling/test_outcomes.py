@@ -92,7 +92,7 @@ class TestJudging:
     def test_the_report_names_them(self) -> None:
         upsampler = DiffusionUpsampler(BOX, REGRESSED, "cpu", seed=1)
         assert "reward" in upsampler.fit(squared_actions(1_000)).predicted
-        assert DiffusionUpsampler(BOX, TINY, "cpu", seed=1).fit(squared_actions(300)).predicted == []
+        assert DiffusionUpsampler(BOX, TINY, "cpu", seed=1).fit(squared_actions(300)).predicted == ()
 
 
 def replace_reward_by_chance(rows: Transitions) -> Transitions:

@@ -38,7 +38,12 @@ class FitReport:
     phases: dict[str, float] = field(default_factory=dict)
     budget: int = 0
     best_step: int = 0
-    predicted: list[str] = field(default_factory=list)
+    # A tuple, so that the class has the default: a report in an older file was pickled without this field.
+    predicted: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """JSON knows no tuples."""
+        object.__setattr__(self, "predicted", tuple(self.predicted))
 
     def spent(self) -> str:
         """The steps taken and the weights kept, in a few words."""

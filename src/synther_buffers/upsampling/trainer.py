@@ -132,7 +132,7 @@ class Trainer:
             phases=clock.phases,
             budget=num_steps,
             best_step=trained.best_step,
-            predicted=[] if model.outcomes is None else model.outcomes.replaced_names,
+            predicted=() if model.outcomes is None else tuple(model.outcomes.replaced_names),
         )
         return model, report
 
