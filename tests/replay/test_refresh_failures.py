@@ -224,3 +224,32 @@ def test_no_thread_of_progress_bars_is_started(tmp_path):
         dataset = open_dataset(write_dataset(tmp_path / f"{shown}.npz", gaussian(200)))
         upsample(dataset, 50, tmp_path / f"{shown}-out.npz", upsampler=TINY, progress_bar=shown)
         assert set(threading.enumerate()) == before
+
+
+def first_rows_are_constant():
+    """More of them than an estimate reads, and then rows that vary."""
+    rows = gaussian(1_200)
+    for column in rows.flat().values():
+        column[:600] = column[0].clone()
+    return rows
+
+
+@pytest.mark.parametrize("rows", [gaussian(400), first_rows_are_constant()], ids=["gaussian", "constant at first"])
+def test_the_estimate_of_the_first_refresh_costs_no_refresh(rows, caplog):
+    replay = make(replace(TINY, outcome_steps=5), progress_bar=True)
+    replay.observe_total(len(rows))
+    with caplog.at_level(logging.INFO), torch.no_grad():
+        assert replay.refresh(rows) is not None
+    assert "rows, which takes about" in caplog.text
+
+
+def test_a_failing_estimate_costs_no_refresh(caplog, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no clock")
+
+    monkeypatch.setattr("synther_buffers.upsampling.cost.measure_speed", broken)
+    replay = make(TINY, progress_bar=True)
+    replay.observe_total(400)
+    with caplog.at_level(logging.INFO):
+        assert replay.refresh(gaussian(400)) is not None
+    assert "learning 384 rows." in caplog.text

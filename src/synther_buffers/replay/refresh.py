@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -11,13 +12,18 @@ from typing import Any
 
 import torch
 
+from ..console import is_seen, log_line
 from ..evaluation.copies import ClosestRecord, closest_record
 from ..evaluation.fidelity import MAX_ROWS, Fidelity, measure_fidelity
 from ..transitions import Transitions, TransitionSpec
+from ..upsampling.cost import expected_seconds
 from ..upsampling.factory import make_upsampler
+from ..upsampling.presets import resolve_device
 from ..upsampling.protocol import UpsamplerFactory
 from .checks import checked_config, checked_fit, checked_rows, checked_state
 from .reports import RefreshReport
+
+logger = logging.getLogger(__name__)
 
 #: With fewer held-out rows than this the fidelity is not measured.
 _MIN_HELD_OUT = 20
@@ -77,6 +83,25 @@ class RefreshResult:
     state: dict[str, Any]
     config: dict[str, Any]
     report: RefreshReport
+
+
+def log_start(job: RefreshJob, last: RefreshReport | None) -> None:
+    """Say that a refresh starts, and what it will take by the last one or, where the line is seen, by a measurement."""
+    expected = ""
+    if last is not None:
+        expected = f"; the last one took {last.seconds:.0f} s"
+    elif is_seen(logger, shown=job.progress_bar):
+        try:
+            device = resolve_device(job.device)
+            seconds = expected_seconds(job.factory, job.spec, job.train, job.num_synthetic, device)
+        except Exception:  # whatever it is, an estimate is not worth a refresh
+            logger.debug("The time of a refresh could not be estimated.", exc_info=True)
+        else:
+            expected = "" if seconds is None else f", which takes about {seconds:.0f} s here"
+    log_line(
+        logger, "Synthetic refresh at %s real transitions: learning %s rows%s.",
+        f"{job.num_observed:,}", f"{len(job.train):,}", expected, shown=job.progress_bar,
+    )  # fmt: skip
 
 
 def run_refresh(job: RefreshJob) -> RefreshResult:

@@ -10,16 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..console import is_seen, log_line
 from ..transitions import Transitions, TransitionSpec
-from ..upsampling.cost import expected_seconds
 from ..upsampling.factory import default_num_synthetic, make_upsampler, most_synthetic
 from ..upsampling.presets import resolve_device
 from ..upsampling.protocol import Upsampler
 from .holdout import HoldOut, RowOrder
 from .learnable_rows import finite_rows, non_finite_columns, reaches_held_out
 from .options import SyntheticKeywords, SyntheticOptions, lists_options, split_keywords
-from .refresh import RefreshJob, RefreshResult, run_refresh
+from .refresh import RefreshJob, RefreshResult, log_start, run_refresh
 from .reports import RefreshReport, append_to_log, log_report
 from .saving import SavedReplay
 from .schedule import RefreshSchedule
@@ -244,7 +242,10 @@ class SyntheticReplay(SavedReplay):
             with torch.inference_mode(False):
                 rows = real() if callable(real) else real
                 job = self.prepare_refresh(rows, order() if callable(order) else order)
-                report = None if job is None else self.commit(run_refresh(job))
+                report = None
+                if job is not None:
+                    log_start(job, self.reports[-1] if self.reports else None)
+                    report = self.commit(run_refresh(job))
         except Exception as error:
             # Anything at all: a diverged training, no memory, a full disk, a user's own upsampler. An interrupt is no
             # failure: it passes, and the refresh stays due.
@@ -300,7 +301,6 @@ class SyntheticReplay(SavedReplay):
         # Copies: what an upsampler does to its rows must not reach the buffer's.
         train = real[torch.from_numpy(np.flatnonzero(finite & ~reaches))]
         held_out = real[torch.from_numpy(np.flatnonzero(finite & held))]
-        self._log_start(spec, train)
         return RefreshJob(
             spec=spec,
             factory=self._factory,
@@ -369,22 +369,6 @@ class SyntheticReplay(SavedReplay):
                 "Batches are all real up to %d real transitions (now %d); from then on %.0f %% of each is synthetic.",
                 self.start_after, self.num_observed, 100 * self.synthetic_fraction,
             )  # fmt: skip
-
-    def _log_start(self, spec: TransitionSpec, train: Transitions) -> None:
-        """Say that a refresh starts and, where it is seen, about how long it will take on this machine."""
-        shown = self.options.progress_bar
-        if self.reports:
-            expected = f"; the last one took {self.reports[-1].seconds:.0f} s"
-        elif is_seen(logger, shown=shown):
-            device = resolve_device(self.options.upsampler_device)
-            seconds = expected_seconds(self._factory, spec, train, self._set_size(len(train)), device)
-            expected = "" if seconds is None else f", which takes about {seconds:.0f} s here"
-        else:
-            expected = ""
-        log_line(
-            logger, "Synthetic refresh at %s real transitions: learning %s rows%s.",
-            f"{self.num_observed:,}", f"{len(train):,}", expected, shown=shown,
-        )  # fmt: skip
 
     def _warn_of_few_updates(self) -> None:
         """Say once that the algorithm takes too few gradient steps for synthetic rows to matter."""

@@ -11,7 +11,7 @@ import torch
 from ..diffusion.training import TrainingStep
 from ..transitions import Transitions, TransitionSpec
 from ..transitions.codec import Codec
-from .budget import terminal_steps, train_steps, warm_steps
+from .budget import terminal_steps, train_steps
 from .factory import DiffusionFactory
 from .fitted_model import CALIBRATION_ROWS, Denoising, codec_options, new_denoiser
 from .outcomes import OutcomeRegression
@@ -42,21 +42,16 @@ class Speed:
     outcome_step: float
     row: float
 
-    def refresh_seconds(
-        self, config: UpsamplerConfig, num_rows: int, num_synthetic: int, num_rows_before: int | None = None
-    ) -> float:
-        """Wall time of a refresh that takes all steps of its budget.
+    def refresh_seconds(self, config: UpsamplerConfig, num_rows: int, num_synthetic: int) -> float:
+        """Wall time of a refresh that trains from scratch and takes all steps of its budget.
 
         Args:
             config: of the upsampler.
             num_rows: real rows to learn.
             num_synthetic: rows to generate.
-            num_rows_before: rows that the last model learned, for a warm start; None for a training from scratch.
         """
-        warm = num_rows_before is not None and config.warm_start
-        steps = warm_steps(config, num_rows, num_rows_before or 0) if warm else train_steps(config, num_rows)
         return (
-            steps * self.step
+            train_steps(config, num_rows) * self.step
             + (terminal_steps(config, num_rows) * self.terminal_step if config.model_terminals else 0.0)
             + config.outcome_steps * self.outcome_step
             + (CALIBRATION_ROWS + num_synthetic) * self.row
@@ -102,10 +97,10 @@ def measure_speed(spec: TransitionSpec, rows: Transitions, config: UpsamplerConf
         return time.perf_counter() - start
 
     def per_step(work: Callable[[int], None]) -> float:
-        first = seconds(lambda: work(_WARM_UP_STEPS))
-        # What does not depend on the number of steps is measured with the second call and subtracted with the third.
+        work(_WARM_UP_STEPS)
+        # What does not depend on the number of steps is in both calls.
         most, least = seconds(lambda: work(_TIMED_STEPS)), seconds(lambda: work(1))
-        return max(most - min(least, first), 0.0) / (_TIMED_STEPS - 1)
+        return max(most - least, 0.0) / (_TIMED_STEPS - 1)
 
     seconds(lambda: sampler.draw(0, _DRAWN))
     return Speed(
