@@ -126,6 +126,7 @@ def measure(
         "train_steps": report.steps,
         "budget": report.budget,
         "best_step": report.best_step,
+        "predicted": list(report.predicted),
         "fit_seconds": report.seconds,
         "phases": report.phases,
         "warm": report.warm,
