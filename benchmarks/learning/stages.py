@@ -43,6 +43,8 @@ class Job:
 
 #: Seeds that choose, and seeds that report (protocol.md).
 CHOOSING, REPORTING = tuple(range(5)), tuple(range(100, 110))
+#: The arm that the reporting seeds judge (protocol.md).
+CHOSEN = "default-often"
 
 STAGES: dict[str, Stage] = {
     "pilot": Stage(
@@ -88,6 +90,13 @@ STAGES: dict[str, Stage] = {
         ),
         CHOOSING,
         "learning_choosing.jsonl",
+    ),
+    # The one chosen arm and its opponents, on seeds that chose nothing.
+    "reporting": Stage(
+        ("halfcheetah", "walker2d", "pusher", "hopper"),
+        ("utd1", "utd10", CHOSEN, "bootstrap", "oracle"),
+        REPORTING,
+        "learning_reporting.jsonl",
     ),
     # Discrete actions (`--agent dqn`) and another framework (`--agent torchrl`).
     "elsewhere": Stage(
