@@ -7,7 +7,7 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 
 from synther_buffers import __version__
-from synther_buffers.cli import app
+from synther_buffers.commands.app import app
 
 project = "synther-buffers"
 author = "The synther-buffers developers"

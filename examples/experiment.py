@@ -81,16 +81,14 @@ class Record:
         self.env = gym.make(args.env)
         self.steps: list[int] = []
         self.returns: list[list[float]] = []
-        self.num_reports = 0
         self.learning_since: tuple[float, int] | None = None
         (args.logdir / "refreshes.jsonl").unlink(missing_ok=True)
 
     def step(self, step: int, synthetic: SyntheticReplay | None = None) -> None:
         """After each environment step; with `synthetic`, the figures of new refreshes are logged too."""
         args = self.args
-        if synthetic is not None and len(synthetic.reports) > self.num_reports:
-            self.num_reports = len(synthetic.reports)
-            self.log({f"synther/{name}": value for name, value in synthetic.reports[-1].metrics().items()}, step)
+        for report in [] if synthetic is None else synthetic.new_reports():
+            self.log(report.metrics("synther/"), step)
         if step % max(args.steps // 10, 1) == 0:
             self.steps.append(step)
             self.returns.append([self._episode(seed) for seed in range(3)])

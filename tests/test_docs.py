@@ -95,7 +95,7 @@ def run_python(block: Block, page: str, namespace: dict) -> None:
 def run_commands(block: Block, page: str) -> None:
     from typer.testing import CliRunner
 
-    from synther_buffers.cli import app
+    from synther_buffers.commands.app import app
 
     for line in block.shown_as_run().replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)

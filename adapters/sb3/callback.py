@@ -73,8 +73,8 @@ class SynthERCallback(BaseCallback):
         if latest is None or latest is self._recorded:
             return
         self._recorded = latest
-        for name, value in latest.metrics().items():
-            self.logger.record(f"synther/{name}", value)
+        for name, value in latest.metrics("synther/").items():
+            self.logger.record(name, value)
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
 

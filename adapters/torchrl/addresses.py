@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
+
+Index = Tensor | tuple[Tensor, ...]
 
 #: The address of row 0 of synthetic set 0; row j of set g has ``FIRST - g * _SET - j``. It is far below every negative
 #: index that counts from the end of a storage.
@@ -37,6 +42,28 @@ def is_synthetic(index: Tensor | tuple[Tensor, ...]) -> Tensor:
         ``[N]`` bool.
     """
     if isinstance(index, tuple):
-        return index[0] <= FIRST
+        return torch.as_tensor(index[0]) <= FIRST
     index = torch.as_tensor(index)
     return (index <= FIRST) if index.ndim < 2 else (index <= FIRST).flatten(1).any(1)
+
+
+def names_rows(index: Any) -> bool:
+    """Whether an index gives rows one by one, as those of samplers do, and is no slice, mask, key or single row."""
+    first = index[0] if isinstance(index, tuple) and index else index
+    return isinstance(first, Tensor | np.ndarray) and first.ndim > 0 and first.dtype not in (torch.bool, np.bool_)
+
+
+def as_many(index: Tensor, num_rows: int) -> Tensor:
+    """`num_rows` of a batch's real addresses; the first row of the storage if it has none."""
+    if len(index) == 0:
+        return index.new_zeros(num_rows)
+    if len(index) < num_rows:
+        index = index.repeat(-(-num_rows // len(index)))
+    return index[:num_rows]
+
+
+def is_same(index: Any, drawn: Index) -> bool:
+    """Whether `index` is the one just drawn; a tuple may be a new one with the same tensors."""
+    if isinstance(drawn, tuple):
+        return isinstance(index, tuple) and len(index) == len(drawn) and index[0] is drawn[0]
+    return index is drawn

@@ -7,6 +7,7 @@ import logging
 import math
 import pickle
 from collections.abc import Sequence
+from functools import partial
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 from typing import Any, Unpack
@@ -23,7 +24,7 @@ from ..replay.interleaving import batch_order_on
 from ..replay.options import SyntheticKeywords, lists_options, split_keywords
 from ..replay.synthetic_replay import SyntheticReplay
 from ..transitions import Transitions
-from .addresses import address_of, generation_of, is_synthetic, row_of
+from .addresses import Index, address_of, as_many, generation_of, is_same, is_synthetic, names_rows, row_of
 from .gather import Gatherer, can_gather
 from .layout import Key, Layout, normalized_keys
 from .prioritized import adopt
@@ -34,8 +35,6 @@ logger = logging.getLogger(__name__)
 #: Classes that the oldest supported TorchRL lacks; an empty tuple there, so that `isinstance` is False.
 _HINDSIGHT: Any = getattr(torchrl_data, "HERReplayBuffer", ())
 _SINGLE_ROWS: Any = getattr(replay_buffers, "Transition", ())
-
-Index = Tensor | tuple[Tensor, ...]
 
 
 class StorageKeywords(SyntheticKeywords, total=False):
@@ -243,20 +242,20 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         if not isinstance(index, tuple):
             index = index.to(self.device)
             drawn: Index = torch.cat((index, address)).index_select(0, order)
-            read_at: Index = torch.cat((index, _as_many(index, num_synthetic)))
+            read_at: Index = torch.cat((index, as_many(index, num_synthetic)))
         else:
             index = tuple(part.to(self.device) for part in index)
             drawn = tuple(torch.cat((part, address)).index_select(0, order) for part in index)
-            read_at = tuple(torch.cat((part, _as_many(part, num_synthetic))) for part in index)
+            read_at = tuple(torch.cat((part, as_many(part, num_synthetic))) for part in index)
         self._drawn = (drawn, read_at, rows)
         return drawn
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def get(self, index: Any) -> Any:
-        """Rows at `index`; those at synthetic addresses, anywhere in it, are synthetic."""
+        """A batch of the rows at `index`; those at synthetic addresses, anywhere in it, are synthetic."""
         drawn, self._drawn = self._drawn, None
-        if drawn is not None and _same(index, drawn[0]):
+        if drawn is not None and is_same(index, drawn[0]):
             _, read_at, rows = drawn
             if self._gatherer is not None:
                 return self._gatherer.rows(read_at, rows)
@@ -266,6 +265,13 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
             for key, leaf in self._leaves.items():
                 torch.index_select(leaf, 0, rows, out=data.get(key)[first:])
             return data[batch_order_on(first, len(rows), rows.device)]
+        if names_rows(index):
+            # A sampler's that did not ask the storage for addresses, or of a sample unit, which has more rows.
+            self.synthetic.last_batch.told_by(partial(is_synthetic, index))
+        return self[index]
+
+    def __getitem__(self, index: Any) -> Any:
+        """Rows at `index`, as in `get`, but no batch: buffers read a batch by `get`."""
         if self._is_mixing:
             self._may_mix()
             if self.synthetic.rows is not None and not isinstance(index, slice):
@@ -382,19 +388,3 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         super().__setstate__(state)
         if isinstance(self.synthetic, bytes):
             self.synthetic = pickle.loads(self.synthetic)
-
-
-def _as_many(index: Tensor, num_rows: int) -> Tensor:
-    """`num_rows` of the batch's real addresses; the first row of the storage if it has none."""
-    if len(index) == 0:
-        return index.new_zeros(num_rows)
-    if len(index) < num_rows:
-        index = index.repeat(-(-num_rows // len(index)))
-    return index[:num_rows]
-
-
-def _same(index: Any, drawn: Index) -> bool:
-    """Whether `index` is the one just drawn; a tuple may be a new one with the same tensors."""
-    if isinstance(drawn, tuple):
-        return isinstance(index, tuple) and len(index) == len(drawn) and index[0] is drawn[0]
-    return index is drawn

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+Class = TypeVar("Class", bound=type)
+
+
+def public(cls: Class) -> Class:
+    """Decorates a class that `synther_buffers` exports and that can lie in files; see `exported_from`."""
+    exported_from("synther_buffers", cls)
+    return cls
+
 
 def exported_from(module: str, *classes: type) -> None:
     """Set the module of classes to the one that exports them, whatever file defines them.

@@ -477,6 +477,45 @@ def test_9_every_slice_of_a_batch_is_a_fair_mix(adapter, share):
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize("fraction", [0.5, 0.3, 1.0])
+def test_the_mask_tells_which_rows_of_the_last_batch_are_synthetic(adapter, fraction, n_envs, tmp_path):
+    buffer = make(adapter, n_envs=n_envs, synthetic_fraction=fraction)
+    synthetic = adapter.synthetic(buffer)
+    assert synthetic.last_mask is None
+
+    def check(batch):
+        mask = adapter.synthetic(buffer).last_mask
+        assert (mask.dtype, mask.device.type) == (torch.bool, "cpu")
+        np.testing.assert_array_equal(mask.numpy(), batch["reward"] == MARK)
+
+    fill(adapter, [buffer], 0, 60 // n_envs, n_envs)
+    assert synthetic.last_mask is None
+    for size in (1, 8):
+        check(adapter.sample(buffer, size))
+    fill(adapter, [buffer], 60 // n_envs, 120 // n_envs, n_envs)
+    for size in (1, 2, 3, 32, 33, 301):
+        batch = adapter.sample(buffer, size)
+        adapter.size(buffer), adapter.stored(buffer)  # reading is not drawing
+        check(batch)
+    before = global_state()
+    synthetic.last_mask.fill_(False)  # a copy, to be written into
+    check(batch)
+    assert global_state() == before
+    for again in (copy.deepcopy(buffer), adapter.restart(buffer, tmp_path)):
+        assert adapter.synthetic(again).last_mask is None
+    adapter.reset(buffer)
+    assert synthetic.last_mask is None
+
+
+def test_at_fraction_0_the_mask_is_all_false(adapter):
+    buffer = make(adapter, synthetic_fraction=0.0)
+    fill(adapter, [buffer], 0, 120)
+    for size in (1, 33):
+        adapter.sample(buffer, size)
+        assert adapter.synthetic(buffer).last_mask.tolist() == [False] * size
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
 def test_transitions_are_counted_not_writes(adapter, n_envs):
     buffer = make(adapter, n_envs=n_envs)
     steps = 120 // n_envs

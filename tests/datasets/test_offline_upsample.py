@@ -188,7 +188,7 @@ def test_sigkill(tmp_path, dataset):
     (tmp_path / "tiny.json").write_text(json.dumps(TINY.to_dict()))
     process = subprocess.Popen(
         [
-            sys.executable, "-m", "synther_buffers.cli", "upsample", str(dataset.path), "--output", str(output),
+            sys.executable, "-m", "synther_buffers.commands", "upsample", str(dataset.path), "--output", str(output),
             "--num-samples", "2_000", "--chunk-rows", "10", "--config", str(tmp_path / "tiny.json"), "--device", "cpu",
         ],
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},

@@ -14,7 +14,7 @@ from toys import SPEC, Resampler, gaussian
 from typer.testing import CliRunner
 
 from synther_buffers import PRESETS, SyntheticOptions, SyntheticReplay, UpsamplerConfig
-from synther_buffers.cli import app
+from synther_buffers.commands.app import app
 from synther_buffers.datasets import write_dataset
 from synther_buffers.replay import options
 from synther_buffers.replay.options import OPTIONS, SyntheticKeywords, split_keywords

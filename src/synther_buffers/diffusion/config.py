@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..public_paths import public
 from ..validation import not_negative, positive, whole_number
 from .network import ACTIVATIONS, Activation
 from .solvers import SOLVERS, Solver
 
 
+@public
 @dataclass(frozen=True)
 class NetworkConfig:
     """Sizes of the residual MLP; see `synther_buffers.diffusion.network.ResidualMLP`."""
@@ -28,6 +30,7 @@ class NetworkConfig:
             raise ValueError(f"network.activation is {self.activation!r}; known: {', '.join(ACTIVATIONS)}.")
 
 
+@public
 @dataclass(frozen=True)
 class TrainingConfig:
     """How a denoiser is trained.
@@ -73,6 +76,7 @@ class TrainingConfig:
             raise ValueError(f"training.ema_decay is {self.ema_decay}; it must be at least 0 and below 1.")
 
 
+@public
 @dataclass(frozen=True)
 class SamplerConfig:
     """How noise becomes rows.

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..public_paths import public
 from ..transitions import Transitions, TransitionSpec
 
 #: Largest number of rows of each set that are compared.
 MAX_ROWS = 5_000
 
 
+@public
 @dataclass(frozen=True)
 class Fidelity:
     """Similarities of two sets of rows, in [0, 1], 1 for equal.
@@ -40,7 +42,7 @@ class Fidelity:
 def measure_fidelity(real: Transitions, synthetic: Transitions, spec: TransitionSpec) -> Fidelity:
     """Compare at most `MAX_ROWS` evenly spaced rows of each set, column by column and pair by pair."""
     names, discrete, left, right = _columns(_thin(real), _thin(synthetic), spec)
-    similarity = torch.where(discrete, _tv_complement(left, right, discrete), ks_complement(left, right))
+    similarity = _similarity(discrete, left, right)
     worst = int(similarity.argmin())
     return Fidelity(
         marginal=float(similarity.mean()),
@@ -48,6 +50,12 @@ def measure_fidelity(real: Transitions, synthetic: Transitions, spec: Transition
         worst_column=names[worst],
         worst_marginal=float(similarity[worst]),
     )
+
+
+def column_similarities(real: Transitions, synthetic: Transitions, spec: TransitionSpec) -> dict[str, float]:
+    """The marginal similarity of each column, in [0, 1], by its name; `measure_fidelity` has their mean."""
+    names, discrete, left, right = _columns(_thin(real), _thin(synthetic), spec)
+    return dict(zip(names, _similarity(discrete, left, right).tolist(), strict=True))
 
 
 def ks_complement(real: Tensor, synthetic: Tensor) -> Tensor:
@@ -68,6 +76,11 @@ def correlation_similarity(real: Tensor, synthetic: Tensor) -> float:
     size = len(difference)
     row, column = torch.triu_indices(size, size, offset=1)
     return float(1.0 - difference[row, column].mean() / 2.0)
+
+
+def _similarity(discrete: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Of each column, ``[C]`` in [0, 1]."""
+    return torch.where(discrete, _tv_complement(left, right, discrete), ks_complement(left, right))
 
 
 def _tv_complement(left: Tensor, right: Tensor, discrete: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 #: Share of all rows ever written that is held out, and the largest share of the rows now in the buffer; the latter can
 #: be higher while runs of several streams begin at once.
-_SHARE = 0.04
+SHARE = 0.04
 _LARGEST_SHARE = 0.05
 _LONGEST_RUN = 50
 
@@ -153,7 +153,7 @@ class HoldOut:
             goes_on &= not (episode_end[start - 1] if start > 0 else stream.episode_ended)
             if not goes_on:
                 stream.run_start = write
-                stream.run_held = self._num_held + self._run_length <= _SHARE * (self._num_seen + self._run_length)
+                stream.run_held = self._num_held + self._run_length <= SHARE * (self._num_seen + self._run_length)
             stop = min(start + self._run_length - (write - stream.run_start), len(writes))
             ends = np.flatnonzero(episode_end[start:stop])
             if len(ends):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,6 +12,73 @@ from numpy.typing import NDArray
 
 from ..transitions import Transitions
 from .holdout import RowOrder
+
+logger = logging.getLogger(__name__)
+
+#: Fewer real rows than this are not worth a model: the refresh is skipped.
+MIN_ROWS = 100
+#: A larger share of rows that are not finite skips the refresh.
+MAX_NON_FINITE = 0.01
+
+
+@dataclass
+class LearnableRows:
+    """What a refresh may learn.
+
+    Attributes:
+        train: rows to learn, in memory of their own.
+        held_out: rows that judge the model, in memory of their own.
+        num_dropped: rows that are not finite.
+    """
+
+    train: Transitions
+    held_out: Transitions
+    num_dropped: int
+
+
+def learnable_rows(
+    real: Transitions,
+    order: RowOrder,
+    held: NDArray[np.bool_],
+    max_steps: int,
+    warn_once: Callable[[str, str], None],
+) -> LearnableRows | None:
+    """Split the real rows into those to learn and those to judge by, without those that are not finite.
+
+    Args:
+        real: every real row, ``[N, ...]``.
+        order: when each was written.
+        held: which are held out, ``[N]`` bool.
+        max_steps: how many steps a row spans at most.
+        warn_once: logs a message, its second argument, unless one of the same key, the first, was logged before.
+
+    Returns:
+        The rows, or None if there are too few, or too many that are not finite; the log says which.
+    """
+    finite = finite_rows(real)
+    num_finite = int(finite.sum())
+    for column, count in non_finite_columns(real).items() if num_finite < len(real) else ():
+        warn_once(
+            f"finite {column}",
+            f"{count} real rows have NaN or infinity in {column}; such rows are not learned.",
+        )
+    num_dropped = len(real) - num_finite
+    if num_dropped > MAX_NON_FINITE * len(real):
+        logger.warning(
+            "Synthetic refresh skipped: %d of %d real rows are not finite, more than %.0f %%.",
+            num_dropped, len(real), 100 * MAX_NON_FINITE,
+        )  # fmt: skip
+        return None
+    if num_finite < MIN_ROWS:
+        warn_once(
+            "rows", f"Synthetic refresh skipped: {num_finite} real rows are too few to learn from, wanted {MIN_ROWS}."
+        )
+        return None
+    reaches = reaches_held_out(held, order, max_steps)
+    # Copies: what an upsampler does to its rows must not reach the buffer's.
+    train = real[torch.from_numpy(np.flatnonzero(finite & ~reaches))]
+    held_out = real[torch.from_numpy(np.flatnonzero(finite & held))]
+    return LearnableRows(train, held_out, num_dropped)
 
 
 def finite_rows(rows: Transitions) -> NDArray[np.bool_]:

@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypedDict, TypeVar
 
 import torch
 
+from ..public_paths import public
 from ..upsampling.factory import UpsamplerOption, resolve_factory
 from ..upsampling.presets import resolve_device
 from ..upsampling.protocol import UpsamplerFactory
@@ -38,6 +39,7 @@ class SyntheticKeywords(TypedDict, total=False):
     refresh_log: str | Path | None
 
 
+@public
 @dataclass(frozen=True, kw_only=True)
 class SyntheticOptions:
     """The keywords that the buffers of all frameworks share.

@@ -17,6 +17,7 @@ import torch
 from ..console import log_line
 from ..evaluation.copies import ClosestRecord
 from ..evaluation.fidelity import Fidelity
+from ..public_paths import public
 from ..upsampling.protocol import FitReport
 from ..version import __version__
 
@@ -29,6 +30,7 @@ FIDELITY_GAP = 0.1
 MAX_COPY_SHARE = 0.25
 
 
+@public
 @dataclass(frozen=True)
 class RefreshReport:
     """What a refresh did; also the line it appends to the refresh log.
@@ -75,8 +77,12 @@ class RefreshReport:
         }
         return cls(**{**data, **parts})
 
-    def metrics(self) -> dict[str, float]:
-        """The figures worth a curve, by the name a logger shows; those that could not be measured are left out."""
+    def metrics(self, prefix: str = "") -> dict[str, float]:
+        """The figures worth a curve, by the name a logger shows; those that could not be measured are left out.
+
+        Args:
+            prefix: of every name; ``"synther/"`` groups the curves in most loggers.
+        """
         figures = {
             "refresh": self.refresh,
             "loss": self.fit.loss,
@@ -95,7 +101,7 @@ class RefreshReport:
             "copy_share": math.nan if self.closest is None else self.closest.share_closer,
             "closest_record_ratio": math.nan if self.closest is None else self.closest.ratio,
         }
-        return {name: float(value) for name, value in figures.items() if math.isfinite(value)}
+        return {f"{prefix}{name}": float(value) for name, value in figures.items() if math.isfinite(value)}
 
 
 def log_report(report: RefreshReport, *, shown: bool) -> None:

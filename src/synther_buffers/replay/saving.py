@@ -38,6 +38,7 @@ class SavedReplay:
     _set: SyntheticSet
     _hold_out: HoldOut
     _num_batches: int
+    _num_told: int
     _warned: set[str]
     _too_small: str | None
     _update_advice: str
@@ -114,6 +115,7 @@ class SavedReplay:
             )
         self.spec, self._factory, self._upsampler, self._state = spec, factory, upsampler, state["upsampler"]
         self._set, self._hold_out, self.reports = served, hold_out, reports
+        self._num_told = len(reports)
         self._schedule.num_observed, self._schedule.next_refresh = state["num_observed"], state["next_refresh"]
         self._num_batches, self._warned = state["num_batches"], set(state["warned"])
 

@@ -6,16 +6,17 @@ import logging
 from collections.abc import Callable
 from typing import Any, Unpack
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ..public_paths import public
 from ..transitions import Transitions, TransitionSpec
 from ..upsampling.factory import default_num_synthetic, make_upsampler, most_synthetic
 from ..upsampling.presets import resolve_device
 from ..upsampling.protocol import Upsampler
 from .holdout import HoldOut, RowOrder
-from .learnable_rows import finite_rows, non_finite_columns, reaches_held_out
+from .last_batch import LastBatch
+from .learnable_rows import learnable_rows
 from .options import SyntheticKeywords, SyntheticOptions, lists_options, split_keywords
 from .refresh import RefreshJob, RefreshResult, log_start, run_refresh
 from .reports import RefreshReport, append_to_log, log_report
@@ -26,14 +27,11 @@ from .update_ratio import UpdateRatio
 
 logger = logging.getLogger(__name__)
 
-#: Fewer real rows than this are not worth a model: the refresh is skipped.
-MIN_ROWS = 100
-#: A larger share of rows that are not finite skips the refresh.
-MAX_NON_FINITE = 0.01
 #: Fewer gradient steps for each real transition than this are worth a warning.
 FEW_UPDATES = 5.0
 
 
+@public
 class SyntheticReplay(SavedReplay):
     """Decides when the upsampler is retrained, keeps the synthetic set, and says how a batch is mixed.
 
@@ -53,6 +51,7 @@ class SyntheticReplay(SavedReplay):
         options: the `SyntheticOptions`.
         num_synthetic: rows of the largest synthetic set.
         reports: of the refreshes that succeeded.
+        last_batch: how the last batch was made; adapters set it where `split` does not say it.
 
     Raises:
         ValueError, TypeError: an argument out of its range or of the wrong type.
@@ -80,6 +79,8 @@ class SyntheticReplay(SavedReplay):
 
     def _start_afresh(self, device: torch.device) -> None:
         self.reports: list[RefreshReport] = []
+        self._num_told = 0
+        self.last_batch = LastBatch()
         self._schedule = RefreshSchedule(self.retrain_every, self.start_after)
         self._set = SyntheticSet(device, self.seed)
         self._state: dict[str, Any] | None = None
@@ -167,6 +168,14 @@ class SyntheticReplay(SavedReplay):
         """Refreshes that succeeded."""
         return len(self.reports)
 
+    def new_reports(self) -> list[RefreshReport]:
+        """The reports since the last call, each returned once; what was loaded from a file is not new.
+
+        For a logger: ``for report in replay.new_reports(): logger.log(report.metrics("synther/"))``.
+        """
+        new, self._num_told = self.reports[self._num_told :], len(self.reports)
+        return new
+
     # -- mixing ------------------------------------------------------------------------------------------------------
 
     @property
@@ -183,11 +192,21 @@ class SyntheticReplay(SavedReplay):
         if self._num_batches == 1:
             self._announce()
         self._update_ratio.count(batch_size, self.num_observed)
-        if self._set.rows is None:
-            return batch_size, 0
         # The small constant keeps 0.3 * 10 from being rounded down to 2.
-        num_synthetic = int(batch_size * self.synthetic_fraction + 1e-9)
+        num_synthetic = 0 if self._set.rows is None else int(batch_size * self.synthetic_fraction + 1e-9)
+        self.last_batch.interleaved(batch_size - num_synthetic, num_synthetic)
         return batch_size - num_synthetic, num_synthetic
+
+    @property
+    def last_mask(self) -> Tensor | None:
+        """Which rows of the last batch are synthetic: ``[batch_size]`` bool, on the CPU; None before the first batch.
+
+        In the order of the batch's rows, all False at fraction 0 and before the first refresh. Each access returns a
+        new tensor. It is good for weighting a loss and for separate curves of TD errors; it is not saved. Reading rows
+        by their index, all rows included, is no batch. Where batches are drawn ahead of their use (TorchRL's
+        ``prefetch``), it is that of the batch drawn last.
+        """
+        return self.last_batch.mask()
 
     def draw_indices(self, num_rows: int) -> Tensor:
         """Indices into `rows`, uniform with replacement, ``[num_rows]`` int64 on the set's device.
@@ -277,30 +296,9 @@ class SyntheticReplay(SavedReplay):
             order = RowOrder.appended(len(real))
         spec = self._current_spec(real)
         spec.check(real)
-        held, finite = self._hold_out.mask(order), finite_rows(real)
-        num_finite = int(finite.sum())
-        for column, count in non_finite_columns(real).items() if num_finite < len(real) else ():
-            self._warn_once(
-                f"finite {column}",
-                f"{count} real rows have NaN or infinity in {column}; such rows are not learned.",
-            )
-        num_dropped = len(real) - num_finite
-        if num_dropped > MAX_NON_FINITE * len(real):
-            logger.warning(
-                "Synthetic refresh skipped: %d of %d real rows are not finite, more than %.0f %%.",
-                num_dropped, len(real), 100 * MAX_NON_FINITE,
-            )  # fmt: skip
+        learnable = learnable_rows(real, order, self._hold_out.mask(order), len(spec.discounts), self._warn_once)
+        if learnable is None:
             return None
-        if num_finite < MIN_ROWS:
-            self._warn_once(
-                "rows",
-                f"Synthetic refresh skipped: {num_finite} real rows are too few to learn from, wanted {MIN_ROWS}.",
-            )
-            return None
-        reaches = reaches_held_out(held, order, len(spec.discounts))
-        # Copies: what an upsampler does to its rows must not reach the buffer's.
-        train = real[torch.from_numpy(np.flatnonzero(finite & ~reaches))]
-        held_out = real[torch.from_numpy(np.flatnonzero(finite & held))]
         return RefreshJob(
             spec=spec,
             factory=self._factory,
@@ -308,13 +306,13 @@ class SyntheticReplay(SavedReplay):
             seed=self.seed,
             progress_bar=self.options.progress_bar,
             state=self._state if spec == self.spec else None,
-            train=train,
-            held_out=held_out,
-            num_synthetic=self._set_size(len(train)),
+            train=learnable.train,
+            held_out=learnable.held_out,
+            num_synthetic=self._set_size(len(learnable.train)),
             num_threads=torch.get_num_threads(),
             refresh=self.num_refreshes + 1,
             num_observed=self.num_observed,
-            num_dropped=num_dropped,
+            num_dropped=learnable.num_dropped,
         )
 
     def commit(self, result: RefreshResult) -> RefreshReport:

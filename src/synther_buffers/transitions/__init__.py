@@ -1,6 +1,9 @@
 """What a row is: transitions and their fields, and the float matrix that a model learns."""
 
+from ..public_paths import exported_from
 from .fields import SEPARATOR, Field
 from .transitions import Observation, Transitions, TransitionSpec
 
 __all__ = ["SEPARATOR", "Field", "Observation", "TransitionSpec", "Transitions"]
+
+exported_from(__name__, Field)

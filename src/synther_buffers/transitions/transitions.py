@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from ..public_paths import public
 from .fields import MAX_CATEGORIES, SEPARATOR, Field, infer_field, space_fields
 
 Observation = Tensor | dict[str, "Observation"]
@@ -19,6 +20,7 @@ Observation = Tensor | dict[str, "Observation"]
 MAX_COLUMNS = 4_096
 
 
+@public
 @dataclass
 class Transitions:
     """A batch of N transitions; every tensor has N rows.
@@ -91,6 +93,7 @@ def _flatten(name: str, value: Observation) -> Iterator[tuple[str, Tensor]]:
             yield from _flatten(f"{name}{SEPARATOR}{key}", child)
 
 
+@public
 @dataclass(frozen=True)
 class TransitionSpec:
     """The fields of a transition, with their shapes, dtypes and bounds.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..diffusion.config import TrainingConfig
+from ..public_paths import public
 from ..validation import positive, whole_number
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ _LEAST_DROPOUT = 0.05
 _SYNTHETIC_PER_REAL, _FEWEST_SYNTHETIC = 10, 20_000
 
 
+@public
 @dataclass(frozen=True)
 class RowBudget:
     """Scales training steps, regularisation and the synthetic set with the number of rows.

@@ -11,7 +11,7 @@ import torch
 from ..diffusion.training import TrainingStep
 from ..transitions import Transitions, TransitionSpec
 from ..transitions.codec import Codec
-from .budget import terminal_steps, train_steps
+from .budget import terminal_steps, train_steps, warm_steps
 from .factory import DiffusionFactory
 from .fitted_model import CALIBRATION_ROWS, Denoising, codec_options, new_denoiser
 from .outcomes import OutcomeRegression
@@ -42,16 +42,23 @@ class Speed:
     outcome_step: float
     row: float
 
-    def refresh_seconds(self, config: UpsamplerConfig, num_rows: int, num_synthetic: int) -> float:
-        """Wall time of a refresh that trains from scratch and takes all steps of its budget.
+    def refresh_seconds(
+        self, config: UpsamplerConfig, num_rows: int, num_synthetic: int, num_rows_before: int | None = None
+    ) -> float:
+        """Wall time of a refresh that takes all steps of its budget.
 
         Args:
             config: of the upsampler.
             num_rows: real rows to learn.
             num_synthetic: rows to generate.
+            num_rows_before: rows of the model that training continues from; None for a training from scratch.
         """
+        if num_rows_before is None or not config.warm_start:
+            steps = train_steps(config, num_rows)
+        else:
+            steps = warm_steps(config, num_rows, num_rows_before)
         return (
-            train_steps(config, num_rows) * self.step
+            steps * self.step
             + (terminal_steps(config, num_rows) * self.terminal_step if config.model_terminals else 0.0)
             + config.outcome_steps * self.outcome_step
             + (CALIBRATION_ROWS + num_synthetic) * self.row

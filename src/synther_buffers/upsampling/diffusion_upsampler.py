@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..public_paths import public
 from ..transitions import Transitions, TransitionSpec
 from . import checkpoint
 from .fitted_model import FittedModel
@@ -18,6 +19,7 @@ from .seeds import derive_seed
 from .trainer import Trainer
 
 
+@public
 class DiffusionUpsampler:
     """EDM diffusion (Karras et al. 2022) over whole transitions, as in SynthER (Lu et al. 2023).
 

@@ -10,10 +10,12 @@ import torch
 
 from ..diffusion.config import NetworkConfig, SamplerConfig, TrainingConfig
 from ..diffusion.solvers import SOLVERS, DPMSolver, HeunSolver
+from ..public_paths import public
 from ..validation import positive, suggestion, whole_number
 from .budget import RowBudget
 
 
+@public
 @dataclass(frozen=True)
 class UpsamplerConfig:
     """Everything `DiffusionUpsampler` needs besides the spec; start from a preset and `dataclasses.replace` parts.

@@ -8,9 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from ..public_paths import public
 from ..transitions import Transitions, TransitionSpec
 
 
+@public
 @dataclass(frozen=True)
 class FitReport:
     """What a fit did.

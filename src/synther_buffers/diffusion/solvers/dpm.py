@@ -9,9 +9,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ...public_paths import public
 from .base import Denoiser, Noise, Solver, Watch, level
 
 
+@public
 @dataclass(frozen=True)
 class DPMSolver(Solver):
     """Integrates the reverse SDE exactly between two levels, for a D that is constant there.

@@ -9,9 +9,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ...public_paths import public
 from .base import Denoiser, Noise, Solver, Watch, level
 
 
+@public
 @dataclass(frozen=True)
 class HeunSolver(Solver):
     """At each level it adds noise (churn), takes an Euler step and corrects it to second order.

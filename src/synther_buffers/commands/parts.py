@@ -9,19 +9,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
+import typer
 from safetensors import SafetensorError
 
-try:
-    import typer
-except ImportError as error:
-    raise ImportError('the command line needs typer: pip install "synther-buffers[offline]"') from error
+from .names import INPUT_FORMATS, completion
 
 if TYPE_CHECKING:
-    from .datasets import Dataset
-    from .transitions import Transitions, TransitionSpec
+    from ..datasets import Dataset
+    from ..transitions import Transitions, TransitionSpec
 
 #: Exit codes.
 FAILURE, USAGE = 1, 2
+#: Rows of each dataset that commands read which compare datasets.
+SHOWN_ROWS = 50_000
 
 _DATASET_HELP = (
     "A file (D4RL's HDF5, SynthER's npz, a replay buffer saved by Stable-Baselines3 or Tianshou), the directory of a "
@@ -30,6 +30,25 @@ _DATASET_HELP = (
 DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help=_DATASET_HELP, show_default=False)]
 RealArgument = Annotated[str, typer.Argument(metavar="REAL", help=f"The real rows. {_DATASET_HELP}")]
 SyntheticArgument = Annotated[str, typer.Argument(metavar="SYNTHETIC", help="The synthetic rows, likewise.")]
+InputFormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--input-format",
+        help=f"Format of the dataset, if it cannot be guessed: {', '.join(INPUT_FORMATS)}.",
+        show_default=False,
+        autocompletion=completion(*INPUT_FORMATS),
+    ),
+]
+RealFormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--input-format",
+        help=f"Format of the real rows, if it cannot be guessed: {', '.join(INPUT_FORMATS)}. SYNTHETIC is told by "
+        "its first bytes.",
+        show_default=False,
+        autocompletion=completion(*INPUT_FORMATS),
+    ),
+]
 PickleOption = Annotated[
     bool,
     typer.Option("--allow-pickle", help="Unpickle where the format needs it. A pickle can run any code: only files "
@@ -53,6 +72,16 @@ NoTerminalsOption = Annotated[
     bool,
     typer.Option("--no-terminals", help="The HDF5 or npz does not say which rows are terminal: none is."),
 ]
+
+
+def replaced_format(*options: str) -> Any:
+    """A hidden option ``--format`` that ends in a usage error, which names the options that say what of."""
+
+    def refuse(value: str | None) -> None:
+        if value is not None:
+            fail(f"--format is {value!r}, but says not of what; write {' or '.join(options)}.", USAGE)
+
+    return typer.Option("--format", hidden=True, is_eager=True, callback=refuse)
 
 
 def log_to_stderr(quiet: bool) -> None:
@@ -98,16 +127,16 @@ def open_named(
     path: str, format: str | None, allow_pickle: bool, keys: Mapping[str, str] | None = None, terminals: bool = True
 ) -> Dataset:
     """Open a dataset of a command; an unknown format is wrong usage."""
-    from .datasets import FORMATS, open_dataset
+    from ..datasets import open_dataset
 
-    if format is not None and format not in FORMATS:
-        fail(f"format is {format!r}; known formats: {', '.join(FORMATS)}.", USAGE)
+    if format is not None and format not in INPUT_FORMATS:
+        fail(f"--input-format is {format!r}; known formats: {', '.join(INPUT_FORMATS)}.", USAGE)
     return open_dataset(path, format, allow_pickle, keys=keys, terminals=terminals)
 
 
 def named_keys(pairs: list[str] | None) -> dict[str, str]:
     """What ``--key FIELD=NAME`` says."""
-    from .datasets.flat import ALIASES
+    from ..datasets.flat import ALIASES
 
     keys = {}
     for pair in pairs or []:
@@ -119,21 +148,30 @@ def named_keys(pairs: list[str] | None) -> dict[str, str]:
 
 
 def read_alike_named(
-    paths: list[str], rows: int, seed: int, allow_pickle: bool, key: list[str] | None, no_terminals: bool
+    paths: list[str],
+    rows: int,
+    seed: int,
+    allow_pickle: bool,
+    key: list[str] | None,
+    no_terminals: bool,
+    input_format: str | None,
 ) -> tuple[TransitionSpec, list[Transitions]]:
-    """Subsets with the fields of the first one. The second one is synthetic: it has the names of `upsample`."""
-    from .datasets.description import read_alike
+    """Subsets with the fields of the first one. The second one is synthetic: names and format are as of `upsample`."""
+    from ..datasets.description import read_alike
 
     keys = named_keys(key)
-    given = [({}, True) if index == 1 else (keys, not no_terminals) for index in range(len(paths))]
-    return read_alike(
-        [open_named(path, None, allow_pickle, *named) for path, named in zip(paths, given, strict=True)], rows, seed
-    )
+    datasets = [
+        open_named(path, None, allow_pickle)
+        if index == 1
+        else open_named(path, input_format, allow_pickle, keys, not no_terminals)
+        for index, path in enumerate(paths)
+    ]
+    return read_alike(datasets, rows, seed)
 
 
 def confirm_minari(num_rows: int, yes: bool) -> bool:
     """Ask before a Minari output that takes minutes; whether it may be written."""
-    from .datasets.minari import MAX_ROWS, cost
+    from ..datasets.minari import MAX_ROWS, cost
 
     if num_rows <= MAX_ROWS or yes:
         return yes

@@ -9,27 +9,16 @@ from collections import namedtuple
 import h5py
 import numpy as np
 import pytest
+from commands_helpers import run
 from toys import TINY, gaussian
-from typer.testing import CliRunner
 
-from synther_buffers.cli import app
 from synther_buffers.datasets import files, open_dataset, write_dataset
-
-WIDE = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 
 
 @pytest.fixture(autouse=True)
-def _folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
-    monkeypatch.chdir(tmp_path)
+def _data(tmp_path, _folder):
     write_dataset("real.npz", gaussian(400))
     (tmp_path / "tiny.json").write_text(json.dumps(TINY.to_dict()))
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env=WIDE)
-    assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
-    return result
 
 
 UPSAMPLE = ("upsample", "real.npz", "--config", "tiny.json", "--device", "cpu", "--chunk-rows", "100")
@@ -48,7 +37,7 @@ def test_a_full_disk_is_one_line(output, limit):
     """Beyond its limit a process gets an error from a write, as from a full disk. HDF5 must not crash at the end."""
     arguments = (*UPSAMPLE, "-o", output, "-n", "1500")
     done = subprocess.run(
-        [sys.executable, "-m", "synther_buffers.cli", *arguments],
+        [sys.executable, "-m", "synther_buffers.commands", *arguments],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)),
         capture_output=True,
         text=True,
@@ -93,30 +82,3 @@ def test_a_damaged_tianshou_buffer_is_one_line():
         file.create_group("_meta")
     stderr = run("info", "buffer.hdf5", code=1).stderr
     assert stderr == "error: buffer.hdf5: a damaged Tianshou buffer: stack_num has 2 values; wanted one.\n"
-
-
-def test_names_and_missing_terminals_by_option():
-    rows = gaussian(200).flat()
-    np.savez(
-        "others.npz", x=rows["observation"].numpy(), act=rows["action"].numpy(), rew=rows["reward"].numpy(),
-        y=rows["next_observation"].numpy(),
-    )  # fmt: skip
-    assert "--key FIELD=NAME" in run("info", "others.npz", code=1).stderr
-    keys = ("--key", "observation=x", "--key", "next_observation=y")
-    assert "--no-terminals" in run("info", "others.npz", *keys, code=1).stderr
-    told = json.loads(run("info", "others.npz", *keys, "--no-terminals", "--json").stdout)
-    assert (told["num_rows"], told["terminal_rate"]) == (200, 0.0)
-    assert "wanted FIELD=NAME, once for each of observation" in run("info", "others.npz", "--key", "x", code=2).stderr
-    twice = (*keys, "--key", "observation=y")
-    assert "--key is 'observation=y'; wanted" in run("info", "others.npz", *twice, code=2).stderr
-    evaluated = run("evaluate", "others.npz", "real.npz", *keys, "--no-terminals", "--json")
-    assert json.loads(evaluated.stdout)["terminals"]["real_rate"] == 0.0
-
-
-def test_timeouts_by_option():
-    run(*UPSAMPLE, "-o", "with.hdf5", "-n", "50")
-    run(*UPSAMPLE, "-o", "without.hdf5", "-n", "50", "--no-timeouts")
-    with h5py.File("with.hdf5") as theirs, h5py.File("without.hdf5") as ours:
-        assert set(theirs) - set(ours) == {"timeouts"}
-        assert np.array_equal(theirs["observations"][()], ours["observations"][()])
-    assert "--no-timeouts" in run(*UPSAMPLE, "-o", "x.npz", "--no-timeouts", code=2).stderr

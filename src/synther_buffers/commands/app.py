@@ -1,0 +1,53 @@
+"""``synther-buffers``: the commands together, and the entry point."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..version import __version__
+from .compare import compare
+from .estimate import estimate
+from .evaluate import evaluate
+from .info import info
+from .plot import plot
+from .upsample import upsample
+
+app = typer.Typer(
+    name="synther-buffers",
+    help="Train a diffusion model on a dataset of transitions, and write, judge and picture synthetic ones.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage. Results go to stdout, messages and progress to stderr.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+# In the order of `--help`.
+app.command()(info)
+app.command()(upsample)
+app.command()(evaluate)
+app.command()(plot)
+app.command()(estimate)
+app.command()(compare)
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Tell the version and stop.", is_eager=True, callback=_tell_version)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The entry point; ends the process with an exit code."""
+    app(prog_name="synther-buffers")

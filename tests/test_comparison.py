@@ -1,0 +1,162 @@
+"""A user's training with and without synthetic rows: the arithmetic by hand, real processes, what ends it."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from synther_buffers.comparison import Run, compare, summarize
+
+#: Its score is 10 * seed, and with synthetic rows 3 more; its curve ends there.
+SCRIPT = """
+import os
+
+def train(seed, synthetic_fraction):
+    with open("calls", "a") as file:
+        file.write(f"{seed} {synthetic_fraction} {os.getpid()}\\n")
+    return 10.0 * seed + 6 * synthetic_fraction
+
+def curve(seed, synthetic_fraction):
+    return [(100, 0.0), (200, 10.0 * seed + 6 * synthetic_fraction)]
+
+def number_of_numpy(seed, synthetic_fraction):
+    import numpy as np
+    return np.float32(seed)
+
+def nothing(seed, synthetic_fraction):
+    pass
+
+def nan(seed, synthetic_fraction):
+    return float("nan")
+
+def fails_at_one(seed, synthetic_fraction):
+    if seed == 1:
+        raise OSError("the robot fell")
+    return 1.0
+
+if __name__ == "__main__":
+    raise SystemExit("this must not run")
+"""
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    return "mine.py"
+
+
+def runs(real, mixed):
+    return [
+        Run(seed, share, score, [], 1.0 + share)
+        for seed, pair in enumerate(zip(real, mixed, strict=True))
+        for share, score in zip((0.0, 0.5), pair, strict=True)
+    ]
+
+
+class TestArithmetic:
+    def test_differences_are_paired_by_seed(self):
+        found = summarize(runs([1.0, 10.0, 100.0], [2.0, 12.0, 104.0]), 0.5)
+        assert found.differences == (1.0, 2.0, 4.0)
+        assert found.mean == pytest.approx(7 / 3)
+        assert found.low < found.mean < found.high
+        assert found.low >= 1.0
+        assert found.verdict == (
+            "with synthetic rows the score is higher in 3 of 3 seeds: a gain, as far as 3 seeds can tell."
+        )
+        assert (found.seconds(0.0), found.seconds(0.5)) == (1.0, 1.5)
+
+    def test_no_difference(self):
+        found = summarize(runs([1.0, 2.0, 3.0, 4.0], [2.0, 1.0, 4.0, 3.0]), 0.5)
+        assert found.mean == 0.0
+        assert "no difference is shown" in found.verdict
+
+    def test_a_loss(self):
+        assert "a loss" in summarize(runs([3.0, 3.0, 3.0], [1.0, 2.0, 1.5]), 0.5).verdict
+
+    def test_two_seeds_say_nothing(self):
+        found = summarize(runs([1.0, 2.0], [2.0, 3.0]), 0.5)
+        assert math.isnan(found.low)
+        assert "fewer than 3 seeds say nothing" in found.verdict
+
+    def test_equal_differences_have_an_interval_of_no_width(self):
+        found = summarize(runs([1.0, 2.0, 3.0], [2.0, 3.0, 4.0]), 0.5)
+        assert (found.low, found.high) == (1.0, 1.0)
+
+    def test_the_interval_holds_the_truth_as_often_as_it_says(self):
+        # Normal differences with mean 1: of 200 intervals of ten seeds at least 85 % hold it (BCa is a little narrow).
+        rng = np.random.default_rng(0)
+        held = 0
+        for _ in range(200):
+            differences = 1.0 + rng.normal(size=10)
+            found = summarize(runs(np.zeros(10), differences), 0.5)
+            held += found.low <= 1.0 <= found.high
+        assert held >= 170
+
+
+class TestProcesses:
+    def test_each_training_has_a_process_of_its_own(self, script, tmp_path):
+        found = compare(script, seeds=(0, 1, 2))
+        assert found.scores(0.0) == [0.0, 10.0, 20.0]
+        assert found.differences == (3.0, 3.0, 3.0)
+        calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+        assert sorted((int(seed), float(share)) for seed, share, _ in calls) == [
+            (seed, share) for seed in range(3) for share in (0.0, 0.5)
+        ]
+        assert len({process for *_, process in calls}) == 6
+
+    def test_a_curve_counts_by_its_mean(self, script):
+        found = compare(script, "curve", seeds=(2,))
+        assert found.scores(0.5) == [11.5]
+        assert found.runs[1].curve == [[100.0, 0.0], [200.0, 23.0]]
+
+    def test_a_number_of_numpy(self, script):
+        assert compare(script, "number_of_numpy", seeds=(4,)).scores(0.0) == [4.0]
+
+    def test_results_are_kept_and_not_made_again(self, script, tmp_path):
+        compare(script, seeds=(0, 1), results="runs.jsonl")
+        lines = (tmp_path / "runs.jsonl").read_text()
+        (tmp_path / "runs.jsonl").write_text(lines[:-20])  # a kill cut the last line short
+        again = compare(script, seeds=(0, 1, 2), results="runs.jsonl")
+        assert again.differences == (3.0, 3.0, 3.0)
+        assert len((tmp_path / "calls").read_text().splitlines()) == 4 + 1 + 2
+        assert len([json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]) == 6
+
+    def test_a_training_that_fails_is_named_and_the_others_are_kept(self, script, tmp_path):
+        with pytest.raises(
+            RuntimeError, match=r"fails_at_one\(seed=1, synthetic_fraction=0.0\) failed.*the robot fell"
+        ):
+            compare(script, "fails_at_one", seeds=(0, 1), results="runs.jsonl")
+        assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 2
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("keywords", "message"),
+        [
+            ({"script": "theirs.py"}, "no such file"),
+            ({"seeds": ()}, "wanted one or more"),
+            ({"seeds": (1, 1)}, "each once"),
+            ({"fraction": 0.0}, "above 0"),
+            ({"fraction": 1.5}, "at most 1"),
+            ({"jobs": 0}, "1 or more"),
+            ({"function": "absent"}, "has no function 'absent'"),
+            ({"function": "nothing"}, "nothing returned None; wanted a number, or a curve"),
+            ({"function": "nan"}, "wanted finite numbers"),
+        ],
+        ids=str,
+    )
+    def test_arguments(self, script, keywords, message):
+        with pytest.raises(ValueError, match=message):
+            compare(**{"script": script, "seeds": (0,), **keywords})
+
+    def test_results_of_another_script(self, script):
+        compare(script, seeds=(0,), results="runs.jsonl")
+        with pytest.raises(ValueError, match="Write to another file"):
+            compare(script, "curve", seeds=(0,), results="runs.jsonl")
+
+    def test_a_file_that_is_none(self, script, tmp_path):
+        (tmp_path / "runs.jsonl").write_text('{"seed": 1}\n')
+        with pytest.raises(ValueError, match=r"line 1 of runs\.jsonl is no result of a comparison"):
+            compare(script, results="runs.jsonl")
