@@ -48,6 +48,20 @@ class TestKnownOutcomes:
         change = regressed.next_observation[:, 0] - regressed.observation[:, 0]
         assert correlation(change, regressed.action[:, 0]) > 0.95
 
+    def test_a_rare_penalty_stands_in_the_right_rows(self) -> None:
+        rows = squared_actions(4_000)
+        rows = replace(rows, reward=torch.where(rows.observation[:, 0] > 2.0, -1e6, 0.1 * rows.action[:, 0]))
+        _, plain = drawn(replace(REGRESSED, outcome_steps=0), rows, BOX)
+        upsampler, found = drawn(REGRESSED, rows, BOX)
+        assert "reward = -1e+06" in upsampler.model.outcomes.replaced_names
+        shares = []
+        for each in (plain, found):
+            right, hit = each.observation[:, 0] > 2.0, each.reward < -5e5
+            assert bool((hit | (each.reward.abs() < 0.2)).all())  # nothing between the two
+            shares.append(float((right & hit).sum() / max(int(right.sum()), int(hit.sum()))))
+        assert shares[0] < 0.7
+        assert shares[1] > 0.85
+
     def test_what_is_chance_stays_as_generated(self) -> None:
         upsampler, noisy = drawn(REGRESSED, replace_reward_by_chance(squared_actions(1_000)), BOX)
         assert "reward" not in upsampler.model.outcomes.replaced_names
@@ -100,7 +114,7 @@ def replace_reward_by_chance(rows: Transitions) -> Transitions:
     return replace(rows, reward=reward)
 
 
-def test_categories_flags_and_point_masses_are_not_predicted() -> None:
+def test_categories_and_flags_are_not_predicted() -> None:
     """A mean of categories is none; here every outcome but the reward is one."""
     spec = TransitionSpec.from_spaces(spaces.Discrete(3), spaces.Discrete(2))
     index = torch.arange(600)

@@ -20,8 +20,8 @@ from ..upsampling.cost import expected_seconds
 from ..upsampling.factory import make_upsampler
 from ..upsampling.presets import resolve_device
 from ..upsampling.protocol import UpsamplerFactory
-from .checks import checked_config, checked_fit, checked_rows, checked_state
 from .reports import RefreshReport
+from .upsampler_checks import checked_config, checked_fit, checked_rows, checked_state
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,9 @@ reinforcement learning does (Janner et al., NeurIPS 2019).
 So an ensemble (`synther_buffers.regression`) learns reward and next observation from observation and action. It
 replaces a column only if the generated values lie much farther from its predictions than real rows do that it did not
 learn: then the generated values do not belong to their observations and actions. A column that it predicts badly stays
-as it is, because a mean is no value where much of the outcome is chance. So do categories, flags and columns with point
-masses.
+as it is, because a mean is no value where much of the outcome is chance. So do categories, flags and the other values
+of a column with point masses. Whether a row has a point mass (a rare penalty, say) is predicted: its indicator is a
+number between -1 and 1, and as many of the rows with the largest ones get the value as in the data.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from ..regression import Ensemble
 from ..transitions.codec import Codec
+from ..transitions.layout import Block
 
 #: Least share of a column's variance that the ensemble has to explain.
 _LEAST_EXPLAINED = 0.5
@@ -78,6 +80,9 @@ class OutcomeRegression:
         for block in self._codec.layout.blocks:
             columns = range(block.columns.start, block.columns.stop)
             names.update(zip(columns, block.field.elements, strict=False))
+            for element, part in block.indicators.items():
+                for column, mass in zip(range(part.start, part.stop), block.masses[element], strict=True):
+                    names[column] = f"{block.field.elements[element]} = {mass.value:g}"
         return [names[column] for column in self.replaced.tolist()]
 
     def apply(self, matrix: Tensor) -> Tensor:
@@ -125,7 +130,12 @@ def _columns(codec: Codec) -> tuple[Tensor, Tensor]:
                     for element, column in enumerate(columns)
                     if element not in block.indicators and element not in grouped
                 ]
+                outcome += _indicators(block)
         elif block.field.name != "terminated":
-            given += columns
-            given += [column for part in block.indicators.values() for column in range(part.start, part.stop)]
-    return torch.tensor(sorted(given), dtype=torch.long), torch.tensor(outcome, dtype=torch.long)
+            given += [*columns, *_indicators(block)]
+    return torch.tensor(sorted(given), dtype=torch.long), torch.tensor(sorted(outcome), dtype=torch.long)
+
+
+def _indicators(block: Block) -> list[int]:
+    """Columns that say which rows have a point mass."""
+    return [column for part in block.indicators.values() for column in range(part.start, part.stop)]
