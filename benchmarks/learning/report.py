@@ -11,7 +11,7 @@ import numpy as np
 
 from .arms import ARMS, FORMER_ARMS, REAL_ONLY
 from .lines import Line, read
-from .stages import STAGES, Stage, jobs, missing
+from .stages import CHOSEN, STAGES, Stage, jobs, missing
 from .statistics import Scores, compare, headroom, paired
 from .tasks import TASKS
 
@@ -26,7 +26,14 @@ def render(results: Path, page: Path) -> None:
     choosing, elsewhere = (read(results / STAGES[name].file) for name in ("choosing", "elsewhere"))
     all_lines = _unique([*every, *choosing, *elsewhere])
     text = "\n\n".join(
-        [*_head(stage, results), *_stage(all_lines), *_pilot(every), *_other_agents(all_lines), *_rest()]
+        [
+            *_head(stage, results),
+            *_reporting(read(results / STAGES["reporting"].file), scores_of(all_lines)),
+            *_stage(all_lines),
+            *_pilot(every),
+            *_other_agents(all_lines),
+            *_rest(),
+        ]
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text + "\n")
@@ -72,6 +79,59 @@ def _head(stage: Sequence[Line], results: Path) -> list[str]:
             ". Nothing here is a result while it is partial: no verdict follows from one or two seeds." if left else "."
         ),
         *([continued] if left else []),
+    ]
+
+
+def _reporting(lines: Sequence[Line], choosing: Scores) -> list[str]:
+    """The chosen arm on the seeds that chose nothing; `choosing` names the best arm of real rows alone."""
+    stage, scores = STAGES["reporting"], scores_of(lines)
+    if not lines:
+        return []
+    control = {task: TASKS[task].control for task in stage.tasks}
+    best = {task: _best_real({arm: choosing[task][arm] for arm in REAL_ONLY}) for task in stage.tasks}
+    opponents = {
+        "control": control,
+        "`bootstrap`": dict.fromkeys(stage.tasks, "bootstrap"),
+        "`utd1`": dict.fromkeys(stage.tasks, "utd1"),
+        "best real-only arm": best,
+    }
+    verdicts, rows = [], []
+    for name, opponent in opponents.items():
+        found = compare(scores, stage.tasks, CHOSEN, opponent, control)
+        if found is None:
+            rows.append([name, "no pairs yet", "", "", "", ""])
+            continue
+        complete = found.seeds >= len(stage.seeds) and len(found.tasks) == len(stage.tasks)
+        verdict = found.verdict if complete else "too early"
+        verdicts.append(verdict)
+        told = f"[{found.low:.2f}, {found.high:.2f}]" if found.seeds > 1 else "one seed: none"
+        rows.append(
+            [
+                name,
+                f"{len(found.tasks)} x {found.seeds}",
+                f"{found.mean:.2f}",
+                told,
+                f"{found.improvement:.2f}",
+                verdict,
+            ]
+        )
+    areas = [_areas(scores, task, stage.arms) for task in stage.tasks]
+    runs = len(_unique(lines))
+    wanted = len(jobs(stage))
+    state = (
+        "Complete."
+        if runs >= wanted
+        else (f"**Partial: {runs} of {wanted} runs.** Nothing here is a result before all ten seeds are run.")
+    )
+    return [
+        "## The reporting seeds",
+        f"`{CHOSEN}` and its opponents on seeds 100 to 109, which chose nothing. {state} "
+        "`python -m benchmarks.learning --stage reporting` makes the runs that are missing.",
+        _table(["task", *(f"`{arm}`" for arm in stage.arms)], areas),
+        "The best real-only arm, by the choosing seeds: "
+        + ", ".join(f"`{arm}` on {TASKS[task].env}" for task, arm in best.items())
+        + ".",
+        _table(["against", "tasks x seeds", "IQM of differences", "95 % interval", "P(improvement)", "verdict"], rows),
     ]
 
 
