@@ -38,11 +38,11 @@ class Ensemble:
     @classmethod
     @torch.inference_mode(False)
     def fit(cls, inputs: Tensor, targets: Tensor, generator: torch.Generator, num_steps: int) -> Ensemble:
-        """Learn standardised columns.
+        """Learn columns from standardised ones.
 
         Args:
             inputs: ``[N, in]`` float32, in the order of writing: runs of 25 consecutive rows are held out together.
-            targets: ``[N, out]`` float32.
+            targets: ``[N, out]`` float32, of any scale: each counts alike.
             generator: source of weights and minibatches, on the device of both.
             num_steps: gradient steps, at most; training ends earlier if no network improves.
         """
@@ -50,6 +50,8 @@ class Ensemble:
         # A constant target is known without learning. Its gradients would shrink to denormal numbers, which are slow.
         varies = targets.amin(0) < targets.amax(0)
         constants, everything, targets = targets[:1].clone(), targets, targets[:, varies]
+        centre, scale = targets.mean(0), targets.std(0, correction=0)
+        targets = (targets - centre) / scale
         sizes = (inputs.shape[1], _WIDTH, _WIDTH, targets.shape[1])
         layers = [
             tuple(
@@ -93,7 +95,7 @@ class Ensemble:
                         break
         pairs = iter(best)
         kept_layers = [(weight, next(pairs)) for weight in pairs]
-        weight, bias = kept_layers[-1]
+        weight, bias = kept_layers[-1][0] * scale, kept_layers[-1][1] * scale + centre
         kept_layers[-1] = (
             weight.new_zeros(_NETWORKS, _WIDTH, len(varies)).index_copy_(2, varies.nonzero()[:, 0], weight),
             constants.repeat(_NETWORKS, 1, 1).index_copy_(2, varies.nonzero()[:, 0], bias),

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from ..regression import Ensemble
 from ..transitions.codec import Codec
-from ..transitions.layout import Block
 
 #: Least share of a column's variance that the ensemble has to explain.
 _LEAST_EXPLAINED = 0.5
@@ -37,36 +36,39 @@ class OutcomeRegression:
 
     Args:
         codec: of the rows.
-        ensemble: predicts all outcome columns of the codec from its other ones; None if it has no such columns.
+        ensembles: predict the outcome columns of the codec from its other ones, one ensemble for each of `_parts`.
         replaced: ``[outcomes]`` bool, which of them it replaces; None until `judge` has been called.
     """
 
-    def __init__(self, codec: Codec, ensemble: Ensemble | None, replaced: Tensor | None = None) -> None:
-        self._codec, self._ensemble = codec, ensemble
-        self._given, self._outcome = _columns(codec)
+    def __init__(self, codec: Codec, ensembles: tuple[Ensemble, ...], replaced: Tensor | None = None) -> None:
+        self._codec, self._ensembles = codec, ensembles
+        self._given, parts = _columns(codec)
+        self._outcome = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
         self._replaced = torch.zeros(len(self._outcome), dtype=torch.bool) if replaced is None else replaced
 
     @classmethod
     def fit(cls, codec: Codec, rows: Tensor, num_steps: int, generator: torch.Generator) -> OutcomeRegression:
-        """Learn encoded rows ``[N, D]`` float32, in the order of writing, with at most `num_steps` gradient steps.
+        """Learn encoded rows ``[N, D]`` float32, in the order of writing, with at most `num_steps` gradient steps each.
 
         It replaces nothing until `judge` has been called.
         """
-        given, outcome = _columns(codec)
-        if len(outcome) == 0 or len(given) == 0:
-            return cls(codec, None)
-        inputs, targets = (rows[:, columns.to(rows.device)] for columns in (given, outcome))
-        return cls(codec, Ensemble.fit(inputs, targets, generator, num_steps))
+        given, parts = _columns(codec)
+        inputs = rows[:, given.to(rows.device)]
+        return cls(
+            codec,
+            tuple(Ensemble.fit(inputs, rows[:, part.to(rows.device)], generator, num_steps) for part in parts),
+        )
 
     def judge(self, generated: Tensor) -> OutcomeRegression:
         """The regression that replaces the columns of these generated rows ``[n, D]`` that need it."""
-        ensemble = self._ensemble
-        if ensemble is None:
+        if not self._ensembles:
             return self
-        predicted = ensemble.predict(generated[:, self._given.to(generated.device)])
-        difference = (generated[:, self._outcome.to(generated.device)] - predicted).double().square().mean(0)
-        wrong = difference > _LARGEST_ERROR * ensemble.error
-        return OutcomeRegression(self._codec, ensemble, (wrong & (ensemble.explained >= _LEAST_EXPLAINED)).cpu())
+        error, explained = (
+            torch.cat([getattr(ensemble, name) for ensemble in self._ensembles]) for name in ("error", "explained")
+        )
+        difference = generated[:, self._outcome.to(generated.device)] - self._predict(generated)
+        wrong = difference.double().square().mean(0) > _LARGEST_ERROR * error
+        return OutcomeRegression(self._codec, self._ensembles, (wrong & (explained >= _LEAST_EXPLAINED)).cpu())
 
     @property
     def replaced(self) -> Tensor:
@@ -75,7 +77,7 @@ class OutcomeRegression:
 
     @property
     def replaced_names(self) -> list[str]:
-        """Names of the elements that are predicted, as ``reward`` or ``next_observation[3]``."""
+        """Names of the elements that are predicted, as ``reward``, ``next_observation[3]`` or ``reward = -100``."""
         names: dict[int, str] = {}
         for block in self._codec.layout.blocks:
             columns = range(block.columns.start, block.columns.stop)
@@ -87,14 +89,21 @@ class OutcomeRegression:
 
     def apply(self, matrix: Tensor) -> Tensor:
         """Encoded rows ``[n, D]`` with the predicted columns, in new memory if there are any."""
-        if self._ensemble is None or not bool(self._replaced.any()):
+        if not bool(self._replaced.any()):
             return matrix
-        predicted = self._ensemble.predict(matrix[:, self._given.to(matrix.device)])
-        return matrix.index_copy(1, self.replaced.to(matrix.device), predicted[:, self._replaced.to(matrix.device)])
+        predicted = self._predict(matrix)[:, self._replaced.to(matrix.device)]
+        return matrix.index_copy(1, self.replaced.to(matrix.device), predicted)
+
+    def _predict(self, matrix: Tensor) -> Tensor:
+        """All outcome columns, ``[n, outcomes]``."""
+        inputs = matrix[:, self._given.to(matrix.device)]
+        return torch.cat([ensemble.predict(inputs) for ensemble in self._ensembles], dim=1)
 
     def state_dict(self) -> dict[str, Any]:
-        """The ensemble's state and the replaced columns; nothing without an ensemble."""
-        return {} if self._ensemble is None else {**self._ensemble.state_dict(), "replaced": self._replaced}
+        """The ensembles' states and the replaced columns; nothing without an ensemble."""
+        if not self._ensembles:
+            return {}
+        return {"ensembles": [ensemble.state_dict() for ensemble in self._ensembles], "replaced": self._replaced}
 
     @classmethod
     def from_state(cls, codec: Codec, state: dict[str, Any], device: torch.device) -> OutcomeRegression:
@@ -104,38 +113,45 @@ class OutcomeRegression:
             ValueError: the state is of another codec, or damaged.
         """
         if not state:
-            return cls(codec, None)
-        given, outcome = _columns(codec)
+            return cls(codec, ())
+        given, parts = _columns(codec)
         replaced = state["replaced"]
-        if replaced.shape != (len(outcome),) or replaced.dtype != torch.bool:
+        num_outcomes = sum(map(len, parts))
+        if replaced.shape != (num_outcomes,) or replaced.dtype != torch.bool or len(state["ensembles"]) != len(parts):
             raise ValueError(
-                f"the regression's replaced columns are {tuple(replaced.shape)} {replaced.dtype}; wanted "
-                f"({len(outcome)},) torch.bool."
+                f"the regression has {len(state['ensembles'])} parts and its replaced columns are "
+                f"{tuple(replaced.shape)} {replaced.dtype}; wanted {len(parts)} and ({num_outcomes},) torch.bool."
             )
-        return cls(codec, Ensemble.from_state(state, len(given), len(outcome), device), replaced)
+        ensembles = tuple(
+            Ensemble.from_state(saved, len(given), len(part), device)
+            for saved, part in zip(state["ensembles"], parts, strict=True)
+        )
+        return cls(codec, ensembles, replaced)
 
 
-def _columns(codec: Codec) -> tuple[Tensor, Tensor]:
-    """Indices of the columns to predict from, and of those to predict."""
+def _columns(codec: Codec) -> tuple[Tensor, list[Tensor]]:
+    """Indices of the columns to predict from, and of those to predict, none of which is empty.
+
+    The latter in two parts: numbers, and the indicators of point masses. They are learned apart, because a network
+    stops when it begins to learn the noise of its targets, and the indicator of a rare value is learned late.
+    """
     given: list[int] = []
-    outcome: list[int] = []
+    numbers: list[int] = []
+    indicators: list[int] = []
     following = {"reward", *(field.name for field in codec.spec.next_observation)}
     for block in codec.layout.blocks:
         columns = range(block.columns.start, block.columns.stop)
+        masses = [column for part in block.indicators.values() for column in range(part.start, part.stop)]
         if block.field.name in following:
             if block.field.kind == "continuous":
                 grouped = {element for group in block.one_hot for element in group}
-                outcome += [
+                numbers += [
                     column
                     for element, column in enumerate(columns)
                     if element not in block.indicators and element not in grouped
                 ]
-                outcome += _indicators(block)
+                indicators += masses
         elif block.field.name != "terminated":
-            given += [*columns, *_indicators(block)]
-    return torch.tensor(sorted(given), dtype=torch.long), torch.tensor(sorted(outcome), dtype=torch.long)
-
-
-def _indicators(block: Block) -> list[int]:
-    """Columns that say which rows have a point mass."""
-    return [column for part in block.indicators.values() for column in range(part.start, part.stop)]
+            given += [*columns, *masses]
+    parts = [torch.tensor(part, dtype=torch.long) for part in (numbers, indicators) if part and given]
+    return torch.tensor(sorted(given), dtype=torch.long), parts
