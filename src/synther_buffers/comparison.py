@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
+import hashlib
 import json
 import math
-import multiprocessing
+import operator
+import subprocess
 import sys
-import time
+import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
-
-#: Draws of the bootstrap interval.
-_RESAMPLES = 10_000
-#: With fewer seeds than this no interval is given: it would be far too narrow.
-FEWEST_SEEDS = 3
-
-#: What a training returns: a number, or a curve of ``(environment steps, return)``.
-Returned = float | Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class Comparison:
         seeds: those with both runs, in order.
         differences: score with synthetic rows minus score without, by seed.
         mean: of the differences.
-        low, high: 95 % interval of the mean (bootstrap over seeds, bias-corrected); NaN with fewer than three seeds.
+        low, high: 95 % interval of the mean (Student's t); NaN with one seed.
     """
 
     runs: tuple[Run, ...]
@@ -69,7 +64,7 @@ class Comparison:
         better = sum(difference > 0 for difference in self.differences)
         told = f"with synthetic rows the score is higher in {better} of {len(self.seeds)} seeds"
         if math.isnan(self.low):
-            return f"{told}; fewer than {FEWEST_SEEDS} seeds say nothing."
+            return f"{told}; one seed says nothing."
         if self.low > 0.0:
             return f"{told}: a gain, as far as {len(self.seeds)} seeds can tell."
         if self.high < 0.0:
@@ -84,7 +79,7 @@ class Comparison:
     def seconds(self, fraction: float) -> float:
         """Mean wall time of a training; NaN if there is none."""
         times = [run.seconds for run in self.runs if run.synthetic_fraction == fraction]
-        return sum(times) / len(times) if times else math.nan
+        return fmean(times) if times else math.nan
 
 
 def compare(
@@ -101,6 +96,7 @@ def compare(
 
     Each training has a process of its own, in which the script is loaded as a module (what stands behind
     ``if __name__ == "__main__":`` does not run), so that no global random stream or cache of one run reaches another.
+    What it prints goes to stderr.
 
     Args:
         script: a Python file.
@@ -108,49 +104,61 @@ def compare(
             fraction, and returns a number (like the mean return of evaluation episodes) or a curve
             ``[(environment steps, return), ...]``, whose mean is compared.
         seeds: one pair of trainings for each.
-        fraction: share of synthetic rows, from above 0 to 1.
+        fraction: share of synthetic rows, above 0 and at most 1.
         jobs: trainings at a time.
-        results: a file of JSON lines to which each run is appended as it ends. Runs that it has are not repeated.
+        results: a file of JSON lines to which each run is appended as it ends. Runs that it has are not repeated. It
+            belongs to one version of the script.
         on_run: called after each run.
 
     Raises:
-        ValueError: no such script or function, seeds or a fraction out of range, a training that returned something
-            else, or results of another script.
-        RuntimeError: a training failed; what it raised is the cause. The results so far are in `results`.
+        ValueError: no such script, seeds or a fraction out of range, no folder for `results`, or results of another
+            script.
+        ImportError: SciPy is missing, which the interval needs.
+        RuntimeError: a training failed. The message has its traceback; `results` has all those that did not.
     """
-    script = Path(script)
+    script, seeds, fraction = Path(script), [operator.index(seed) for seed in seeds], float(fraction)
     if not script.is_file():
         raise ValueError(f"script is {str(script)!r}; there is no such file.")
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds is {list(seeds)}; wanted one or more, each once.")
+        raise ValueError(f"seeds is {seeds}; wanted one or more, each once.")
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"fraction is {fraction}; wanted a share above 0, at most 1.")
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}; wanted 1 or more.")
-    source = {"script": str(script.resolve()), "function": function}
+    if results is not None and not Path(results).absolute().parent.is_dir():
+        raise ValueError(f"results is {str(results)!r}; its folder is not there.")
+    _quantile(2)  # what is missing shows before hours of training
+    digest = hashlib.sha256(script.read_bytes()).hexdigest()[:16]
+    source = {"script": str(script.resolve()), "function": function, "digest": digest}
     known = {} if results is None else {(run.seed, run.synthetic_fraction): run for run in _read(Path(results), source)}
     wanted = [(seed, share) for seed in seeds for share in (0.0, fraction)]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
-        futures = {
-            pool.submit(_train, script.resolve(), function, seed, share): (seed, share)
-            for seed, share in wanted
-            if (seed, share) not in known
-        }
-        for future in as_completed(futures):
-            seed, share = futures[future]
-            try:
-                run = future.result()
-            except ValueError:
-                pool.shutdown(cancel_futures=True)
-                raise
-            except Exception as error:
-                pool.shutdown(cancel_futures=True)
-                raise RuntimeError(f"{function}(seed={seed}, synthetic_fraction={share}) failed: {error!r}") from error
-            known[seed, share] = run
-            if results is not None:
-                _append(Path(results), {**source, **asdict(run)})
-            on_run(run)
+    trainings = _Trainings(script.resolve(), function)
+    failure: Exception | None = None
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(trainings.run, *pair): pair for pair in wanted if pair not in known}
+        try:
+            for future in as_completed(futures):
+                if future.cancelled():
+                    continue
+                try:
+                    run = future.result()
+                except RuntimeError as error:
+                    # Those that run now may end well; no other one begins.
+                    failure = failure or error
+                    for other in futures:
+                        other.cancel()
+                    continue
+                known[futures[future]] = run
+                if results is not None:
+                    _append(Path(results), {**source, **asdict(run)})
+                on_run(run)
+        except BaseException:  # an interrupt, a full disk
+            for other in futures:
+                other.cancel()
+            trainings.stop()
+            raise
+    if failure is not None:
+        raise failure
     return summarize([known[pair] for pair in wanted], fraction)
 
 
@@ -159,81 +167,94 @@ def summarize(runs: Sequence[Run], fraction: float) -> Comparison:
     scores = {(run.seed, run.synthetic_fraction): run.score for run in runs}
     seeds = [seed for seed, share in scores if share == 0.0 and (seed, fraction) in scores]
     differences = [scores[seed, fraction] - scores[seed, 0.0] for seed in seeds]
-    low = high = math.nan
-    if len(seeds) >= FEWEST_SEEDS:
-        low, high = _interval(differences)
-    mean = sum(differences) / len(differences) if differences else math.nan
-    return Comparison(tuple(runs), fraction, tuple(seeds), tuple(differences), mean, low, high)
+    mean = fmean(differences) if differences else math.nan
+    margin = math.nan
+    if len(differences) > 1:
+        margin = _quantile(len(differences)) * stdev(differences) / math.sqrt(len(differences))
+    return Comparison(tuple(runs), fraction, tuple(seeds), tuple(differences), mean, mean - margin, mean + margin)
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    if min(values) == max(values):
-        return values[0], values[0]
-    import numpy as np
-
+def _quantile(count: int) -> float:
+    """Of Student's t for a two-sided 95 % interval of so many values."""
     try:
-        from scipy.stats import bootstrap
+        from scipy.stats import t
     except ImportError as error:
         raise ImportError('the interval needs SciPy: pip install "synther-buffers[metrics]"') from error
-    found = bootstrap((np.array(values),), np.mean, n_resamples=_RESAMPLES, rng=np.random.default_rng(0))
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return float(t.ppf(0.975, count - 1))
 
 
-def _train(script: Path, function: str, seed: int, fraction: float) -> Run:
-    """One training, in a process of its own."""
-    sys.path.insert(0, str(script.parent))
-    spec = importlib.util.spec_from_file_location(script.stem, script)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"script is {str(script)!r}; wanted a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[script.stem] = module
-    spec.loader.exec_module(module)
-    train = getattr(module, function, None)
-    if not callable(train):
-        raise ValueError(f"{script} has no function {function!r}; wanted {function}(seed, synthetic_fraction).")
-    start = time.perf_counter()
-    score, curve = _score(train(seed=seed, synthetic_fraction=fraction), function)
-    return Run(seed, fraction, score, curve, time.perf_counter() - start)
+class _Trainings:
+    """Runs trainings of a script in processes, from several threads."""
 
+    def __init__(self, script: Path, function: str) -> None:
+        self._script, self._function = script, function
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
 
-def _score(returned: Any, function: str) -> tuple[float, list[list[float]]]:
-    """The number to compare, and the curve if there is one."""
-    try:
-        curve = [] if _is_number(returned) else [[float(step), float(value)] for step, value in returned]
-        score = sum(value for _, value in curve) / len(curve) if curve else float(returned)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{function} returned {returned!r}; wanted a number, or a curve [(environment steps, return), ...]."
-        ) from error
-    if not all(math.isfinite(number) for number in (score, *(step for step, _ in curve))):
-        raise ValueError(f"{function} returned {returned!r}; wanted finite numbers.")
-    return score, curve
+    def run(self, seed: int, fraction: float) -> Run:
+        """One training.
 
+        Raises:
+            RuntimeError: it failed, with its traceback.
+        """
+        named = f"{self._function}(seed={seed}, synthetic_fraction={fraction})"
+        with tempfile.TemporaryDirectory() as folder:
+            answer = Path(folder) / "answer.json"
+            command = [sys.executable, "-m", "synther_buffers.training_process", str(self._script), self._function]
+            # What the training prints must not mix with results on this process's stdout.
+            process = subprocess.Popen([*command, str(seed), str(fraction), str(answer)], stdout=2)
+            with self._lock:
+                self._running.add(process)
+            try:
+                code = process.wait()
+            finally:
+                with self._lock:
+                    self._running.discard(process)
+            if not answer.exists():
+                raise RuntimeError(
+                    f"{named} ended with exit code {code} before it returned; was it killed, or out of memory?"
+                )
+            found = json.loads(answer.read_text(encoding="utf-8"))
+        if "error" in found:
+            raise RuntimeError(f"{named} failed.\n{found['error']}")
+        return Run(seed, fraction, found["score"], found["curve"], found["seconds"])
 
-def _is_number(value: Any) -> bool:
-    """Python's, NumPy's or a tensor of one element."""
-    return hasattr(value, "__float__") and not (hasattr(value, "__len__") and getattr(value, "shape", (1,)) != ())
+    def stop(self) -> None:
+        """End those that run."""
+        with self._lock:
+            for process in self._running:
+                process.terminate()
 
 
 def _read(path: Path, source: dict[str, str]) -> Iterator[Run]:
+    """The runs of a results file. A last line that a kill cut short is taken off it."""
     if not path.exists():
         return
     text = path.read_text(encoding="utf-8")
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break  # a line that a kill cut short
+    lines = text.splitlines()
+    for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
             found = {name: entry.pop(name) for name in source}
             run = Run(**entry)
+            if not math.isfinite(run.score):
+                raise ValueError("the score is not finite")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number == len(lines) and not text.endswith("\n"):
+                path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+                return
             raise ValueError(f"line {number} of {path} is no result of a comparison ({error!r}).") from error
-        if found != source:
+        if found | {"digest": source["digest"]} == source:
+            if found != source:
+                raise ValueError(
+                    f"{source['script']} has changed since {path} was begun; its results may be of other settings. "
+                    "Write to another file."
+                )
+        else:
             raise ValueError(f"{path} has results of {found}; wanted those of {source}. Write to another file.")
         yield run
-    whole = text.rfind("\n") + 1
-    if whole < len(text):
-        path.write_text(text[:whole], encoding="utf-8")
+    if text and not text.endswith("\n"):
+        path.write_text(text + "\n", encoding="utf-8")
 
 
 def _append(path: Path, entry: dict[str, Any]) -> None:

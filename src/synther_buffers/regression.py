@@ -50,7 +50,8 @@ class Ensemble:
         # A constant target is known without learning. Its gradients would shrink to denormal numbers, which are slow.
         varies = targets.amin(0) < targets.amax(0)
         constants, everything, targets = targets[:1].clone(), targets, targets[:, varies]
-        centre, scale = targets.mean(0), targets.std(0, correction=0)
+        centre = targets.mean(0)
+        scale = (targets - centre).square().mean(0).sqrt()
         targets = (targets - centre) / scale
         sizes = (inputs.shape[1], _WIDTH, _WIDTH, targets.shape[1])
         layers = [

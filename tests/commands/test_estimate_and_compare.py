@@ -60,8 +60,8 @@ class TestCompare:
         done = run("compare", "mine.py:train", "--seeds", 3, "--picture", "gain.png")
         # Scores are the means of the two returns: seed + 1, and with synthetic rows (seed + 1) / 4 more.
         assert "0                 1           1.25        +0.25" in done.stdout
-        assert "mean difference +0.5, 95 % interval +0.25 to +0." in done.stdout
-        assert "higher in 3 of 3 seeds: a gain, as far as 3 seeds can tell." in done.stdout
+        assert "mean difference +0.5, 95 % interval -0.121 to +1.121" in done.stdout
+        assert "higher in 3 of 3 seeds: no difference is shown; the interval of the mean contains 0." in done.stdout
         assert done.stderr.count("seed 2, ") == 2
         assert (tmp_path / "gain.png").stat().st_size > 5_000
 
@@ -74,6 +74,8 @@ class TestCompare:
         [
             (("mine.py",), 2, "names no function; wanted SCRIPT.py:FUNCTION"),
             (("mine.py:train", "-o", "gain.txt"), 2, "ends in .png, .pdf or .svg"),
+            (("mine.py:train", "-o", "nowhere/gain.png"), 2, "its folder is not there"),
+            (("mine.py:train", "--fraction", 2), 2, "--fraction is 2.0; wanted a share above 0, at most 1"),
             (("theirs.py:train",), 1, "there is no such file"),
             (("mine.py:absent",), 1, "has no function 'absent'"),
         ],

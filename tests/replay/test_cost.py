@@ -35,6 +35,10 @@ class TestArithmetic:
         found = estimate_cost(SPEC, 3_000, upsampler=TINY, retrain_every=1_000, start_after=300)
         assert (found.num_refreshes, found.seconds) == (3, 30 + 30 + 10)
 
+    def test_too_few_rows_are_no_refresh(self):
+        found = estimate_cost(SPEC, 2_010, upsampler=TINY, retrain_every=1_000, start_after=10)
+        assert (found.num_refreshes, found.seconds) == (2, 30 + 30)
+
     def test_a_preset_without_warm_starts(self):
         found = estimate_cost(SPEC, 3_000, upsampler=replace(TINY, warm_start=False), retrain_every=1_000)
         assert found.seconds == 3 * 30

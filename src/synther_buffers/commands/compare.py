@@ -53,7 +53,11 @@ def compare(
         fail(f"{training!r} names no function; wanted SCRIPT.py:FUNCTION, like my_script.py:train.", USAGE)
     if picture is not None and picture.suffix not in (".png", ".pdf", ".svg"):
         fail(f"--picture is {str(picture)!r}; wanted a name that ends in .png, .pdf or .svg.", USAGE)
-    with failing():
+    if picture is not None and not picture.absolute().parent.is_dir():
+        fail(f"--picture is {str(picture)!r}; its folder is not there.", USAGE)
+    if not 0.0 < fraction <= 1.0:
+        fail(f"--fraction is {fraction}; wanted a share above 0, at most 1.", USAGE)
+    with failing("the same command goes on where it stopped if it has --results."):
         from .. import comparison
 
         if picture is not None:
@@ -67,15 +71,16 @@ def compare(
             results=results,
             on_run=lambda run: typer.echo(_line(run), err=True),
         )
-        if picture is not None:
-            draw(found).savefig(picture, dpi=200)
     if as_json:
         ends = {
             name: value if math.isfinite(value) else None for name, value in (("low", found.low), ("high", found.high))
         }
         write_json({**asdict(found), **ends, "verdict": found.verdict})
-        return
-    typer.echo("\n".join(_table(found)))
+    else:
+        typer.echo("\n".join(_table(found)))
+    if picture is not None:
+        with failing():
+            draw(found).savefig(picture, dpi=200)
 
 
 def _line(run: Run) -> str:

@@ -120,17 +120,16 @@ def _rows(name: str) -> tuple[TransitionSpec, Transitions, float]:
         return torch.from_numpy(np.array(values))
 
     observations, actions, rewards, followings, terminals = (list(values) for values in zip(*written, strict=True))
-    return (
-        spec,
-        Transitions(
-            column(observations),
-            column(actions),
-            torch.tensor(rewards, dtype=torch.float32),
-            column(followings),
-            torch.tensor(terminals, dtype=torch.bool),
-        ),
-        per_step,
-    )
+    rows = Transitions(
+        column(observations),
+        column(actions),
+        torch.tensor(rewards, dtype=torch.float32),
+        column(followings),
+        torch.tensor(terminals, dtype=torch.bool),
+    ).flat()
+    # Some environments return other dtypes than their spaces say; a buffer stores those of the spaces.
+    dtypes = {field.name: field.torch_dtype for field in spec.fields}
+    return spec, Transitions.from_flat({name: value.to(dtypes[name]) for name, value in rows.items()}), per_step
 
 
 def _duration(seconds: float) -> str:

@@ -117,7 +117,7 @@ def write_page(page: Path, text: str) -> None:
 
     with tempfile.TemporaryDirectory(prefix=f".{page.name}.", dir=page.parent) as folder:
         with new_file(Path(folder) / "page") as file:
-            file.write(text.encode())
+            file.write(text.encode(errors="replace"))
         place(Path(folder) / "page", page)
 
 

@@ -91,7 +91,7 @@ def log_to_stderr(quiet: bool) -> None:
 
 
 @contextmanager
-def failing() -> Iterator[None]:
+def failing(after_interrupt: str = "an upsampling goes on with --resume.") -> Iterator[None]:
     """What a user can do something about ends in one line and exit code 1; anything else is our bug and is shown."""
     try:
         yield
@@ -100,7 +100,7 @@ def failing() -> Iterator[None]:
     except (ValueError, ImportError, OSError, RuntimeError, MemoryError, SafetensorError) as error:
         fail(str(error) or repr(error), FAILURE)
     except KeyboardInterrupt:
-        fail("interrupted; an upsampling goes on with --resume.", 130)
+        fail(f"interrupted; {after_interrupt}", 130)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from ..upsampling.factory import DiffusionFactory, default_num_synthetic
 from ..upsampling.presets import UpsamplerConfig, resolve_device
 from ..validation import whole_number
 from .holdout import SHARE
+from .learnable_rows import MIN_ROWS
 from .options import SyntheticKeywords, SyntheticOptions, split_keywords
 from .schedule import RefreshSchedule
 
@@ -118,7 +119,8 @@ def _refreshes(options: SyntheticOptions, num_steps: int) -> list[int]:
     schedule, found = RefreshSchedule(options.retrain_every, start), []
     while schedule.next_refresh <= num_steps:
         schedule.num_observed = schedule.next_refresh
-        found.append(schedule.num_observed)
+        if schedule.num_observed >= MIN_ROWS:  # a refresh of fewer rows is skipped
+            found.append(schedule.num_observed)
         schedule.attempted()
     return found
 
