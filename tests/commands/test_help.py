@@ -28,7 +28,7 @@ def test_help_explains_the_command(command):
 
 def test_help_of_the_whole():
     text = run("--help").stdout
-    for word in (*COMMANDS, "--install-completion", "Exit codes: 0 done, 1 failed, 2 wrong usage"):
+    for word in (*COMMANDS, "--install-completion", "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted"):
         assert word in text
 
 

@@ -16,8 +16,10 @@ from .upsample import upsample
 
 app = typer.Typer(
     name="synther-buffers",
-    help="Train a diffusion model on a dataset of transitions, and write, judge and picture synthetic ones.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage. Results go to stdout, messages and progress to stderr.",
+    help="Synthetic transitions for reinforcement learning: train a diffusion model on a dataset, write, judge and "
+    "picture synthetic rows; estimate what a buffer's refreshes cost; compare an agent with and without them.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. "
+    "Results go to stdout, messages and progress to stderr.",
     no_args_is_help=True,
     add_completion=True,
     rich_markup_mode="markdown",

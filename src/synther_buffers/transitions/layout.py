@@ -94,9 +94,14 @@ class Layout:
         return blocks
 
     @property
+    def first_indicator(self) -> int:
+        """The first of the indicators' columns; D if there are none."""
+        return self.blocks[-1].columns.stop
+
+    @property
     def dim(self) -> int:
         """Number of columns D."""
-        return self.blocks[-1].columns.stop + len(self.structure.masses)
+        return self.first_indicator + len(self.structure.masses)
 
     @property
     def chunk_rows(self) -> int:
@@ -112,7 +117,7 @@ class Layout:
                 out[block.columns] = True
             for group in block.one_hot:
                 out[[block.columns.start + element for element in group]] = True
-        out[self.blocks[-1].columns.stop :] = True
+        out[self.first_indicator :] = True
         return out
 
     def rounding(self, transitions: Transitions) -> Tensor:

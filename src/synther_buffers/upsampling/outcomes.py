@@ -27,8 +27,9 @@ from ..transitions.codec import Codec
 _LEAST_EXPLAINED = 0.5
 #: A column is replaced if the mean squared difference of generated values from the predictions is more than so many
 #: times that of real values. Where the denoiser has learned the relation this is 0.2 to 0.8 (the generated values are
-#: compared with the mean of the ensemble, the real ones with single networks), and where it has not, 5 to 60.
-_LARGEST_ERROR = 2.0
+#: compared with the mean of the ensemble, the real ones with single networks), and where it has not, 5 to 60 for
+#: numbers. For indicators it is less: both differences are mostly those of the few rows that have the point mass.
+_LARGEST_ERROR, _LARGEST_INDICATOR_ERROR = 2.0, 1.2
 
 
 class OutcomeRegression:
@@ -66,8 +67,10 @@ class OutcomeRegression:
         error, explained = (
             torch.cat([getattr(ensemble, name) for ensemble in self._ensembles]) for name in ("error", "explained")
         )
+        indicators = (self._outcome >= self._codec.layout.first_indicator).to(error.device)
+        largest = torch.where(indicators, _LARGEST_INDICATOR_ERROR, _LARGEST_ERROR) * error
         difference = generated[:, self._outcome.to(generated.device)] - self._predict(generated)
-        wrong = difference.double().square().mean(0) > _LARGEST_ERROR * error
+        wrong = difference.double().square().mean(0) > largest
         return OutcomeRegression(self._codec, self._ensembles, (wrong & (explained >= _LEAST_EXPLAINED)).cpu())
 
     @property
