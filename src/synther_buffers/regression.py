@@ -16,6 +16,9 @@ _NETWORKS, _WIDTH, _BATCH, _RATE, _LOOK_EVERY, _PATIENCE, _RUN = 5, 256, 128, 3e
 #: Rows that are predicted at a time: few on a CPU, where more take memory and save no time.
 _CPU_ROWS, _GPU_ROWS = 2_048, 16_384
 
+#: What is known of an ensemble beside its weights.
+_JUDGED = ("error", "explained", "share", "recall")
+
 #: Weight ``[networks, in, out]`` and bias ``[networks, 1, out]`` of each layer.
 Layers = list[tuple[Tensor, Tensor]]
 
@@ -28,12 +31,16 @@ class Ensemble:
         error: ``[out]`` mean squared error of each target, of the networks on the rows that each of them did not learn.
         explained: ``[out]`` share of each target's variance that they explain there; below 0 if they are worse than the
             mean, and 0 for a constant target.
+        share: ``[out]`` of all rows, those with a target's largest value.
+        recall: ``[out]`` of these, those among as many rows with the largest predictions; for targets of two values.
     """
 
-    def __init__(self, layers: Layers, error: Tensor, explained: Tensor) -> None:
+    def __init__(self, layers: Layers, error: Tensor, explained: Tensor, share: Tensor, recall: Tensor) -> None:
         self._layers = layers
         self.error = error
         self.explained = explained
+        self.share = share
+        self.recall = recall
 
     @classmethod
     @torch.inference_mode(False)
@@ -111,11 +118,10 @@ class Ensemble:
             return torch.cat([_forward(self._layers, part[None]).mean(0) for part in inputs.split(rows)])
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, `error` and `explained`, as CPU tensors."""
+        """Weights, and how good they are, as CPU tensors."""
         return {
             "layers": [[tensor.cpu() for tensor in layer] for layer in self._layers],
-            "error": self.error.cpu(),
-            "explained": self.explained.cpu(),
+            **{name: getattr(self, name).cpu() for name in _JUDGED},
         }
 
     @classmethod
@@ -126,7 +132,7 @@ class Ensemble:
             ValueError: tensors of other shapes.
         """
         layers = [(weight.to(device), bias.to(device)) for weight, bias in state["layers"]]
-        judged = [state[name].to(device) for name in ("error", "explained")]
+        judged = [state[name].to(device) for name in _JUDGED]
         sizes = [tuple(tensor.shape) for tensor in (*(part for layer in layers for part in layer), *judged)]
         widths = pairwise((num_inputs, _WIDTH, _WIDTH, num_targets))
         wanted = [shape for rows, to in widths for shape in ((_NETWORKS, rows, to), (_NETWORKS, 1, to))] + [
@@ -150,12 +156,21 @@ def _of(layers: Any, network: int) -> Layers:
 
 
 @torch.no_grad()
-def _judge(layers: Layers, inputs: Tensor, targets: Tensor, judged: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean squared error and explained share of variance of each target, on the rows that a network did not learn."""
-    total = torch.zeros(targets.shape[1], device=targets.device, dtype=torch.float64)
-    for network, rows in enumerate(judged):
-        answer = _forward(_of(layers, network), inputs[rows][None])[0]
-        total += (answer - targets[rows]).double().square().sum(0)
-    error = total / sum(len(rows) for rows in judged)
+def _judge(layers: Layers, inputs: Tensor, targets: Tensor, judged: list[Tensor]) -> tuple[Tensor, ...]:
+    """`error`, `explained`, `share` and `recall`, by each row's answer of a network that did not learn it."""
+    rows = torch.cat(judged)
+    answers = torch.cat([_forward(_of(layers, network), inputs[part][None])[0] for network, part in enumerate(judged)])
+    targets = targets[rows]
+    error = (answers - targets).double().square().mean(0)
     variance = targets.double().var(0, correction=0)
-    return error, torch.where(variance > 0, 1.0 - error / variance, torch.zeros_like(error))
+    explained = torch.where(variance > 0, 1.0 - error / variance, torch.zeros_like(error))
+    largest = targets == targets.amax(0)
+    recall = torch.stack([recall_of(*pair) for pair in zip(answers.unbind(1), largest.unbind(1), strict=True)])
+    return error, explained, largest.double().mean(0), recall
+
+
+def recall_of(prediction: Tensor, wanted: Tensor) -> Tensor:
+    """Of the rows ``[n]`` that are wanted, the share among as many rows with the largest predictions; 0 for none."""
+    count = int(wanted.sum())
+    top = prediction.topk(count).indices
+    return wanted[top].double().sum() / max(count, 1)

@@ -103,6 +103,33 @@ class TestJudging:
         following = torch.stack((rows.next_observation[:, 0].roll(1), rows.next_observation[:, 1]), 1)
         assert self.judged(replace(rows, next_observation=following)) == ["next_observation[0]"]
 
+    @staticmethod
+    def judged_penalties(share_missed: float, by_chance: bool = False) -> list[str]:
+        """A penalty where s0 > 2 (2 % of the rows) or by chance, which so many of the generated rows miss."""
+
+        def rows(seed: int) -> Transitions:
+            made = squared_actions(8_000, seed)
+            hit = made.observation[:, 0] > 2.0
+            if by_chance:
+                hit = hit[torch.randperm(len(hit), generator=torch.Generator().manual_seed(seed))]
+            return replace(made, reward=torch.where(hit, -1e6, made.action[:, 0]))
+
+        codec = Codec.fit(BOX, rows(0))
+        regression = OutcomeRegression.fit(codec, codec.encode(rows(0)), 500, torch.Generator().manual_seed(0))
+        generated = rows(1)
+        missed = torch.rand(8_000, generator=torch.Generator().manual_seed(2)) < share_missed
+        generated.reward[missed & (generated.reward < -1.0)] = 0.5
+        return [name for name in regression.judge(codec.encode(generated)).replaced_names if "=" in name]
+
+    def test_right_point_masses_stay(self) -> None:
+        assert self.judged_penalties(0.0) == []
+
+    def test_point_masses_in_half_of_their_rows_are_replaced(self) -> None:
+        assert self.judged_penalties(0.5) == ["reward = -1e+06"]
+
+    def test_point_masses_by_chance_stay(self) -> None:
+        assert self.judged_penalties(0.5, by_chance=True) == []
+
     def test_the_report_names_them(self) -> None:
         upsampler = DiffusionUpsampler(BOX, REGRESSED, "cpu", seed=1)
         assert "reward" in upsampler.fit(squared_actions(1_000)).predicted

@@ -25,11 +25,14 @@ from ..transitions.codec import Codec
 
 #: Least share of a column's variance that the ensemble has to explain.
 _LEAST_EXPLAINED = 0.5
-#: A column is replaced if the mean squared difference of generated values from the predictions is more than so many
+#: A number is replaced if the mean squared difference of generated values from the predictions is more than so many
 #: times that of real values. Where the denoiser has learned the relation this is 0.2 to 0.8 (the generated values are
-#: compared with the mean of the ensemble, the real ones with single networks), and where it has not, 5 to 60 for
-#: numbers. For indicators it is less: both differences are mostly those of the few rows that have the point mass.
-_LARGEST_ERROR, _LARGEST_INDICATOR_ERROR = 2.0, 1.2
+#: compared with the mean of the ensemble, the real ones with single networks), and where it has not, 5 to 60.
+_LARGEST_ERROR = 2.0
+#: An indicator is replaced if the ensemble finds at least this share of the real rows with the point mass among as many
+#: with the largest predictions, and finds less than this part of that share among the generated rows. (The error does
+#: not tell: predictions of a rare value are soft, and both differences are mostly theirs.)
+_LEAST_RECALL, _LARGEST_LOSS = 0.75, 0.85
 
 
 class OutcomeRegression:
@@ -43,8 +46,8 @@ class OutcomeRegression:
 
     def __init__(self, codec: Codec, ensembles: tuple[Ensemble, ...], replaced: Tensor | None = None) -> None:
         self._codec, self._ensembles = codec, ensembles
-        self._given, parts = _columns(codec)
-        self._outcome = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
+        self._given, self._parts = _columns(codec)
+        self._outcome = torch.cat(self._parts) if self._parts else torch.zeros(0, dtype=torch.long)
         self._replaced = torch.zeros(len(self._outcome), dtype=torch.bool) if replaced is None else replaced
 
     @classmethod
@@ -64,14 +67,12 @@ class OutcomeRegression:
         """The regression that replaces the columns of these generated rows ``[n, D]`` that need it."""
         if not self._ensembles:
             return self
-        error, explained = (
-            torch.cat([getattr(ensemble, name) for ensemble in self._ensembles]) for name in ("error", "explained")
-        )
-        indicators = (self._outcome >= self._codec.layout.first_indicator).to(error.device)
-        largest = torch.where(indicators, _LARGEST_INDICATOR_ERROR, _LARGEST_ERROR) * error
-        difference = generated[:, self._outcome.to(generated.device)] - self._predict(generated)
-        wrong = difference.double().square().mean(0) > largest
-        return OutcomeRegression(self._codec, self._ensembles, (wrong & (explained >= _LEAST_EXPLAINED)).cpu())
+        inputs = generated[:, self._given.to(generated.device)]
+        wrong = []
+        for ensemble, part in zip(self._ensembles, self._parts, strict=True):
+            judge = _wrong_indicators if int(part[0]) >= self._codec.layout.first_indicator else _wrong_numbers
+            wrong.append(judge(ensemble, ensemble.predict(inputs), generated[:, part.to(generated.device)]))
+        return OutcomeRegression(self._codec, self._ensembles, torch.cat(wrong).cpu())
 
     @property
     def replaced(self) -> Tensor:
@@ -130,6 +131,28 @@ class OutcomeRegression:
             for saved, part in zip(state["ensembles"], parts, strict=True)
         )
         return cls(codec, ensembles, replaced)
+
+
+def _wrong_numbers(ensemble: Ensemble, prediction: Tensor, value: Tensor) -> Tensor:
+    """Which of the generated columns ``[n, k]`` do not follow from observation and action, ``[k]``."""
+    error = (value - prediction).double().square().mean(0)
+    return (error > _LARGEST_ERROR * ensemble.error) & (ensemble.explained >= _LEAST_EXPLAINED)
+
+
+def _wrong_indicators(ensemble: Ensemble, prediction: Tensor, value: Tensor) -> Tensor:
+    """The same of indicators: positive where a row has the point mass."""
+    wanted = [
+        # As many of the rows as in the data, those with the largest predictions, should have it.
+        torch.zeros_like(column, dtype=torch.bool).index_fill(0, column.topk(int(share * len(column))).indices, True)
+        for column, share in zip(prediction.unbind(1), ensemble.share.tolist(), strict=True)
+    ]
+    recall = torch.stack(
+        [
+            (rows & (column > 0)).double().sum() / rows.sum().clamp(min=1)
+            for rows, column in zip(wanted, value.unbind(1), strict=True)
+        ]
+    )
+    return (ensemble.recall >= _LEAST_RECALL) & (recall < _LARGEST_LOSS * ensemble.recall)
 
 
 def _columns(codec: Codec) -> tuple[Tensor, list[Tensor]]:
