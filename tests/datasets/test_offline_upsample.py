@@ -15,7 +15,7 @@ import torch
 from datasets_helpers import TINY, equal, rows
 
 from synther_buffers import DiffusionUpsampler
-from synther_buffers.datasets import open_dataset, upsample, write_dataset
+from synther_buffers.datasets import open_dataset, upsample, upsampling, workfolder, write_dataset
 from synther_buffers.upsampling.augmentation import Bootstrap
 
 SMALL = {"device": "cpu", "chunk_rows": 60, "progress_bar": False}
@@ -270,3 +270,37 @@ def test_an_existing_output_is_left_alone(tmp_path, dataset):
     with pytest.raises(ValueError, match="exists already"):
         upsample(dataset, 10, tmp_path / "there.npz", upsampler=TINY)
     assert len(open_dataset(tmp_path / "there.npz")) == 3
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_another_process_finishes_right_before_the_folder_is_free(tmp_path, dataset, monkeypatch, resume):
+    """It had the folder when this one looked for the output, and is done when this one gets the folder."""
+    target, claim = tmp_path / "out.npz", workfolder.WorkFolder.claim
+    settings = {"upsampler": Bootstrap, "seed": 3, "progress_bar": False}
+
+    def after_the_other(path, wanted, going_on):
+        monkeypatch.setattr(workfolder.WorkFolder, "claim", claim)
+        upsample(dataset, 50, target, **settings)
+        return claim(path, wanted, going_on)
+
+    monkeypatch.setattr(workfolder.WorkFolder, "claim", after_the_other)
+    trained = Counted(upsampling._trained)  # by the other process, and not again
+    monkeypatch.setattr(upsampling, "_trained", trained)
+    if resume:
+        assert upsample(dataset, 50, target, resume=True, **settings).num_resumed == 50
+    else:
+        with pytest.raises(ValueError, match="exists already"):
+            upsample(dataset, 50, target, **settings)
+    assert trained.calls == 1
+    assert not list(tmp_path.glob("out.npz.partial*"))
+
+
+class Counted:
+    """A function that counts its calls."""
+
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *arguments):
+        self.calls += 1
+        return self.function(*arguments)

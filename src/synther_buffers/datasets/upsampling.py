@@ -169,12 +169,15 @@ def upsample(
             seconds=time.perf_counter() - start,
         )
 
+    def finished() -> UpsampleReport:
+        return report(num_samples, _finished(target, format, settings))
+
     if os.path.lexists(target):
-        fit = _finished(target, format, settings)
+        done = finished()
         if os.path.lexists(work):
             WorkFolder.claim(work, settings, resume).remove()
         sweep(work)
-        return report(num_samples, fit)
+        return done
     num_done = num_chunks(work)
     row_bytes = spec.empty(1).nbytes
     check_space(
@@ -182,6 +185,11 @@ def upsample(
     )
     folder = WorkFolder.claim(work, settings, resume)
     try:
+        if os.path.lexists(target):  # by another process, which had the folder a moment ago
+            folder.remove()
+            if not resume:
+                raise ValueError(f"{target} exists already; choose another name or remove it.")
+            return finished()
         num_done = num_chunks(work)
         model, fit = _trained(model, dataset, folder, train_rows, seed, progress_bar)
         _draw(model, spec, folder, num_samples, chunk_rows, progress_bar)
