@@ -94,7 +94,7 @@ def measure_speed(spec: TransitionSpec, rows: Transitions, config: UpsamplerConf
         TerminalClassifier(spec, device).fit(rows, steps, on_cpu)
 
     def regress(steps: int) -> None:
-        OutcomeRegression.fit(codec, matrix, steps, draws)
+        OutcomeRegression.fit(codec, matrix, matrix, steps, draws)
 
     def seconds(work: Callable[[], object]) -> float:
         start = time.perf_counter()

@@ -9,12 +9,17 @@ So an ensemble (`synther_buffers.regression`) learns reward and next observation
 replaces a column only if the generated values lie much farther from its predictions than real rows do that it did not
 learn: then the generated values do not belong to their observations and actions. A column that it predicts badly stays
 as it is, because a mean is no value where much of the outcome is chance. So do categories, flags and the other values
-of a column with point masses. Whether a row has a point mass (a rare penalty, say) is predicted: its indicator is a
-number between -1 and 1, and as many of the rows with the largest ones get the value as in the data.
+of a column with point masses.
+
+Whether a row has a point mass (a rare penalty, say) is predicted as well, where the generated rows have it in the wrong
+places. A second ensemble finds those places; a classifier of that point mass alone, which uses few columns, then says
+which rows have it. Its cut is that of the real rows, so the share of synthetic rows with the point mass follows from
+their own observations and actions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,6 +27,7 @@ from torch import Tensor
 
 from ..regression import Ensemble
 from ..transitions.codec import Codec
+from .rare_classifier import RareClassifier
 
 #: Least share of a column's variance that the ensemble has to explain.
 _LEAST_EXPLAINED = 0.5
@@ -32,7 +38,9 @@ _LARGEST_ERROR = 2.0
 #: An indicator is replaced if the ensemble finds at least this share of the real rows with the point mass among as many
 #: with the largest predictions, and finds less than this part of that share among the generated rows. (The error does
 #: not tell: predictions of a rare value are soft, and both differences are mostly theirs.)
-_LEAST_RECALL, _LARGEST_LOSS = 0.75, 0.85
+_LEAST_RECALL, _LARGEST_LOSS = 0.6, 0.85
+#: Weight of each column in the classifier's group lasso, as for terminals.
+_PENALTY = 3e-3
 
 
 class OutcomeRegression:
@@ -40,44 +48,59 @@ class OutcomeRegression:
 
     Args:
         codec: of the rows.
-        ensembles: predict the outcome columns of the codec from its other ones, one ensemble for each of `_parts`.
-        replaced: ``[outcomes]`` bool, which of them it replaces; None until `judge` has been called.
+        numbers: indices of the columns of numbers that it replaces, ``[k]``.
+        ensemble: predicts all columns of numbers from the codec's given columns; None if it replaces none.
+        indicators: of the columns of point masses that it replaces, the classifier and the log-odds of its cut.
     """
 
-    def __init__(self, codec: Codec, ensembles: tuple[Ensemble, ...], replaced: Tensor | None = None) -> None:
-        self._codec, self._ensembles = codec, ensembles
-        self._given, self._parts = _columns(codec)
-        self._outcome = torch.cat(self._parts) if self._parts else torch.zeros(0, dtype=torch.long)
-        self._replaced = torch.zeros(len(self._outcome), dtype=torch.bool) if replaced is None else replaced
+    def __init__(
+        self,
+        codec: Codec,
+        numbers: Tensor,
+        ensemble: Ensemble | None,
+        indicators: Mapping[int, tuple[RareClassifier, float]],
+    ) -> None:
+        self._codec = codec
+        self._numbers, self._ensemble, self._indicators = numbers, ensemble, dict(indicators)
+        self._columns = _columns(codec)
 
     @classmethod
-    def fit(cls, codec: Codec, rows: Tensor, num_steps: int, generator: torch.Generator) -> OutcomeRegression:
-        """Learn encoded rows ``[N, D]`` float32, in the order of writing, with at most `num_steps` gradient steps each.
+    def fit(
+        cls, codec: Codec, rows: Tensor, generated: Tensor, num_steps: int, generator: torch.Generator
+    ) -> OutcomeRegression:
+        """Learn the outcomes of real rows, and which of them the generated rows have wrong.
 
-        It replaces nothing until `judge` has been called.
+        Args:
+            codec: of the rows.
+            rows: real ones, encoded, ``[N, D]`` float32, in the order of writing.
+            generated: rows that the model generated, encoded, ``[n, D]`` float32 on the same device.
+            num_steps: gradient steps of each network, at most.
+            generator: source of weights and minibatches, on their device.
         """
-        given, parts = _columns(codec)
-        inputs = rows[:, given.to(rows.device)]
-        return cls(
-            codec,
-            tuple(Ensemble.fit(inputs, rows[:, part.to(rows.device)], generator, num_steps) for part in parts),
-        )
-
-    def judge(self, generated: Tensor) -> OutcomeRegression:
-        """The regression that replaces the columns of these generated rows ``[n, D]`` that need it."""
-        if not self._ensembles:
-            return self
-        inputs = generated[:, self._given.to(generated.device)]
-        wrong = []
-        for ensemble, part in zip(self._ensembles, self._parts, strict=True):
-            judge = _wrong_indicators if int(part[0]) >= self._codec.layout.first_indicator else _wrong_numbers
-            wrong.append(judge(ensemble, ensemble.predict(inputs), generated[:, part.to(generated.device)]))
-        return OutcomeRegression(self._codec, self._ensembles, torch.cat(wrong).cpu())
+        columns = _columns(codec)
+        given, numbers, indicators = (part.to(rows.device) for part in columns)
+        inputs, wrong = rows[:, given], numbers[:0]
+        ensemble = None
+        if len(given) and len(numbers):
+            ensemble = Ensemble.fit(inputs, rows[:, numbers], generator, num_steps)
+            wrong = numbers[_wrong_numbers(ensemble, ensemble.predict(generated[:, given]), generated[:, numbers])]
+        classifiers = {}
+        if len(given) and len(indicators):
+            screen = Ensemble.fit(inputs, rows[:, indicators], generator, num_steps)
+            misplaced = _wrong_indicators(screen, screen.predict(generated[:, given]), generated[:, indicators])
+            seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+            draws = torch.Generator().manual_seed(seed)
+            penalty = torch.full_like(inputs[0], _PENALTY)
+            for column in indicators[misplaced].tolist():
+                label = rows[:, column] > 0
+                classifier = RareClassifier.fit(inputs, label, penalty, num_steps, draws)
+                classifiers[column] = (classifier, _cut(classifier.logits(inputs), int(label.sum())))
+        return cls(codec, wrong.cpu(), ensemble if len(wrong) else None, classifiers)
 
     @property
     def replaced(self) -> Tensor:
         """Columns of the matrix that are predicted."""
-        return self._outcome[self._replaced]
+        return torch.cat((self._numbers, torch.tensor(sorted(self._indicators), dtype=torch.long)))
 
     @property
     def replaced_names(self) -> list[str]:
@@ -93,21 +116,30 @@ class OutcomeRegression:
 
     def apply(self, matrix: Tensor) -> Tensor:
         """Encoded rows ``[n, D]`` with the predicted columns, in new memory if there are any."""
-        if not bool(self._replaced.any()):
+        if not len(self._numbers) and not self._indicators:
             return matrix
-        predicted = self._predict(matrix)[:, self._replaced.to(matrix.device)]
-        return matrix.index_copy(1, self.replaced.to(matrix.device), predicted)
-
-    def _predict(self, matrix: Tensor) -> Tensor:
-        """All outcome columns, ``[n, outcomes]``."""
-        inputs = matrix[:, self._given.to(matrix.device)]
-        return torch.cat([ensemble.predict(inputs) for ensemble in self._ensembles], dim=1)
+        given, numbers, _ = (part.to(matrix.device) for part in self._columns)
+        inputs = matrix[:, given]
+        matrix = matrix.clone()
+        if self._ensemble is not None:
+            wrong = self._numbers.to(matrix.device)
+            matrix[:, wrong] = self._ensemble.predict(inputs)[:, torch.isin(numbers, wrong)]
+        for column, (classifier, cut) in self._indicators.items():
+            # Decoding keeps such values apart whatever rate they have.
+            matrix[:, column] = torch.where(classifier.logits(inputs) > cut, 1.0, -1.0)
+        return matrix
 
     def state_dict(self) -> dict[str, Any]:
-        """The ensembles' states and the replaced columns; nothing without an ensemble."""
-        if not self._ensembles:
-            return {}
-        return {"ensembles": [ensemble.state_dict() for ensemble in self._ensembles], "replaced": self._replaced}
+        """Replaced columns and what predicts them, as CPU tensors and plain data; nothing where none is replaced."""
+        state: dict[str, Any] = {}
+        if self._ensemble is not None:
+            state |= {"numbers": self._numbers, "ensemble": self._ensemble.state_dict()}
+        if self._indicators:
+            state["indicators"] = [
+                {"column": column, "cut": cut, "net": classifier.state_dict()}
+                for column, (classifier, cut) in self._indicators.items()
+            ]
+        return state
 
     @classmethod
     def from_state(cls, codec: Codec, state: dict[str, Any], device: torch.device) -> OutcomeRegression:
@@ -116,21 +148,23 @@ class OutcomeRegression:
         Raises:
             ValueError: the state is of another codec, or damaged.
         """
-        if not state:
-            return cls(codec, ())
-        given, parts = _columns(codec)
-        replaced = state["replaced"]
-        num_outcomes = sum(map(len, parts))
-        if replaced.shape != (num_outcomes,) or replaced.dtype != torch.bool or len(state["ensembles"]) != len(parts):
-            raise ValueError(
-                f"the regression has {len(state['ensembles'])} parts and its replaced columns are "
-                f"{tuple(replaced.shape)} {replaced.dtype}; wanted {len(parts)} and ({num_outcomes},) torch.bool."
-            )
-        ensembles = tuple(
-            Ensemble.from_state(saved, len(given), len(part), device)
-            for saved, part in zip(state["ensembles"], parts, strict=True)
-        )
-        return cls(codec, ensembles, replaced)
+        given, numbers, indicators = _columns(codec)
+        replaced = torch.as_tensor(state.get("numbers", []), dtype=torch.long)
+        classified = [int(entry["column"]) for entry in state.get("indicators", [])]
+        unknown = [*set(replaced.tolist()) - set(numbers.tolist()), *set(classified) - set(indicators.tolist())]
+        if unknown:
+            raise ValueError(f"the regression replaces the columns {unknown}, which are no outcomes of these rows.")
+        ensemble = None
+        if "ensemble" in state:
+            ensemble = Ensemble.from_state(state["ensemble"], len(given), len(numbers), device)
+        try:
+            classifiers = {
+                int(entry["column"]): (RareClassifier.from_state(entry["net"], len(given), device), float(entry["cut"]))
+                for entry in state.get("indicators", [])
+            }
+        except RuntimeError as error:
+            raise ValueError(f"a classifier of the regression cannot be read: {error}") from None
+        return cls(codec, replaced, ensemble, classifiers)
 
 
 def _wrong_numbers(ensemble: Ensemble, prediction: Tensor, value: Tensor) -> Tensor:
@@ -155,11 +189,16 @@ def _wrong_indicators(ensemble: Ensemble, prediction: Tensor, value: Tensor) -> 
     return (ensemble.recall >= _LEAST_RECALL) & (recall < _LARGEST_LOSS * ensemble.recall)
 
 
-def _columns(codec: Codec) -> tuple[Tensor, list[Tensor]]:
-    """Indices of the columns to predict from, and of those to predict, none of which is empty.
+def _cut(logits: Tensor, count: int) -> float:
+    """Log-odds that so many of the rows ``[N]`` exceed, half-way to the next one."""
+    return float(logits.sort(descending=True).values[count - 1 : count + 1].mean())
 
-    The latter in two parts: numbers, and the indicators of point masses. They are learned apart, because a network
-    stops when it begins to learn the noise of its targets, and the indicator of a rare value is learned late.
+
+def _columns(codec: Codec) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of the columns to predict from; of the numbers, and of the indicators of point masses, to predict.
+
+    The latter two are learned apart, because a network stops when it begins to learn the noise of its targets, and the
+    indicator of a rare value is learned late.
     """
     given: list[int] = []
     numbers: list[int] = []
@@ -179,5 +218,6 @@ def _columns(codec: Codec) -> tuple[Tensor, list[Tensor]]:
                 indicators += masses
         elif block.field.name != "terminated":
             given += [*columns, *masses]
-    parts = [torch.tensor(part, dtype=torch.long) for part in (numbers, indicators) if part and given]
-    return torch.tensor(sorted(given), dtype=torch.long), parts
+    given.sort()
+    first, second, third = (torch.tensor(part, dtype=torch.long) for part in (given, numbers, indicators))
+    return first, second, third

@@ -15,17 +15,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..diffusion.network import linear
 from ..transitions import Transitions, TransitionSpec
+from .rare_classifier import RareClassifier
 
-_WIDTH = 64
-_BATCH_SIZE = 512
-_LEARNING_RATE = 5e-3
-#: Share of terminal rows in a training batch. Rare terminals are drawn more often than they occur; `calibrate` corrects
-#: the probabilities for that.
-_POSITIVE_SHARE = 0.25
 #: Group-lasso weights of the next observation's columns and of all others (see benchmarks/terminals.py).
 _PENALTY_NEXT, _PENALTY_OTHER = 3e-3, 1e-1
 
@@ -42,12 +36,11 @@ class TerminalClassifier:
         self.spec = spec
         self.device = device
         self.rate = 0.0
-        self._net: nn.Sequential | None = None
+        self._classifier: RareClassifier | None = None
         self._mean = torch.zeros(0, dtype=torch.float64, device="cpu")
         self._scale = torch.ones(0, dtype=torch.float64, device="cpu")
 
     @torch.inference_mode(False)
-    @torch.enable_grad()
     def fit(self, transitions: Transitions, num_steps: int, generator: torch.Generator) -> None:
         """Learn from real rows; if all or none of them are terminal, only the rate is stored.
 
@@ -58,7 +51,7 @@ class TerminalClassifier:
         """
         label = transitions.terminated.to(self.device)
         self.rate = float(label.double().mean())
-        self._net = None
+        self._classifier = None
         if self.rate in (0.0, 1.0):
             return
         columns = self._columns(transitions)
@@ -70,45 +63,18 @@ class TerminalClassifier:
                 for name, value in columns.items()
             ]
         )
-        features = self._normalize(columns)
-        first = linear(features.shape[1], _WIDTH, generator, self.device)
-        self._net = self._build(first, generator)
-        positive, negative = features[label], features[~label]
-        del features
-        num_positive = int(_BATCH_SIZE * max(_POSITIVE_SHARE, min(self.rate, 0.75)))
-        target = torch.zeros(_BATCH_SIZE, device=self.device, dtype=torch.float32)
-        target[:num_positive] = 1.0
-        seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
-        draws = torch.Generator(self.device).manual_seed(seed)
-        optimizer = torch.optim.AdamW(self._net.parameters(), lr=_LEARNING_RATE, weight_decay=1e-3, fused=True)
-        with torch.autocast(self.device.type, enabled=False):
-            for step in range(num_steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = _LEARNING_RATE * (1.0 - step / num_steps)
-                rows = torch.cat(
-                    [
-                        source[torch.randint(len(source), (count,), generator=draws, device=self.device)]
-                        for source, count in ((positive, num_positive), (negative, _BATCH_SIZE - num_positive))
-                    ]
-                )
-                loss = F.binary_cross_entropy_with_logits(self._net(rows).squeeze(1), target)
-                loss = loss + (penalty * first.weight.norm(dim=0)).sum()
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-        self._net.requires_grad_(False)
+        self._classifier = RareClassifier.fit(self._normalize(columns), label, penalty, num_steps, generator)
 
     @torch.no_grad()
     def logits(self, transitions: Transitions) -> Tensor:
         """Uncalibrated log-odds ``[n]`` of each row being terminal."""
-        if self._net is None:
+        if self._classifier is None:
             return torch.full((len(transitions),), float("inf") if self.rate else float("-inf"), device=self.device)
-        with torch.autocast(self.device.type, enabled=False):
-            return self._net(self._normalize(self._columns(transitions))).squeeze(1)
+        return self._classifier.logits(self._normalize(self._columns(transitions)))
 
     def calibrate(self, logits: Tensor) -> float:
         """The shift of the log-odds with which the mean probability of these rows is the data's rate."""
-        if self._net is None:
+        if self._classifier is None:
             return 0.0
         low, high = -60.0, 60.0
         for _ in range(60):
@@ -156,30 +122,18 @@ class TerminalClassifier:
         frame = zip(columns.values(), self._mean.split(widths), self._scale.split(widths), strict=True)
         return torch.cat([((value.double() - mean) / scale).float() for value, mean, scale in frame], dim=1)
 
-    def _build(self, first: nn.Linear, generator: torch.Generator) -> nn.Sequential:
-        return nn.Sequential(
-            first,
-            nn.SiLU(),
-            linear(_WIDTH, _WIDTH, generator, self.device),
-            nn.SiLU(),
-            linear(_WIDTH, 1, generator, self.device),
-        )
-
     def state_dict(self) -> dict[str, Any]:
         """Rate, normalisation and weights, as CPU tensors."""
-        net = {} if self._net is None else {name: tensor.cpu() for name, tensor in self._net.state_dict().items()}
+        net = {} if self._classifier is None else self._classifier.state_dict()
         return {"rate": self.rate, "mean": self._mean.cpu(), "scale": self._scale.cpu(), "net": net}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.rate = float(state["rate"])
         self._mean, self._scale = state["mean"].to(self.device), state["scale"].to(self.device)
-        self._net = None
+        self._classifier = None
         if state["net"]:
-            generator = torch.Generator().manual_seed(0)
-            self._net = self._build(linear(len(self._mean), _WIDTH, generator, self.device), generator)
-            self._net.load_state_dict(state["net"])
-            self._net.requires_grad_(False)
+            self._classifier = RareClassifier.from_state(state["net"], len(self._mean), self.device)
 
 
 def _scale(value: Tensor) -> Tensor:

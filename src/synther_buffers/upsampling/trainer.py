@@ -109,10 +109,13 @@ class Trainer:
         low, high = rows.aminmax(dim=0)
         denoising = Denoising(self.config, trained.denoiser, low, high, self._sigma_max(rows, previous))
         clock.lap("train")
+        generated = denoising.sampler(CALIBRATION_ROWS, derive_seed(self.seed, "calibration")).draw(0, CALIBRATION_ROWS)
+        check_finite(torch.isfinite(generated).all())
+        clock.lap("calibrate")
         outcomes = None
         if self.config.outcome_steps > 0:
             draws = generator(derive_seed(self.seed, "outcomes"), self.device)
-            outcomes = OutcomeRegression.fit(codec, rows, self.config.outcome_steps, draws)
+            outcomes = OutcomeRegression.fit(codec, rows, generated, self.config.outcome_steps, draws)
             clock.lap("outcomes")
         del rows
         terminals = TerminalClassifier(self.spec, self.device)
@@ -120,7 +123,7 @@ class Trainer:
             draws = generator(derive_seed(self.seed, "terminals"))
             terminals.fit(transitions, terminal_steps(self.config, len(transitions)), draws)
         clock.lap("terminals")
-        model = self._calibrated(denoising, codec, terminals, outcomes, len(transitions))
+        model = self._calibrated(denoising, codec, terminals, outcomes, generated, len(transitions))
         clock.lap("calibrate")
         report = FitReport(
             loss=trained.loss,
@@ -193,13 +196,11 @@ class Trainer:
         codec: Codec,
         terminals: TerminalClassifier,
         outcomes: OutcomeRegression | None,
+        matrix: Tensor,
         num_rows: int,
     ) -> FittedModel:
-        """The model with its thresholds, measured on rows that it generates, which also checks that they are finite."""
-        matrix = denoising.sampler(CALIBRATION_ROWS, derive_seed(self.seed, "calibration")).draw(0, CALIBRATION_ROWS)
-        check_finite(torch.isfinite(matrix).all())
+        """The model with its thresholds, measured on encoded rows ``[n, D]`` that it generated."""
         if outcomes is not None:
-            outcomes = outcomes.judge(matrix)
             matrix = outcomes.apply(matrix)
         thresholds = codec.thresholds(matrix)
         shift = 0.0
