@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STEPS ?= 3000
+STEPS ?= 5000
 export MUJOCO_GL ?= disable
 
 .PHONY: gpu demo test test-fast lint types imports wheel docs check release bench-smoke bench clean

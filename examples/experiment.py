@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import gymnasium as gym
 import matplotlib
@@ -41,6 +42,8 @@ def parse_args(description: str, logdir: str) -> argparse.Namespace:
     args = parser.parse_args()
     args.logdir.mkdir(parents=True, exist_ok=True)
     args.learning_starts = min(1_000, args.steps // 3)
+    # The first refresh comes with the first update, whatever the interval is.
+    args.start_after = max(args.retrain_every, args.learning_starts)
     return args
 
 
@@ -55,6 +58,7 @@ def synther_arguments(args: argparse.Namespace) -> dict:
     return {
         "upsampler": upsampler,
         "retrain_every": args.retrain_every,
+        "start_after": args.start_after,
         "num_synthetic": args.num_synthetic,
         # At fraction 0 the buffer is the framework's own, batch for batch.
         "synthetic_fraction": 0.0 if args.no_synthetic else 0.5,
@@ -135,14 +139,21 @@ def read_refreshes(logdir: Path) -> list[dict]:
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def draw(runs: dict[str, Path], args: argparse.Namespace, path: Path, caption: str = "") -> Path:
+def draw(
+    runs: dict[str, Path],
+    args: argparse.Namespace,
+    path: Path,
+    caption: str = "",
+    recorded: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> Path:
     """The picture: returns of the runs over environment steps, and real against synthetic marginals.
 
     Args:
         runs: folder of each run; that of ``with synthetic`` has the marginals.
         args: the flags of the runs.
         path: of the picture.
-        caption: a line below the returns.
+        caption: lines below the returns.
+        recorded: other runs by name, ``[runs, evaluations, (step, return)]``; each is a thin line.
     """
     refreshes = read_refreshes(runs["with synthetic"])
     rows = np.load(runs["with synthetic"] / "marginals.npz")
@@ -151,15 +162,20 @@ def draw(runs: dict[str, Path], args: argparse.Namespace, path: Path, caption: s
     for axis in axes[:, :2].ravel():
         axis.remove()
     returns = figure.add_subplot(grid[:, :2])
+    for name, curves in recorded.items():
+        for number, curve in enumerate(curves):
+            label = f"{len(curves)} recorded runs {name}" if number == 0 else None
+            returns.plot(*curve.T, STYLES[name], color=COLOURS[name], alpha=0.35, linewidth=0.8, label=label)
     for name, folder in runs.items():
         evaluations = np.load(folder / "evaluations.npz")
         steps, results = evaluations["timesteps"], evaluations["results"]
-        returns.plot(steps, results.mean(1), STYLES[name], color=COLOURS[name], label=name, linewidth=2)
-        returns.fill_between(steps, results.min(1), results.max(1), color=COLOURS[name], alpha=0.15)
+        returns.plot(steps, results.mean(1), STYLES[name], color=COLOURS[name], label=f"this run {name}", linewidth=2.5)
+        # The single episodes, because a shaded range would look like an interval of several runs.
+        returns.plot(np.repeat(steps, results.shape[1]), results.ravel(), ".", color=COLOURS[name], alpha=0.4)
     for number, refresh in enumerate(refreshes):
         label = "refresh" if number == 0 else None
         returns.axvline(refresh["num_observed"], color="0.6", linewidth=0.8, linestyle=":", label=label)
-    returns.set_ylabel("return (mean and range of 3 evaluation episodes)")
+    returns.set_ylabel(f"return of {results.shape[1]} evaluation episodes, and their mean")
     returns.set_title(f"SAC on {args.env}, UTD {args.utd}, seed {args.seed}", fontsize=11)
     returns.legend(frameon=False, loc="best")
     returns.set_xlabel("environment steps" + (f"\n\n{caption}" if caption else ""))

@@ -122,7 +122,8 @@ def draw(lines: list[Line]) -> Figure:
         behaviour = own[0]["settings"]["behaviour_return"]
         scores.axvline(behaviour, color="0.6", linewidth=0.8, zorder=0)
         curves.axhline(behaviour, color="0.6", linewidth=0.8, zorder=0)
-        label(scores, "return", title=f"{NAMES[learner]}: score")
+        seeds = len({line["seed"] for line in own})
+        label(scores, "return", title=f"{NAMES[learner]}: {seeds} seeds, mean and 95 % bootstrap interval")
         label(curves, "gradient steps", "return", f"{NAMES[learner]}: mean over seeds")
     entries = {arm: Line2D([], [], **style(index), markersize=4) for index, arm in enumerate(arms)}
     legend(figure, {**entries, "episodes of the data": Line2D([], [], color="0.6", linewidth=0.8)}, 4)

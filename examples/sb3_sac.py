@@ -8,6 +8,7 @@ TensorBoard curves, the refresh log, the evaluations and a picture end up in --l
 
 from __future__ import annotations
 
+import argparse
 import logging
 
 import gymnasium as gym
@@ -15,6 +16,7 @@ from experiment import FIELDS, Record, parse_args, synther_arguments
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from synther_buffers.sb3 import SynthERBuffer, SynthERCallback
 
 
@@ -35,10 +37,10 @@ class RecordCallback(BaseCallback):
         return True
 
 
-def main() -> None:
-    args = parse_args(__doc__.splitlines()[0], "runs/sb3_sac")
+def train(algorithm: type[OffPolicyAlgorithm], args: argparse.Namespace) -> None:
+    """Train SAC with our buffer; sbx's has the same interface."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    model = SAC(
+    model = algorithm(
         "MlpPolicy",
         Monitor(gym.make(args.env)),
         buffer_size=args.steps,
@@ -59,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    train(SAC, parse_args(__doc__.splitlines()[0], "runs/sb3_sac"))

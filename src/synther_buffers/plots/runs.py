@@ -24,7 +24,9 @@ def refreshes(source: Source, *, width: float = PAGE) -> Figure:
     """Loss and fidelity over the refreshes of a run, against the number of real transitions.
 
     Filled markers are refreshes that continued from the last model, open ones those that started from scratch. The thin
-    lines without markers are the similarity of real rows to real rows, the best value to be expected.
+    lines without markers are the similarity of real rows to real rows, the best value to be expected. The loss has the
+    whole scale from 0 to that of an untrained model, 1: it may rise while the data become more varied, and that is no
+    failure. The titles say where both ended.
 
     Args:
         source: the refresh log (a JSON line per refresh), or its reports: `SyntheticReplay.reports`, or its lines.
@@ -66,12 +68,29 @@ def refreshes(source: Source, *, width: float = PAGE) -> Figure:
         "correlation": draw(similarity, "fidelity.correlation", 3, "D", "--"),
         "of real rows ": draw(similarity, "fidelity_real.correlation", 3, "", "--", 0.7),
     }
-    label(loss, "real transitions" if side_by_side else "", "loss (1: untrained)")
-    label(similarity, "real transitions", "similarity (1: equal)")
+    loss.axhline(1.0, color="0.6", linewidth=0.8, zorder=0)
+    loss.set_ylim(0.0, max(1.08, 1.05 * loss.dataLim.ymax))
+    label(loss, "real transitions" if side_by_side else "", "loss (1: untrained)", _loss_in_words(lines[-1]))
+    label(similarity, "real transitions", "similarity (1: equal)", _similarity_in_words(lines[-1]))
     for axes in (loss, similarity):
         axes.locator_params(axis="x", nbins=5)
     legend(figure, below, 3 if side_by_side else 2)
     return figure
+
+
+def _loss_in_words(last: Mapping[str, Any]) -> str:
+    held_out, learned = (_lookup(last, f"fit.{name}") for name in ("held_out_loss", "loss"))
+    if held_out is None or not math.isfinite(held_out):
+        return "no rows were held out"
+    versus = "" if learned is None or not math.isfinite(learned) else f" ({learned:.2f} on learned ones)"
+    return f"loss on new rows ends at {held_out:.2f}{versus}"
+
+
+def _similarity_in_words(last: Mapping[str, Any]) -> str:
+    found, best = (_lookup(last, f"{name}.marginal") for name in ("fidelity", "fidelity_real"))
+    if found is None or best is None or not math.isfinite(found):
+        return "too few rows were held out to compare with"
+    return f"columns end {found:.0%} alike (real rows: {best:.0%})"
 
 
 def _read(source: Source) -> list[Mapping[str, Any]]:
