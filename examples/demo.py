@@ -86,8 +86,8 @@ def of_the_recorded(curves: dict[str, np.ndarray]) -> str:
     parts = []
     for name, runs in curves.items():
         last = runs[:, -1, 1]
-        parts.append(f"{name}: {last.min():.0f} to {last.max():.0f} ({len(last)} runs, median {np.median(last):.0f})")
-    return "Recorded runs ended " + "; ".join(parts) + "."
+        parts.append(f"{np.median(last):.0f} {name} ({last.min():.0f} to {last.max():.0f}, {len(last)} runs)")
+    return f"Recorded runs ended at a median of {' and '.join(parts)}."
 
 
 def verdict(finals: dict[str, np.ndarray]) -> str:

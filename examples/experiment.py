@@ -164,21 +164,23 @@ def draw(
     returns = figure.add_subplot(grid[:, :2])
     for name, curves in recorded.items():
         for number, curve in enumerate(curves):
-            label = f"{len(curves)} recorded runs {name}" if number == 0 else None
+            label = f"recorded runs {name}: {len(curves)}" if number == 0 else None
             returns.plot(*curve.T, STYLES[name], color=COLOURS[name], alpha=0.35, linewidth=0.8, label=label)
+    ends = []
     for name, folder in runs.items():
         evaluations = np.load(folder / "evaluations.npz")
         steps, results = evaluations["timesteps"], evaluations["results"]
         returns.plot(steps, results.mean(1), STYLES[name], color=COLOURS[name], label=f"this run {name}", linewidth=2.5)
+        ends.append(f"{results[-1].mean():.0f} {name}")
         # The single episodes, because a shaded range would look like an interval of several runs.
         returns.plot(np.repeat(steps, results.shape[1]), results.ravel(), ".", color=COLOURS[name], alpha=0.4)
     for number, refresh in enumerate(refreshes):
         label = "refresh" if number == 0 else None
         returns.axvline(refresh["num_observed"], color="0.6", linewidth=0.8, linestyle=":", label=label)
     returns.set_ylabel(f"return of {results.shape[1]} evaluation episodes, and their mean")
-    returns.set_title(f"SAC on {args.env}, UTD {args.utd}, seed {args.seed}", fontsize=11)
+    returns.set_title("this seed ends at " + ", ".join(ends), fontsize=11)
     returns.legend(frameon=False, loc="best")
-    returns.set_xlabel("environment steps" + (f"\n\n{caption}" if caption else ""))
+    returns.set_xlabel("environment steps")
 
     columns = [("observation", 0), ("observation", 5), ("reward", None), ("action", 0)]
     for axis, (field, index) in zip(axes[:, 2:].ravel(), columns, strict=True):
@@ -199,7 +201,9 @@ def draw(
         axis.set_title(field if index is None else f"{field}[{index}]", fontsize=10)
         axis.set_yticks([])
     axes[0, 2].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"Real and synthetic replay: {len(refreshes)} refreshes", fontsize=12)
+    figure.suptitle(f"SAC on {args.env}, UTD {args.utd}, seed {args.seed}, {len(refreshes)} refreshes", fontsize=12)
+    if caption:
+        figure.supxlabel(caption, x=0.01, ha="left", fontsize=9)
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return path

@@ -51,7 +51,7 @@ def packed_synthetic(synthetic: SyntheticReplay, num_forgotten: int) -> bytes:
         return pack({**content, "state": state})
     except TypeError as error:
         logger.warning("The upsampler is not saved with the storage: %s The synthetic rows are.", error)
-        return pack({**content, "state": {**state, "upsampler": None}})
+        return pack({**content, "state": {**state, "upsampler": None, "pending": None}})
 
 
 def restore_synthetic(packed: bytes, synthetic: SyntheticReplay) -> int:

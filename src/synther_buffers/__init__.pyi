@@ -4,6 +4,7 @@ from .evaluation.fidelity import Fidelity, measure_fidelity
 from .replay.cost import CostEstimate, estimate_cost
 from .replay.holdout import RowOrder
 from .replay.options import SyntheticOptions
+from .replay.refresh_process import RefreshProcess
 from .replay.reports import RefreshReport
 from .replay.synthetic_replay import SyntheticReplay
 from .transitions import Transitions, TransitionSpec
@@ -22,6 +23,7 @@ __all__ = [
     "FitReport",
     "HeunSolver",
     "NetworkConfig",
+    "RefreshProcess",
     "RefreshReport",
     "RowBudget",
     "RowOrder",

@@ -146,6 +146,14 @@ class TestJudging:
     def test_point_masses_by_chance_stay(self) -> None:
         assert self.judged_penalties(0.5, by_chance=True) == []
 
+    def test_a_point_mass_that_no_row_has_any_more_stays_absent(self) -> None:
+        rows = squared_actions(1_000)
+        with_penalty = replace(rows, reward=torch.where(rows.observation[:, 0] > 1.0, -1e6, rows.action[:, 0]))
+        codec = Codec.fit(BOX, with_penalty)
+        matrix = codec.encode(replace(rows, reward=rows.action[:, 0]))
+        found = OutcomeRegression.fit(codec, matrix, matrix, 100, torch.Generator().manual_seed(0))
+        assert found.replaced_names == []
+
     def test_the_report_names_them(self) -> None:
         upsampler = DiffusionUpsampler(BOX, REGRESSED, "cpu", seed=1)
         assert "reward" in upsampler.fit(squared_actions(1_000)).predicted

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ParamSpec, TypedDict, TypeVar
+from typing import Any, Literal, ParamSpec, TypedDict, TypeVar
 
 import torch
 
@@ -23,6 +24,9 @@ from ..validation import fraction, suggestion, whole_number
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+RefreshPlace = Literal["here", "process"] | Executor
+RefreshLag = int | Literal["as-ready"] | None
 
 
 class SyntheticKeywords(TypedDict, total=False):
@@ -37,6 +41,8 @@ class SyntheticKeywords(TypedDict, total=False):
     seed: int | None
     progress_bar: bool
     refresh_log: str | Path | None
+    refresh_on: RefreshPlace
+    refresh_lag: RefreshLag
 
 
 @public
@@ -60,6 +66,12 @@ class SyntheticOptions:
         progress_bar: show that a refresh starts, how far it is, and what came out: a bar on terminals and in notebooks,
             a line every 30 s elsewhere, and a line at the start and the end where nobody configured logging.
         refresh_log: file to append a JSON line to at each refresh, or None.
+        refresh_on: where refreshes run. ``"here"``: in the agent's process, which waits. ``"process"``: in a process of
+            its own beside the agent, a `RefreshProcess`. Or any `concurrent.futures.Executor`.
+        refresh_lag: real transitions from the start of a refresh elsewhere to its first batch, at most `retrain_every`;
+            the agent waits if the refresh is late, so the same seed gives the same run however fast the other process
+            is. None for half of `retrain_every`. ``"as-ready"`` serves it as soon as it is there, which no seed
+            reproduces.
 
     Raises:
         ValueError: a value out of range, an unknown preset or an unusable device.
@@ -75,6 +87,8 @@ class SyntheticOptions:
     seed: int | None = None
     progress_bar: bool = True
     refresh_log: str | Path | None = None
+    refresh_on: RefreshPlace = "here"
+    refresh_lag: RefreshLag = None
 
     def __post_init__(self) -> None:
         """Check every value and fill in the defaults that depend on others.
@@ -97,17 +111,50 @@ class SyntheticOptions:
             # Reading torch's seed does not advance its stream.
             "seed": torch.initial_seed() if self.seed is None else whole_number("seed", self.seed, 0),
             "refresh_log": None if self.refresh_log is None else Path(self.refresh_log),
+            "refresh_lag": self._lag(every),
         }
         if self.num_synthetic is not None:
             resolved["num_synthetic"] = whole_number("num_synthetic", self.num_synthetic, 1)
         for name, value in resolved.items():
             object.__setattr__(self, name, value)
 
+    def _lag(self, retrain_every: int) -> RefreshLag:
+        """`refresh_lag`, checked with `refresh_on` and resolved."""
+        where, lag = self.refresh_on, self.refresh_lag
+        if not isinstance(where, str | Executor):
+            raise TypeError(
+                f"refresh_on is {where!r}; wanted 'here', 'process' or an object of concurrent.futures.Executor."
+            )
+        if isinstance(where, str) and where not in ("here", "process"):
+            raise ValueError(
+                f"refresh_on is {where!r}; wanted 'here', 'process' or an executor.{suggestion(where, _PLACES)}"
+            )
+        if where == "here":
+            if lag is not None:
+                raise ValueError(
+                    f"refresh_lag is {lag!r} while refresh_on is 'here', where a refresh serves at once; set "
+                    "refresh_on='process' or leave refresh_lag out."
+                )
+            return None
+        if lag is None:
+            return retrain_every // 2
+        if isinstance(lag, str):
+            if lag != "as-ready":
+                raise ValueError(f"refresh_lag is {lag!r}; wanted a number of transitions, 'as-ready' or None.")
+            return "as-ready"
+        if whole_number("refresh_lag", lag, 0) > retrain_every:
+            raise ValueError(
+                f"refresh_lag is {lag}, more than retrain_every={retrain_every}: the next refresh would start before "
+                "this one serves. Lower refresh_lag or raise retrain_every."
+            )
+        return whole_number("refresh_lag", lag, 0)
+
     def factory(self) -> UpsamplerFactory:
         """The factory of the upsampler, with its configuration resolved for the device."""
         return resolve_factory(self.upsampler, resolve_device(self.upsampler_device))
 
 
+_PLACES = ("here", "process")
 #: Names of the options, in order.
 OPTIONS = tuple(field.name for field in fields(SyntheticOptions))
 

@@ -104,6 +104,15 @@ def log_start(job: RefreshJob, last: RefreshReport | None) -> None:
     )  # fmt: skip
 
 
+def log_hand_over(job: RefreshJob, serve_from: int | None, *, shown: bool) -> None:
+    """Say that a refresh was started elsewhere, and when it serves."""
+    when = "as soon as it is done" if serve_from is None else f"from {serve_from:,} on"
+    log_line(
+        logger, "Synthetic refresh at %s real transitions: %s rows are learned beside the agent, to serve %s.",
+        f"{job.num_observed:,}", f"{len(job.train):,}", when, shown=shown,
+    )  # fmt: skip
+
+
 def run_refresh(job: RefreshJob) -> RefreshResult:
     """Learn the rows and draw a synthetic set.
 

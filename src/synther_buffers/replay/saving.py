@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import pickle
+from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +18,7 @@ from ..upsampling.protocol import Upsampler, UpsamplerFactory
 from .holdout import HoldOut
 from .migration import STATE_VERSION, migrate_pickle, migrate_state
 from .options import SyntheticOptions
+from .pending import PendingRefresh
 from .reports import RefreshReport
 from .schedule import RefreshSchedule
 from .synthetic_set import SyntheticSet
@@ -37,6 +40,7 @@ class SavedReplay:
     _schedule: RefreshSchedule
     _set: SyntheticSet
     _hold_out: HoldOut
+    _pending: PendingRefresh | None
     _num_batches: int
     _num_told: int
     _warned: set[str]
@@ -48,6 +52,9 @@ class SavedReplay:
         raise NotImplementedError
 
     def _start_afresh(self, device: torch.device) -> None:
+        raise NotImplementedError
+
+    def _drop_pending(self) -> None:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -64,6 +71,7 @@ class SavedReplay:
             "set": self._set.state_dict(),
             "upsampler": self._state,
             "config": self._factory.config.to_dict() if isinstance(self._factory, DiffusionFactory) else None,
+            "pending": None if self._pending is None else self._pending.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -113,6 +121,11 @@ class SavedReplay:
                 progress_bar=self.options.progress_bar,
                 state=state["upsampler"],
             )
+        pending = None
+        if state.get("pending") is not None and self.options.synthetic_fraction > 0:
+            pending = PendingRefresh.from_state(state["pending"], factory)
+        self._drop_pending()
+        self._pending = pending
         self.spec, self._factory, self._upsampler, self._state = spec, factory, upsampler, state["upsampler"]
         self._set, self._hold_out, self.reports = served, hold_out, reports
         self._num_told = len(reports)
@@ -122,7 +135,7 @@ class SavedReplay:
     def __getstate__(self) -> dict[str, Any]:
         """Options and `state_dict`, so that a pickle loads on a machine without this one's devices."""
         return {
-            "options": self.options,
+            "options": _without_executor(self.options),
             "spec": self.spec,
             "infers_spec": self._infers_spec,
             "num_synthetic": self.num_synthetic,
@@ -145,6 +158,20 @@ class SavedReplay:
         self._factory = options.factory()
         self._start_afresh(torch.device(device if _usable(device) else "cpu"))
         self.load_state_dict(pickled["state"])
+
+
+def _without_executor(options: SyntheticOptions) -> SyntheticOptions:
+    """The options, with refreshes here if the executor cannot be pickled."""
+    if isinstance(options.refresh_on, Executor):
+        try:
+            pickle.dumps(options.refresh_on)
+        except Exception:  # pools hold locks and threads
+            logger.warning(
+                "The executor of refresh_on (a %s) cannot be saved; what is loaded refreshes in its own process.",
+                type(options.refresh_on).__name__,
+            )
+            return replace(options, refresh_on="here", refresh_lag=None)
+    return options
 
 
 def _shape(config: UpsamplerConfig) -> tuple[Any, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any, Unpack
 
 import torch
@@ -11,28 +10,23 @@ from torch import Tensor
 
 from ..public_paths import public
 from ..transitions import Transitions, TransitionSpec
-from ..upsampling.factory import default_num_synthetic, make_upsampler, most_synthetic
+from ..upsampling.factory import make_upsampler, most_synthetic
 from ..upsampling.presets import resolve_device
 from ..upsampling.protocol import Upsampler
-from .holdout import HoldOut, RowOrder
+from .holdout import HoldOut
 from .last_batch import LastBatch
-from .learnable_rows import learnable_rows
 from .options import SyntheticKeywords, SyntheticOptions, lists_options, split_keywords
-from .refresh import RefreshJob, RefreshResult, log_start, run_refresh
-from .reports import RefreshReport, append_to_log, log_report
-from .saving import SavedReplay
+from .refreshing import RefreshingReplay
+from .reports import RefreshReport
 from .schedule import RefreshSchedule
 from .synthetic_set import SyntheticSet
 from .update_ratio import UpdateRatio
 
 logger = logging.getLogger(__name__)
 
-#: Fewer gradient steps for each real transition than this are worth a warning.
-FEW_UPDATES = 5.0
-
 
 @public
-class SyntheticReplay(SavedReplay):
+class SyntheticReplay(RefreshingReplay):
     """Decides when the upsampler is retrained, keeps the synthetic set, and says how a batch is mixed.
 
     A buffer counts its writes with `observe_total`, asks `refresh_due` when it is sampled, gives its real rows to
@@ -78,6 +72,7 @@ class SyntheticReplay(SavedReplay):
         self._start_afresh(resolve_device(device))
 
     def _start_afresh(self, device: torch.device) -> None:
+        self._pending = None
         self.reports: list[RefreshReport] = []
         self._num_told = 0
         self.last_batch = LastBatch()
@@ -117,11 +112,6 @@ class SyntheticReplay(SavedReplay):
 
     # -- schedule ----------------------------------------------------------------------------------------------------
 
-    @property
-    def num_observed(self) -> int:
-        """Real transitions written so far."""
-        return self._schedule.num_observed
-
     def observe_total(self, total: int) -> None:
         """Set how many real transitions have been written in all. This only counts; training happens in `refresh`.
 
@@ -159,11 +149,6 @@ class SyntheticReplay(SavedReplay):
             raise ValueError(self._too_small)
 
     @property
-    def refresh_due(self) -> bool:
-        """Whether enough real transitions came in; one refresh makes up for any number of missed ones."""
-        return self.synthetic_fraction > 0.0 and self._schedule.due
-
-    @property
     def num_refreshes(self) -> int:
         """Refreshes that succeeded."""
         return len(self.reports)
@@ -177,11 +162,6 @@ class SyntheticReplay(SavedReplay):
         return new
 
     # -- mixing ------------------------------------------------------------------------------------------------------
-
-    @property
-    def rows(self) -> Transitions | None:
-        """The synthetic set in service, None before the first refresh."""
-        return self._set.rows
 
     def split(self, batch_size: int) -> tuple[int, int]:
         """``(n_real, n_synthetic)`` of a batch: always the same for a size, an odd row goes to the real ones.
@@ -224,7 +204,7 @@ class SyntheticReplay(SavedReplay):
         """
         return self._set.served()[self.draw_indices(num_rows)]
 
-    # -- refresh -----------------------------------------------------------------------------------------------------
+    # -- model -------------------------------------------------------------------------------------------------------
 
     @property
     def upsampler(self) -> Upsampler | None:
@@ -235,117 +215,6 @@ class SyntheticReplay(SavedReplay):
         if self._upsampler is None and self.spec is not None:
             self._upsampler = self._make_upsampler(self.spec, self._state)
         return self._upsampler
-
-    def refresh(
-        self, real: Transitions | Callable[[], Transitions], order: RowOrder | Callable[[], RowOrder] | None = None
-    ) -> RefreshReport | None:
-        """Retrain the upsampler on the real rows and replace the synthetic set.
-
-        The old set serves until the new one is complete and checked. Whatever goes wrong is logged and leaves it in
-        service: an agent never stops learning because of a refresh. Peak memory beyond the stored rows: a copy of
-        the rows that are learned, and what the upsampler needs (docs/architecture.md); after training, the new set
-        beside the old one.
-
-        Args:
-            real: every real row of the buffer, raw (not normalised by the framework), in any order; or what reads
-                them, so that a failure to read them is one of the refresh.
-            order: when each row was written, or what tells it; None if the rows are in the order of writing and none
-                was overwritten.
-
-        Returns:
-            What was done, or None if the refresh was skipped or failed.
-        """
-        self._warn_of_few_updates()
-        try:
-            # Inference tensors of the caller's context could not be trained on.
-            with torch.inference_mode(False):
-                rows = real() if callable(real) else real
-                job = self.prepare_refresh(rows, order() if callable(order) else order)
-                report = None
-                if job is not None:
-                    log_start(job, self.reports[-1] if self.reports else None)
-                    report = self.commit(run_refresh(job))
-        except Exception as error:
-            # Anything at all: a diverged training, no memory, a full disk, a user's own upsampler. An interrupt is no
-            # failure: it passes, and the refresh stays due.
-            self._schedule.attempted()
-            logger.error(
-                "Synthetic refresh at %d real transitions failed; %s. Learning goes on, next attempt at %d. (%r)",
-                self.num_observed,
-                "the last synthetic set stays in service" if self.rows is not None else "batches stay all real",
-                self._schedule.next_refresh,
-                error,
-                exc_info="failure" not in self._warned,  # the whole traceback once
-            )
-            self._warned.add("failure")
-            return None
-        self._schedule.attempted()
-        return report
-
-    def prepare_refresh(self, real: Transitions, order: RowOrder | None = None) -> RefreshJob | None:
-        """All that a refresh depends on, as plain data.
-
-        Args:
-            real: every real row of the buffer.
-            order: when each row was written; None if the rows are in the order of writing and none was overwritten.
-
-        Returns:
-            The job, or None if there are too few rows, or too many that are not finite; the log says which.
-        """
-        if order is None:
-            order = RowOrder.appended(len(real))
-        spec = self._current_spec(real)
-        spec.check(real)
-        learnable = learnable_rows(real, order, self._hold_out.mask(order), len(spec.discounts), self._warn_once)
-        if learnable is None:
-            return None
-        return RefreshJob(
-            spec=spec,
-            factory=self._factory,
-            device=str(self.options.upsampler_device),
-            seed=self.seed,
-            progress_bar=self.options.progress_bar,
-            state=self._state if spec == self.spec else None,
-            train=learnable.train,
-            held_out=learnable.held_out,
-            num_synthetic=self._set_size(len(learnable.train)),
-            num_threads=torch.get_num_threads(),
-            refresh=self.num_refreshes + 1,
-            num_observed=self.num_observed,
-            num_dropped=learnable.num_dropped,
-        )
-
-    def commit(self, result: RefreshResult) -> RefreshReport:
-        """Put a refresh's result into service: the only place where the served set changes."""
-        rows = result.rows.to(self.device)
-        self.spec, self._state, self._upsampler = result.spec, result.state, None
-        self._set.rows = rows
-        self.reports.append(result.report)
-        log_report(result.report, shown=self.options.progress_bar)
-        if self.options.refresh_log is not None:
-            try:
-                append_to_log(self.options.refresh_log, result.report, {"seed": self.seed, "config": result.config})
-            except Exception as error:  # also of what a user's own upsampler says of its configuration
-                self._warn_once(
-                    "log", f"The refresh log {self.options.refresh_log} cannot be written ({error}); learning goes on."
-                )
-        return result.report
-
-    def _set_size(self, num_rows: int) -> int:
-        """Rows of the synthetic set that is made of so many real ones."""
-        if self.options.num_synthetic is not None:
-            return self.options.num_synthetic
-        # Never more than at construction, when adapters made room: a loaded model may be of another configuration.
-        return min(default_num_synthetic(self._factory, num_rows), self.num_synthetic)
-
-    def _current_spec(self, real: Transitions) -> TransitionSpec:
-        """The fields of these rows: those that were given, or what the rows show."""
-        if self.spec is not None and not self._infers_spec:
-            return self.spec
-        spec = TransitionSpec.infer(real, self.spec)
-        if self.spec is not None and spec != self.spec:
-            logger.info("The real rows show new categories; the upsampler starts afresh.")
-        return spec
 
     def _make_upsampler(self, spec: TransitionSpec, state: dict[str, Any] | None = None) -> Upsampler:
         return make_upsampler(
@@ -368,21 +237,6 @@ class SyntheticReplay(SavedReplay):
                 self.start_after, self.num_observed, 100 * self.synthetic_fraction,
             )  # fmt: skip
 
-    def _warn_of_few_updates(self) -> None:
-        """Say once that the algorithm takes too few gradient steps for synthetic rows to matter."""
-        ratio = self._update_ratio.measure(self.num_observed, self.retrain_every // 2)
-        if ratio is not None and ratio < FEW_UPDATES:
-            self._warn_once(
-                "updates",
-                f"The algorithm takes about {ratio:.1f} gradient steps for each real transition. Synthetic rows have "
-                f"little to gain there; they are made for many (the paper: 20). {self._update_advice}",
-            )
-
-    def _warn_once(self, key: str, message: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            logger.warning(message)
-
     # -- life cycle --------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
@@ -390,6 +244,7 @@ class SyntheticReplay(SavedReplay):
         if self._infers_spec:
             self.spec = None
         self._factory = self.options.factory()  # a loaded model may have been of another configuration
+        self._drop_pending()
         self._start_afresh(self.device)
 
     def to(self, device: str | torch.device) -> SyntheticReplay:

@@ -186,7 +186,8 @@ def _wrong_indicators(ensemble: Ensemble, prediction: Tensor, value: Tensor) -> 
             for rows, column in zip(wanted, value.unbind(1), strict=True)
         ]
     )
-    return (ensemble.recall >= _LEAST_RECALL) & (recall < _LARGEST_LOSS * ensemble.recall)
+    # Where no row has the point mass any more, the largest value of the constant column is that of all rows.
+    return (ensemble.share < 1.0) & (ensemble.recall >= _LEAST_RECALL) & (recall < _LARGEST_LOSS * ensemble.recall)
 
 
 def _cut(logits: Tensor, count: int) -> float:

@@ -1,0 +1,99 @@
+"""A refresh that was started and does not serve yet."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..transitions import Transitions, TransitionSpec
+from ..upsampling.protocol import UpsamplerFactory
+from .refresh import RefreshJob, RefreshResult, run_refresh
+
+#: Fields of a `RefreshJob` that are plain data.
+_PLAIN = ("device", "seed", "state", "num_synthetic", "num_threads", "refresh", "num_observed", "num_dropped")
+
+
+def run_for_another_process(job: RefreshJob) -> RefreshResult:
+    """`run_refresh`, with the rows on the CPU, so that they can be read anywhere."""
+    result = run_refresh(job)
+    return replace(result, rows=result.rows.to("cpu"))
+
+
+@dataclass
+class PendingRefresh:
+    """A job, and when its result serves.
+
+    Attributes:
+        job: what is done, with its rows on the CPU.
+        serve_from: real transitions from which on the result serves, None for as soon as it is there.
+        future: the result to come, None while the job is not submitted: after loading.
+    """
+
+    job: RefreshJob
+    serve_from: int | None
+    future: Future[RefreshResult] | None = None
+
+    @classmethod
+    def of(cls, job: RefreshJob, lag: int | None) -> PendingRefresh:
+        """A job that serves `lag` transitions later, None for as soon as it is done."""
+        # A progress bar of another process would write between the agent's lines.
+        job = replace(job, train=job.train.to("cpu"), held_out=job.held_out.to("cpu"), progress_bar=False)
+        return cls(job, None if lag is None else job.num_observed + lag)
+
+    def submit(self, executor: Executor) -> None:
+        """Have the job done, if nobody does it yet. What `submit` raises is raised by `result`."""
+        if self.future is None:
+            try:
+                self.future = executor.submit(run_for_another_process, self.job)
+            except Exception as error:  # a queue that is full, a pool that is broken, a job that cannot be pickled
+                self.future = Future()
+                self.future.set_exception(error)
+
+    def due(self, num_observed: int) -> bool:
+        """Whether the result has to serve now; if it is not there yet, the agent has to wait."""
+        if self.serve_from is None:
+            return self.future is None or self.future.done()
+        return num_observed >= self.serve_from
+
+    def result(self) -> RefreshResult:
+        """Wait for it; done here if it was never submitted.
+
+        Raises:
+            Exception: whatever the job or its executor raised.
+        """
+        if self.future is None:
+            return run_for_another_process(self.job)
+        error = self.future.exception()
+        if error is None or isinstance(error, Exception):
+            return self.future.result()
+        # An interrupt there is none here, where it would stop the agent.
+        raise RuntimeError(f"the refresh was interrupted: {error!r}") from error
+
+    def cancel(self) -> None:
+        """Nobody wants the result any more."""
+        if self.future is not None:
+            self.future.cancel()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The job without its factory, in plain data and CPU tensors: done again, it has the same result."""
+        return {
+            "serve_from": self.serve_from,
+            "spec": self.job.spec.to_dict(),
+            "train": self.job.train.flat(),
+            "held_out": self.job.held_out.flat(),
+            **{name: getattr(self.job, name) for name in _PLAIN},
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], factory: UpsamplerFactory) -> PendingRefresh:
+        """What `state_dict` returned, with the factory of the upsampler."""
+        job = RefreshJob(
+            spec=TransitionSpec.from_dict(state["spec"]),
+            factory=factory,
+            progress_bar=False,
+            train=Transitions.from_flat(state["train"]),
+            held_out=Transitions.from_flat(state["held_out"]),
+            **{name: state[name] for name in _PLAIN},
+        )
+        return cls(job, state["serve_from"])

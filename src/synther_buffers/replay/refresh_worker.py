@@ -1,0 +1,108 @@
+"""The process of `RefreshProcess`: calls what comes in and sends back what comes out, until its parent is gone.
+
+Messages are pickles behind their length in eight bytes, on what were standard input and standard output. They come from
+the process that started this one, and from nobody else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import queue
+import signal
+import struct
+import threading
+import time
+import traceback
+from typing import Any, BinaryIO
+
+_LENGTH = struct.Struct(">Q")
+#: Seconds between two looks at whether the parent still lives.
+_LOOK_EVERY = 1.0
+
+
+def send(stream: BinaryIO, message: bytes) -> None:
+    """Write a message.
+
+    Raises:
+        OSError: the other side is gone.
+    """
+    stream.write(_LENGTH.pack(len(message)))
+    stream.write(message)
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> bytes | None:
+    """The next message; None if the other side is gone."""
+    header = stream.read(_LENGTH.size)
+    if len(header) < _LENGTH.size:
+        return None
+    (length,) = _LENGTH.unpack(header)
+    message = stream.read(length)
+    return message if len(message) == length else None
+
+
+class _Warnings(logging.Handler):
+    """Keeps what the package warns of, for the parent to log."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: list[tuple[str, int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append((record.name, record.levelno, record.getMessage()))
+
+
+def answer(message: bytes) -> bytes:
+    """Call the function in a message; its result or its exception, and what was logged, as a message."""
+    kept = _Warnings()
+    logger = logging.getLogger("synther_buffers")
+    logger.addHandler(kept)
+    logger.propagate = False
+    try:
+        function, args, kwargs = pickle.loads(message)
+        outcome: dict[str, Any] = {"result": function(*args, **kwargs)}
+        answered = pickle.dumps({**outcome, "logged": kept.records})
+    except BaseException as error:  # whatever happens in a job must not end the process
+        outcome = {"error": error, "traceback": traceback.format_exc(), "logged": kept.records}
+        try:
+            answered = pickle.dumps(outcome)
+            pickle.loads(answered)  # some exceptions pickle and cannot be read
+        except Exception:
+            outcome["error"] = RuntimeError(f"{type(error).__name__}: {error}")
+            answered = pickle.dumps(outcome)
+    finally:
+        logger.removeHandler(kept)
+    return answered
+
+
+def main() -> None:
+    """Answer messages until the parent closes its end or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent; this process ends with it
+    parent = os.getppid()
+    inlet, outlet = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    # What a job prints goes to standard error and not between the messages.
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        while (message := receive(inlet)) is not None:
+            messages.put(message)
+        os._exit(0)  # also in the middle of a job, whose result nobody wants any more
+
+    def watch() -> None:
+        # A parent that was killed does not close its end if another child of it has a copy.
+        while os.getppid() == parent:
+            time.sleep(_LOOK_EVERY)
+        os._exit(0)
+
+    for work in (read, watch):
+        threading.Thread(target=work, daemon=True).start()
+    while True:
+        reply = answer(messages.get())
+        with contextlib.suppress(OSError):  # the parent is gone, and `read` ends this process
+            send(outlet, reply)

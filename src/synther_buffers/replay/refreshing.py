@@ -1,0 +1,250 @@
+"""Refreshing a `SyntheticReplay`: what is learned, where, and when its result serves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import cached_property
+
+import torch
+
+from ..transitions import Transitions, TransitionSpec
+from ..upsampling.factory import default_num_synthetic
+from .holdout import RowOrder
+from .learnable_rows import learnable_rows
+from .pending import PendingRefresh
+from .refresh import RefreshJob, RefreshResult, log_hand_over, log_start, run_refresh
+from .refresh_process import RefreshProcess
+from .reports import RefreshReport, append_to_log, log_report
+from .saving import SavedReplay
+from .update_ratio import UpdateRatio
+
+logger = logging.getLogger(__name__)
+
+#: Fewer gradient steps for each real transition than this are worth a warning.
+FEW_UPDATES = 5.0
+
+
+class RefreshingReplay(SavedReplay):
+    """The part of `SyntheticReplay` that refreshes it. The attributes are explained there."""
+
+    _update_ratio: UpdateRatio
+
+    @property
+    def rows(self) -> Transitions | None:
+        """The synthetic set in service, None before the first refresh."""
+        return self._set.rows
+
+    @property
+    def num_observed(self) -> int:
+        """Real transitions written so far."""
+        return self._schedule.num_observed
+
+    @property
+    def refresh_due(self) -> bool:
+        """Whether `refresh` has something to do: to start a refresh, or to put one into service that runs elsewhere.
+
+        A refresh is started when enough real transitions came in; one makes up for any number of missed ones.
+        """
+        if self.options.synthetic_fraction == 0.0:
+            return False
+        if self._pending is None:
+            return self._schedule.due
+        if self._executor is not None:
+            self._pending.submit(self._executor)  # it may have been loaded
+        return self._pending.due(self.num_observed)
+
+    def refresh(
+        self, real: Transitions | Callable[[], Transitions], order: RowOrder | Callable[[], RowOrder] | None = None
+    ) -> RefreshReport | None:
+        """Retrain the upsampler on the real rows and replace the synthetic set.
+
+        The old set serves until the new one is complete and checked. Whatever goes wrong is logged and leaves it in
+        service: an agent never stops learning because of a refresh. Peak memory beyond the stored rows: a copy of
+        the rows that are learned, and what the upsampler needs (docs/architecture.md); after training, the new set
+        beside the old one.
+
+        With `refresh_on` elsewhere, this puts the refresh that was started last into service, waiting for it if it is
+        late, and starts another one if one is due.
+
+        Args:
+            real: every real row of the buffer, raw (not normalised by the framework), in any order; or what reads
+                them, so that a failure to read them is one of the refresh.
+            order: when each row was written, or what tells it; None if the rows are in the order of writing and none
+                was overwritten.
+
+        Returns:
+            What was done, or None if the refresh was skipped or failed, or was only started.
+        """
+        report = None
+        if self._pending is not None:
+            report = self._attempt(self._hand_over, self._pending.job.num_observed)
+            if not self._schedule.due:
+                return report
+        self._warn_of_few_updates()
+        started = self._attempt(lambda: self._start(real, order))
+        if self._pending is not None and self.options.refresh_lag == 0:
+            started = self._attempt(self._hand_over, self._pending.job.num_observed)
+        return report if started is None else started
+
+    def _attempt(self, work: Callable[[], RefreshReport | None], started_at: int | None = None) -> RefreshReport | None:
+        """What the work returns; None if it failed, which is logged.
+
+        An interrupt is no failure: it passes, and the refresh stays due.
+
+        Args:
+            work: one part of a refresh.
+            started_at: real transitions at the start of this refresh, None if it starts now.
+        """
+        try:
+            # Inference tensors of the caller's context could not be trained on.
+            with torch.inference_mode(False):
+                report = work()
+        except Exception as error:
+            # Anything at all: a diverged training, no memory, a full disk, a user's own upsampler, a dead process.
+            if started_at is None:
+                self._schedule.attempted()
+            logger.error(
+                "Synthetic refresh at %d real transitions failed; %s. Learning goes on, next attempt at %d. (%r)",
+                self.num_observed if started_at is None else started_at,
+                "the last synthetic set stays in service" if self.rows is not None else "batches stay all real",
+                self._schedule.next_refresh,
+                error,
+                exc_info="failure" not in self._warned,  # the whole traceback once
+            )
+            self._warned.add("failure")
+            return None
+        if started_at is None:
+            self._schedule.attempted()
+        return report
+
+    def _start(
+        self, real: Transitions | Callable[[], Transitions], order: RowOrder | Callable[[], RowOrder] | None
+    ) -> RefreshReport | None:
+        """Refresh here, or have it done elsewhere."""
+        rows = real() if callable(real) else real
+        job = self.prepare_refresh(rows, order() if callable(order) else order)
+        if job is None:
+            return None
+        if self._executor is None:
+            log_start(job, self.reports[-1] if self.reports else None)
+            return self.commit(run_refresh(job))
+        lag = self.options.refresh_lag
+        self._pending = PendingRefresh.of(job, lag if isinstance(lag, int) else None)
+        log_hand_over(job, self._pending.serve_from, shown=self.options.progress_bar)
+        self._pending.submit(self._executor)
+        return None
+
+    def _hand_over(self) -> RefreshReport | None:
+        """Put the pending refresh into service, waiting for it if it is late."""
+        pending = self._pending
+        if pending is None:
+            return None
+        try:
+            result = pending.result()
+        except Exception:
+            self._pending = None
+            raise
+        self._pending = None
+        return self.commit(result)
+
+    def _drop_pending(self) -> None:
+        """Forget a refresh that was started."""
+        if self._pending is not None:
+            self._pending.cancel()
+            self._pending = None
+
+    @cached_property
+    def _executor(self) -> Executor | None:
+        """Where refreshes run, None for here; a process of its own is made at the first one."""
+        where = self.options.refresh_on
+        if isinstance(where, Executor):
+            return where
+        return RefreshProcess() if where == "process" else None
+
+    def prepare_refresh(self, real: Transitions, order: RowOrder | None = None) -> RefreshJob | None:
+        """All that a refresh depends on, as plain data.
+
+        Args:
+            real: every real row of the buffer.
+            order: when each row was written; None if the rows are in the order of writing and none was overwritten.
+
+        Returns:
+            The job, or None if there are too few rows, or too many that are not finite; the log says which.
+        """
+        if order is None:
+            order = RowOrder.appended(len(real))
+        spec = self._current_spec(real)
+        spec.check(real)
+        learnable = learnable_rows(real, order, self._hold_out.mask(order), len(spec.discounts), self._warn_once)
+        if learnable is None:
+            return None
+        return RefreshJob(
+            spec=spec,
+            factory=self._factory,
+            device=str(self.options.upsampler_device),
+            seed=self.options.seed or 0,
+            progress_bar=self.options.progress_bar,
+            state=self._state if spec == self.spec else None,
+            train=learnable.train,
+            held_out=learnable.held_out,
+            num_synthetic=self._set_size(len(learnable.train)),
+            num_threads=self._num_threads(),
+            refresh=len(self.reports) + 1,
+            num_observed=self.num_observed,
+            num_dropped=learnable.num_dropped,
+        )
+
+    def _num_threads(self) -> int:
+        chosen = self._executor.num_threads if isinstance(self._executor, RefreshProcess) else None
+        return torch.get_num_threads() if chosen is None else chosen
+
+    def commit(self, result: RefreshResult) -> RefreshReport:
+        """Put a refresh's result into service: the only place where the served set changes."""
+        rows = result.rows.to(self._set.device)
+        self.spec, self._state, self._upsampler = result.spec, result.state, None
+        self._set.rows = rows
+        self.reports.append(result.report)
+        log_report(result.report, shown=self.options.progress_bar)
+        if self.options.refresh_log is not None:
+            try:
+                append_to_log(
+                    self.options.refresh_log, result.report, {"seed": self.options.seed or 0, "config": result.config}
+                )
+            except Exception as error:  # also of what a user's own upsampler says of its configuration
+                self._warn_once(
+                    "log", f"The refresh log {self.options.refresh_log} cannot be written ({error}); learning goes on."
+                )
+        return result.report
+
+    def _set_size(self, num_rows: int) -> int:
+        """Rows of the synthetic set that is made of so many real ones."""
+        if self.options.num_synthetic is not None:
+            return self.options.num_synthetic
+        # Never more than at construction, when adapters made room: a loaded model may be of another configuration.
+        return min(default_num_synthetic(self._factory, num_rows), self.num_synthetic)
+
+    def _current_spec(self, real: Transitions) -> TransitionSpec:
+        """The fields of these rows: those that were given, or what the rows show."""
+        if self.spec is not None and not self._infers_spec:
+            return self.spec
+        spec = TransitionSpec.infer(real, self.spec)
+        if self.spec is not None and spec != self.spec:
+            logger.info("The real rows show new categories; the upsampler starts afresh.")
+        return spec
+
+    def _warn_of_few_updates(self) -> None:
+        """Say once that the algorithm takes too few gradient steps for synthetic rows to matter."""
+        ratio = self._update_ratio.measure(self.num_observed, self.options.retrain_every // 2)
+        if ratio is not None and ratio < FEW_UPDATES:
+            self._warn_once(
+                "updates",
+                f"The algorithm takes about {ratio:.1f} gradient steps for each real transition. Synthetic rows have "
+                f"little to gain there; they are made for many (the paper: 20). {self._update_advice}",
+            )
+
+    def _warn_once(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            logger.warning(message)
