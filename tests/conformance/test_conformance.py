@@ -317,6 +317,51 @@ def test_4_actions_have_the_range_of_the_stored_ones(adapter, space, draw, reach
 # -- invariant 5: a refresh that fails ---------------------------------------------------------------------------------
 
 
+def elsewhere(adapter, size=600, **kwargs):
+    """A buffer whose refreshes run in another process and serve 60 rows later."""
+    return make(adapter, size, upsampler=TINY, refresh_on="process", refresh_lag=60, **kwargs)
+
+
+def test_12_a_refresh_in_another_process_gives_the_same_rows_from_a_known_row_on(adapter):
+    n_envs = adapter.num_envs
+    here, there = make(adapter, upsampler=TINY, n_envs=n_envs), elsewhere(adapter, n_envs=n_envs)
+    fill(adapter, [here, there], 0, 120 // n_envs, n_envs)
+    adapter.sample(here, 32)
+    plain = adapter.make_plain(600, OBSERVATION, ACTION, n_envs=n_envs)
+    fill(adapter, [plain], 0, 120 // n_envs, n_envs)
+    for start in range(120 // n_envs, 180 // n_envs, 10):
+        adapter.seed(3)
+        mixed = adapter.sample(there, 32)
+        adapter.seed(3)
+        assert_same(mixed, adapter.sample(plain, 32))  # until then every batch is the framework's own
+        fill(adapter, [there, plain], start, start + 10, n_envs)
+    adapter.sample(there, 32)
+    assert equal(adapter.synthetic(there).rows, adapter.synthetic(here).rows)
+    assert_same(adapter.stored(there), adapter.stored(plain))
+
+
+def test_12_a_run_with_refreshes_in_another_process_is_the_same_twice(adapter):
+    settings = {"upsampler": TINY, "retrain_every": 100, "num_synthetic": 300, "seed": 0, "refresh_on": "process"}
+    first, again = (adapter.train("Pendulum-v1", 260, **settings) for _ in range(2))
+    assert adapter.synthetic(first.buffer).num_refreshes == 2
+    np.testing.assert_array_equal(first.parameters, again.parameters)
+
+
+def test_12_saved_while_a_refresh_runs_it_goes_on_as_if_nothing_had_happened(adapter, tmp_path):
+    whole, saved = elsewhere(adapter), elsewhere(adapter)
+    for buffer in (whole, saved):
+        fill(adapter, [buffer], 0, 130)
+        adapter.sample(buffer, 32)
+    again = adapter.restart(saved, tmp_path)
+    batches = []
+    for buffer in (whole, again):
+        fill(adapter, [buffer], 130, 190)
+        adapter.seed(4)
+        batches.append(adapter.sample(buffer, 32))
+    assert_same(*batches)
+    assert equal(adapter.synthetic(whole).rows, adapter.synthetic(again).rows)
+
+
 def test_5_a_failed_refresh_leaves_the_last_set_in_service(adapter, log):
     buffer = make(adapter, upsampler=fails_at(2, Marked, FloatingPointError))
     fill(adapter, [buffer], 0, 120)

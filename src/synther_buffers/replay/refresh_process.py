@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
@@ -131,9 +132,9 @@ class RefreshProcess(Executor):
             if timer is not None:
                 timer.cancel()
         if reply is None:
-            process.kill()
-            code = process.wait()
-            self._process = None
+            if self._kill is not None:
+                self._kill()
+            code, self._process = process.returncode, None
             if late.is_set():
                 raise TimeoutError(f"the refresh took longer than timeout={self.timeout:g} seconds")
             raise RuntimeError(f"the refresh process died with exit code {code}")
@@ -164,7 +165,10 @@ class RefreshProcess(Executor):
 
 
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:
-    """Kill the process, unless this is a forked copy of the one that started it."""
+    """Kill the process and close the pipes, unless this is a forked copy of the one that started it."""
     if os.getpid() == owner:
         process.kill()
         process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):  # what was not sent to a dead process
+                cast(BinaryIO, pipe).close()
