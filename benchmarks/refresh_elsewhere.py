@@ -3,8 +3,8 @@
     python benchmarks/refresh_elsewhere.py [--steps 3000] [--repeats 3] [--agent sbx] [--toy] [--out FILE]
 
 Each run is a process of its own, whose agent computes with one thread, on the cores it was given; the three ways
-alternate. The seconds are those from the 100th step with gradient steps on, without imports and compiling. Also measured:
-the bytes that travel for a refresh.
+alternate. The seconds begin 100 steps after the first gradient step, without imports and compiling. The bytes that travel
+for a refresh are measured too.
 """
 
 from __future__ import annotations

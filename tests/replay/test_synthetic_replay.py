@@ -522,9 +522,7 @@ def test_the_first_batch_says_when_mixing_starts(caplog):
         replay.split(32)
         replay.split(32)
     messages = [record.message for record in caplog.records]
-    assert messages == [
-        "Batches are all real up to 5000 real transitions (now 0); from then on 50 % of each is synthetic."
-    ]
+    assert messages == ["Batches are all real up to 5,000 real transitions (now 0); then 50 % of each is synthetic."]
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from ..console import log_line
 from ..public_paths import public
 from ..transitions import Transitions, TransitionSpec
 from ..upsampling.factory import make_upsampler, most_synthetic
@@ -228,13 +229,20 @@ class SyntheticReplay(RefreshingReplay):
 
     # -- telling the user --------------------------------------------------------------------------------------------
 
+    @property
+    def _first_served(self) -> int:
+        """Real transitions from which on the first refresh serves, if it is not late."""
+        lag = self.options.refresh_lag
+        return self.start_after + (lag if isinstance(lag, int) else 0)
+
     def _announce(self) -> None:
         if self.synthetic_fraction == 0.0:
             logger.info("Batches are all real: synthetic_fraction is 0.")
         elif self.rows is None:
-            logger.info(
-                "Batches are all real up to %d real transitions (now %d); from then on %.0f %% of each is synthetic.",
-                self.start_after, self.num_observed, 100 * self.synthetic_fraction,
+            log_line(
+                logger, "Batches are all real up to %s real transitions (now %s); then %.0f %% of each is synthetic.",
+                f"{self._first_served:,}", f"{self.num_observed:,}", 100 * self.synthetic_fraction,
+                shown=self.options.progress_bar,
             )  # fmt: skip
 
     # -- life cycle --------------------------------------------------------------------------------------------------
