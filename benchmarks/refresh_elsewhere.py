@@ -1,10 +1,10 @@
 """Does an agent wait less if refreshes run beside it? SAC at UTD 10 with refreshes here, in a process, and with none.
 
-    python benchmarks/refresh_elsewhere.py [--steps 3000] [--repeats 3] [--agent sbx] [--toy] [--out FILE]
+    python benchmarks/refresh_elsewhere.py [--steps 4000] [--refresh-lag 1000] [--agent sbx] [--toy] [--out FILE]
 
 Each run is a process of its own, whose agent computes with one thread, on the cores it was given; the three ways
-alternate. The seconds begin 100 steps after the first gradient step, without imports and compiling. The bytes that travel
-for a refresh are measured too.
+alternate. The seconds begin with the first gradient step; sbx compiles then, for about ten seconds. The bytes that
+travel for a refresh are measured too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WAYS = {
 }
 
 
-def run(agent: str, way: str, env: str, steps: int, utd: int, every: int, toy: bool) -> dict[str, Any]:
+def run(agent: str, way: str, env: str, steps: int, utd: int, every: int, lag: int | None, toy: bool) -> dict[str, Any]:
     """Train one agent; seconds, final parameters as a number, and what travelled."""
     import numpy as np
     import torch
@@ -57,15 +57,15 @@ def run(agent: str, way: str, env: str, steps: int, utd: int, every: int, toy: b
 
     pending.PendingRefresh.submit = submitted
     refreshing.RefreshingReplay.commit = committed
+    begin = 200 if toy else 1_000
     started: list[float] = []
 
     class Clock(BaseCallback):
         def _on_step(self) -> bool:
-            if self.num_timesteps == 1_000 // (5 if toy else 1) + 100:
+            if self.num_timesteps == begin:
                 started.append(time.perf_counter())
             return True
 
-    begin = 200 if toy else 1_000
     settings: dict[str, Any] = {"upsampler": _TOY} if toy else {}
     model = SAC(
         "MlpPolicy",
@@ -76,7 +76,8 @@ def run(agent: str, way: str, env: str, steps: int, utd: int, every: int, toy: b
         seed=0,
         replay_buffer_class=SynthERBuffer,
         replay_buffer_kwargs={
-            "retrain_every": every, "start_after": begin, "progress_bar": False, **settings, **WAYS[way]
+            "retrain_every": every, "start_after": begin, "progress_bar": False, **settings, **WAYS[way],
+            **({"refresh_lag": lag} if way == "process" else {}),
         },
     )  # fmt: skip
     model.learn(steps, callback=Clock())
@@ -97,9 +98,10 @@ def run(agent: str, way: str, env: str, steps: int, utd: int, every: int, toy: b
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--env", default="HalfCheetah-v5")
-    parser.add_argument("--steps", type=int, default=3_000)
+    parser.add_argument("--steps", type=int, default=4_000)
     parser.add_argument("--utd", type=int, default=10)
-    parser.add_argument("--retrain-every", type=int, default=500)
+    parser.add_argument("--retrain-every", type=int, default=1_000)
+    parser.add_argument("--refresh-lag", type=int, help="of the process (default: half of --retrain-every)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--agent", choices=["sbx", "sb3"], default="sbx")
     parser.add_argument("--toy", action="store_true", help="a short run of each, to see that it works")
@@ -109,7 +111,7 @@ def main() -> None:
     if args.toy:
         args.steps, args.repeats, args.retrain_every, args.env = 500, 1, 100, "Pendulum-v1"
     if args.way:
-        line = run(args.agent, args.way, args.env, args.steps, args.utd, args.retrain_every, args.toy)
+        line = run(args.agent, args.way, args.env, args.steps, args.utd, args.retrain_every, args.refresh_lag, args.toy)
         print(json.dumps(line))
         return
     from measuring import machine, write
@@ -120,10 +122,11 @@ def main() -> None:
         "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
     }  # fmt: skip
     lines = []
-    flags = ["--env", args.env, "--steps", args.steps, "--retrain-every", args.retrain_every, "--agent", args.agent]
+    names = ("env", "steps", "retrain_every", "refresh_lag", "agent", "utd")
+    flags = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names if getattr(args, name) is not None]
     for _ in range(args.repeats):
         for way in WAYS:
-            command = [sys.executable, __file__, "--way", way, *map(str, [*flags, "--utd", args.utd])]
+            command = [sys.executable, __file__, "--way", way, *flags]
             done = subprocess.run(
                 [*command, *(["--toy"] if args.toy else [])], env=environment, stdout=subprocess.PIPE, check=True
             )

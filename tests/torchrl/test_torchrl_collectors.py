@@ -6,7 +6,7 @@ import torch
 from synther_buffers.torchrl import SynthERMemmapStorage, SynthERStorage, is_synthetic
 from tensordict.nn import TensorDictModule
 from torch import nn
-from torchrl.collectors import Collector, MultiSyncCollector
+from torchrl.collectors import Collector, MultiAsyncCollector, MultiSyncCollector
 from torchrl.envs import GymEnv, RewardSum, SerialEnv, StepCounter, TransformedEnv
 from torchrl.modules import MLP, NormalParamExtractor, ProbabilisticActor, QValueActor, TanhNormal, ValueOperator
 from torchrl.objectives import CQLLoss, DDPGLoss, DQNLoss, IQLLoss, SACLoss, SoftUpdate, TD3Loss
@@ -188,6 +188,26 @@ def test_collectors_that_write_from_worker_processes():
     learned = synthetic.upsampler.rows.observation
     stored = buffer[:]["observation"]
     assert np.isin(learned[:, 0].numpy(), stored[:, 0].numpy()).all()
+
+
+@pytest.mark.parametrize("refresh_on", ["here", "process"])
+@pytest.mark.parametrize("cls", [MultiSyncCollector, MultiAsyncCollector])
+def test_batches_of_collectors_in_worker_processes(cls, refresh_on):
+    """They come one after the other or whenever a worker has one; they are written and learned here."""
+    buffer = make_buffer(refresh_on=refresh_on)
+    collector = cls([cartpole, cartpole], None, frames_per_batch=40, total_frames=320)
+    shares = []
+    try:
+        for data in collector:
+            buffer.extend(data.reshape(-1))
+            shares.append(num_marked(buffer.sample(32)))
+    finally:
+        collector.shutdown()
+    synthetic = buffer.storage.synthetic
+    assert synthetic.num_observed == len(buffer) >= 320
+    assert shares[:2] == [0, 0]
+    assert shares[-1] == 16
+    assert synthetic.num_refreshes >= 1
 
 
 def test_a_storage_learns_its_device_from_the_data():
