@@ -317,6 +317,30 @@ def test_4_actions_have_the_range_of_the_stored_ones(adapter, space, draw, reach
 # -- invariant 5: a refresh that fails ---------------------------------------------------------------------------------
 
 
+class Turned(Marked):
+    """Goes back where real rows go on."""
+
+    def sample(self, num_samples):
+        rows = super().sample(num_samples)
+        rows.next_observation = 2 * rows.observation - rows.next_observation
+        return rows
+
+
+def test_13_the_quality_gate_shuts_a_bad_model_out_within_one_refresh(adapter):
+    buffer, plain = make(adapter, upsampler=Turned, quality_gate=True), adapter.make_plain(600, OBSERVATION, ACTION)
+    fill(adapter, [buffer, plain], 0, 130)
+    for each in (buffer, plain):
+        adapter.seed(2)
+        adapter.sample(each, 32)
+    assert adapter.synthetic(buffer).num_refreshes == 1
+    assert adapter.synthetic(buffer).share_served == 0.0
+    batches = []
+    for each in (buffer, plain):
+        adapter.seed(3)
+        batches.append(adapter.sample(each, 32))
+    assert_same(*batches)  # the framework's own batch, bit for bit
+
+
 def elsewhere(adapter, size=600, **kwargs):
     """A buffer whose refreshes run in another process and serve 60 rows later."""
     return make(adapter, size, upsampler=TINY, refresh_on="process", refresh_lag=60, **kwargs)

@@ -87,6 +87,16 @@ def test_as_ready_waits_for_nothing(go_on):
     assert buffer._pending is not None, "the one that was missed has started"
 
 
+def test_a_long_wait_is_said(go_on, caplog, monkeypatch):
+    monkeypatch.setattr("synther_buffers.replay.refreshing._WORTH_A_LINE", 0.2)
+    caplog.set_level("INFO")
+    buffer = replay(Slow)
+    observe(buffer, 200)
+    threading.Timer(0.5, go_on.touch).start()
+    observe(buffer, 300)
+    assert "s for this refresh: refresh_lag is 100, and may be up to 200" in caplog.text
+
+
 def test_at_fraction_0_nothing_starts():
     buffer = replay(synthetic_fraction=0.0)
     assert observe(buffer, 1_000) is None

@@ -28,6 +28,8 @@ NAMES = {
     "train_steps",
     "copy_share",
     "closest_record_ratio",
+    "outcome_gap",
+    "quality_share",
 }
 #: What needs held-out rows, 20 of them, to be measured.
 JUDGED = {name for name in NAMES if "similarity" in name} | {"copy_share", "closest_record_ratio"}

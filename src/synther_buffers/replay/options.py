@@ -43,6 +43,7 @@ class SyntheticKeywords(TypedDict, total=False):
     refresh_log: str | Path | None
     refresh_on: RefreshPlace
     refresh_lag: RefreshLag
+    quality_gate: bool
 
 
 @public
@@ -72,6 +73,8 @@ class SyntheticOptions:
             the agent waits if the refresh is late, so the same seed gives the same run however fast the other process
             is. None for half of `retrain_every`. ``"as-ready"`` serves it as soon as it is there, which no seed
             reproduces.
+        quality_gate: let the share of synthetic rows follow the figures of the last refresh, from `synthetic_fraction`
+            down to none for a model that learned nothing, copies, or generates rows whose outcomes are not theirs.
 
     Raises:
         ValueError: a value out of range, an unknown preset or an unusable device.
@@ -89,6 +92,7 @@ class SyntheticOptions:
     refresh_log: str | Path | None = None
     refresh_on: RefreshPlace = "here"
     refresh_lag: RefreshLag = None
+    quality_gate: bool = False
 
     def __post_init__(self) -> None:
         """Check every value and fill in the defaults that depend on others.
@@ -101,6 +105,8 @@ class SyntheticOptions:
             raise TypeError(f"refresh_log is {self.refresh_log!r}; wanted the path of a file, or None.")
         if not isinstance(self.progress_bar, bool):
             raise TypeError(f"progress_bar is {self.progress_bar!r}; wanted True or False.")
+        if not isinstance(self.quality_gate, bool):
+            raise TypeError(f"quality_gate is {self.quality_gate!r}; wanted True or False.")
         self.factory()
         resolved = {
             "retrain_every": every,

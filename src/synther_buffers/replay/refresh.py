@@ -15,6 +15,7 @@ import torch
 from ..console import is_seen, log_line
 from ..evaluation.copies import ClosestRecord, closest_record
 from ..evaluation.fidelity import MAX_ROWS, Fidelity, measure_fidelity
+from ..evaluation.outcome_gap import outcome_gap
 from ..transitions import Transitions, TransitionSpec
 from ..upsampling.cost import expected_seconds
 from ..upsampling.factory import make_upsampler
@@ -136,6 +137,7 @@ def run_refresh(job: RefreshJob) -> RefreshResult:
         sampled = time.perf_counter()
         fidelity, fidelity_real = _fidelity(job, rows)
         closest = _closest(job, rows)
+        gap = _outcome_gap(job, rows)
         state, config = checked_state(upsampler), checked_config(upsampler)
     report = RefreshReport(
         refresh=job.refresh,
@@ -151,6 +153,7 @@ def run_refresh(job: RefreshJob) -> RefreshResult:
         fidelity=fidelity,
         fidelity_real=fidelity_real,
         closest=closest,
+        outcome_gap=gap,
     )
     return RefreshResult(job.spec, rows, state, config, report)
 
@@ -176,6 +179,13 @@ def _closest(job: RefreshJob, synthetic: Transitions) -> ClosestRecord | None:
     if len(job.held_out) < _MIN_HELD_OUT:
         return None
     return closest_record(job.held_out, synthetic, job.train, job.spec, seed=job.seed, max_rows=_CLOSEST_ROWS)
+
+
+def _outcome_gap(job: RefreshJob, synthetic: Transitions) -> float:
+    """Whether their outcomes belong to them."""
+    if len(job.held_out) < _MIN_HELD_OUT:
+        return math.nan
+    return outcome_gap(job.held_out, synthetic, job.train, job.spec, seed=job.seed % 2**63)
 
 
 @contextmanager

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import cached_property
 
 import torch
 
+from ..console import log_line
 from ..transitions import Transitions, TransitionSpec
 from ..upsampling.factory import default_num_synthetic
 from .holdout import RowOrder
 from .learnable_rows import learnable_rows
 from .pending import PendingRefresh
+from .quality_gate import judge
 from .refresh import RefreshJob, RefreshResult, log_hand_over, log_start, run_refresh
 from .refresh_process import RefreshProcess
 from .reports import RefreshReport, append_to_log, log_report
@@ -24,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: Fewer gradient steps for each real transition than this are worth a warning.
 FEW_UPDATES = 5.0
+#: Seconds of waiting for a refresh elsewhere that are worth a line.
+_WORTH_A_LINE = 2.0
 
 
 class RefreshingReplay(SavedReplay):
@@ -141,12 +146,19 @@ class RefreshingReplay(SavedReplay):
         pending = self._pending
         if pending is None:
             return None
+        start = time.perf_counter()
         try:
             result = pending.result()
         except Exception:
             self._pending = None
             raise
         self._pending = None
+        waited, lag = time.perf_counter() - start, self.options.refresh_lag
+        if waited > _WORTH_A_LINE and isinstance(lag, int) and lag < self.options.retrain_every:
+            log_line(
+                logger, "The agent waited %.0f s for this refresh: refresh_lag is %d, and may be up to %d.",
+                waited, lag, self.options.retrain_every, shown=self.options.progress_bar,
+            )  # fmt: skip
         return self.commit(result)
 
     def _drop_pending(self) -> None:
@@ -205,8 +217,16 @@ class RefreshingReplay(SavedReplay):
         rows = result.rows.to(self._set.device)
         self.spec, self._state, self._upsampler = result.spec, result.state, None
         self._set.rows = rows
+        before = judge(self.reports[-1]).share if self.reports else 1.0
         self.reports.append(result.report)
+        self._share = None
         log_report(result.report, shown=self.options.progress_bar)
+        if self.options.quality_gate and (verdict := judge(result.report)).share != before:
+            log_line(
+                logger, "The synthetic rows now have %.0f %% of each batch%s.",
+                100 * self.options.synthetic_fraction * verdict.share, verdict.reason and f" ({verdict.reason})",
+                shown=self.options.progress_bar,
+            )  # fmt: skip
         if self.options.refresh_log is not None:
             try:
                 append_to_log(

@@ -20,6 +20,7 @@ from ..evaluation.fidelity import Fidelity
 from ..public_paths import public
 from ..upsampling.protocol import FitReport
 from ..version import __version__
+from .quality_gate import judge
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class RefreshReport:
         fidelity_real: as many real training rows against held-out real rows, the best to be expected.
         closest: distance of synthetic rows to the closest training row, against that of held-out rows: whether the
             model copies. None where too few rows are held out.
+        outcome_gap: how much less a regression explains of the synthetic outcomes than of real ones, from 0 to 1
+            (`synther_buffers.evaluation.outcome_gap`); NaN where it cannot tell.
     """
 
     refresh: int
@@ -61,6 +64,7 @@ class RefreshReport:
     fidelity: Fidelity
     fidelity_real: Fidelity
     closest: ClosestRecord | None = None
+    outcome_gap: float = math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -100,6 +104,8 @@ class RefreshReport:
             "correlation_similarity_of_real": self.fidelity_real.correlation,
             "copy_share": math.nan if self.closest is None else self.closest.share_closer,
             "closest_record_ratio": math.nan if self.closest is None else self.closest.ratio,
+            "outcome_gap": self.outcome_gap,
+            "quality_share": judge(self).share,
         }
         return {f"{prefix}{name}": float(value) for name, value in figures.items() if math.isfinite(value)}
 

@@ -41,6 +41,7 @@ class SavedReplay:
     _set: SyntheticSet
     _hold_out: HoldOut
     _pending: PendingRefresh | None
+    _share: float | None
     _num_batches: int
     _num_told: int
     _warned: set[str]
@@ -128,7 +129,7 @@ class SavedReplay:
         self._pending = pending
         self.spec, self._factory, self._upsampler, self._state = spec, factory, upsampler, state["upsampler"]
         self._set, self._hold_out, self.reports = served, hold_out, reports
-        self._num_told = len(reports)
+        self._num_told, self._share = len(reports), None
         self._schedule.num_observed, self._schedule.next_refresh = state["num_observed"], state["next_refresh"]
         self._num_batches, self._warned = state["num_batches"], set(state["warned"])
 

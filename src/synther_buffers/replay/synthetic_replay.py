@@ -17,6 +17,7 @@ from ..upsampling.protocol import Upsampler
 from .holdout import HoldOut
 from .last_batch import LastBatch
 from .options import SyntheticKeywords, SyntheticOptions, lists_options, split_keywords
+from .quality_gate import judge
 from .refreshing import RefreshingReplay
 from .reports import RefreshReport
 from .schedule import RefreshSchedule
@@ -74,6 +75,7 @@ class SyntheticReplay(RefreshingReplay):
 
     def _start_afresh(self, device: torch.device) -> None:
         self._pending = None
+        self._share = None
         self.reports: list[RefreshReport] = []
         self._num_told = 0
         self.last_batch = LastBatch()
@@ -174,9 +176,18 @@ class SyntheticReplay(RefreshingReplay):
             self._announce()
         self._update_ratio.count(batch_size, self.num_observed)
         # The small constant keeps 0.3 * 10 from being rounded down to 2.
-        num_synthetic = 0 if self._set.rows is None else int(batch_size * self.synthetic_fraction + 1e-9)
+        num_synthetic = 0 if self._set.rows is None else int(batch_size * self.share_served + 1e-9)
         self.last_batch.interleaved(batch_size - num_synthetic, num_synthetic)
         return batch_size - num_synthetic, num_synthetic
+
+    @property
+    def share_served(self) -> float:
+        """Share of each batch that is synthetic now: `synthetic_fraction`, or less by the quality gate."""
+        if not self.options.quality_gate or not self.reports:
+            return self.synthetic_fraction
+        if self._share is None:
+            self._share = self.synthetic_fraction * judge(self.reports[-1]).share
+        return self._share
 
     @property
     def last_mask(self) -> Tensor | None:
