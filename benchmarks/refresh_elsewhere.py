@@ -140,7 +140,9 @@ def main() -> None:
         "here_to_none": seconds["here"] / seconds["none"],
         "process_to_none": seconds["process"] / seconds["none"],
         "process_to_here": seconds["process"] / seconds["here"],
-        "same_twice": len({str(line["action"]) for line in lines if line["way"] == "process"}) == 1,
+        "same_twice": None
+        if args.repeats < 2
+        else len({str(line["action"]) for line in lines if line["way"] == "process"}) == 1,
         "runs": lines,
     }
     print({name: found[name] for name in ("median_seconds", "here_to_none", "process_to_none", "same_twice")})
