@@ -58,7 +58,7 @@ def test_a_kill_at_any_moment(fault_case, caplog):
     else:  # it was faster than the kill
         assert failures == []
         served += 1
-    wait_until(lambda: not alive(victim))
+    wait_until(lambda: buffer._executor.pid != victim and not alive(victim))
     assert observe(buffer, start + 100) is None
     assert observe(buffer, start + 150).refresh == served + 1
     assert len(buffer.rows) == 300
