@@ -292,7 +292,7 @@ def test_an_executor_that_cannot_be_saved_is_replaced_and_that_is_said(caplog):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"refresh_on": "proces"}, ValueError, "refresh_on is 'proces'.*'process'"),
+        ({"refresh_on": "Process"}, ValueError, "refresh_on is 'Process'.*'process'"),
         ({"refresh_on": 3}, TypeError, "refresh_on is 3; wanted 'here', 'process' or"),
         ({"refresh_on": "here", "refresh_lag": 10}, ValueError, "refresh_lag is 10 while refresh_on is 'here'"),
         ({"refresh_lag": 201}, ValueError, "refresh_lag is 201, more than retrain_every=200"),
