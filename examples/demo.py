@@ -2,8 +2,8 @@
 
     python examples/demo.py [--steps 5000] [--logdir runs/demo]
 
-Two processes with one thread each run `examples/sbx_sac.py` on HalfCheetah-v5; seven to ten minutes on two cores. One
-run is no evidence, so the picture also shows the recorded runs of the same task and settings with other seeds
+Two processes with one thread each run `examples/sbx_sac.py` on HalfCheetah-v5; seven to eleven minutes on two cores.
+One run is no evidence, so the picture also shows the recorded runs of the same task and settings with other seeds
 (`benchmarks/results/learning_reporting.jsonl`), as thin lines.
 """
 
@@ -72,7 +72,8 @@ def recorded(args: argparse.Namespace) -> dict[str, np.ndarray]:
         for line in lines:
             task, settings = line["settings"]["task"], line["settings"]["arm"]
             same = (task["env"], task["steps"], settings["utd"]) == (args.env, args.steps, args.utd)
-            if line["arm"] == arm and line["agent"] == "sbx" and same and settings["policy_delay"] == 1:
+            refreshed = name == "without" or settings["retrain_every"] == args.retrain_every
+            if line["arm"] == arm and line["agent"] == "sbx" and same and refreshed and settings["policy_delay"] == 1:
                 curves.append(line["evaluations"])
         if curves:
             found[name] = np.array(curves)
@@ -110,7 +111,7 @@ def main() -> None:
     args = parser.parse_args()
     print(
         f"SAC on {args.env} for {args.steps:,} steps at UTD {args.utd}, with and without synthetic transitions, "
-        "in two processes.\nSeven to ten minutes for 5,000 steps on two cores; each run says how far it is.",
+        "in two processes.\nSeven to eleven minutes for 5,000 steps on two cores; each run says how far it is.",
         flush=True,
     )
     if args.steps < 400:

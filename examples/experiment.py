@@ -42,7 +42,7 @@ def parse_args(description: str, logdir: str) -> argparse.Namespace:
     args = parser.parse_args()
     args.logdir.mkdir(parents=True, exist_ok=True)
     args.learning_starts = min(1_000, args.steps // 3)
-    # The first refresh comes with the first update, whatever the interval is.
+    # No refresh comes before the first update.
     args.start_after = max(args.retrain_every, args.learning_starts)
     return args
 

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from synther_buffers.sb3 import SynthERBuffer, SynthERCallback
 
 
-def agent(env):
+def agent(env, **options):
     return SAC(
         "MlpPolicy",
         env,
@@ -22,7 +22,7 @@ def agent(env):
         batch_size=32,
         policy_kwargs={"net_arch": [16]},
         replay_buffer_class=SynthERBuffer,
-        replay_buffer_kwargs={"upsampler": TINY, "retrain_every": 100, "progress_bar": False},
+        replay_buffer_kwargs={"upsampler": TINY, "retrain_every": 100, "progress_bar": False, **options},
         seed=1,
         device="cpu",
     )
@@ -61,25 +61,7 @@ def test_evaluate_save_and_resume(tmp_path, vec_env, n_envs):
 def test_environments_and_refreshes_in_other_processes():
     envs = make_vec_env("Pendulum-v1", 2, seed=1, vec_env_cls=SubprocVecEnv)
     try:
-        model = SAC(
-            "MlpPolicy",
-            envs,
-            buffer_size=1_000,
-            learning_starts=50,
-            batch_size=32,
-            policy_kwargs={"net_arch": [16]},
-            replay_buffer_class=SynthERBuffer,
-            replay_buffer_kwargs={
-                "upsampler": TINY,
-                "retrain_every": 100,
-                "progress_bar": False,
-                "refresh_on": "process",
-            },
-            seed=1,
-            device="cpu",
-        )
-        model.learn(300)
-        replay = model.replay_buffer.synthetic
+        replay = agent(envs, refresh_on="process").learn(300).replay_buffer.synthetic
         assert [report.num_observed for report in replay.reports] == [100, 200]
         assert len(replay.rows) > 0
     finally:

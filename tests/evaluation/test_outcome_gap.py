@@ -75,6 +75,27 @@ def test_categories_are_inputs_and_no_outcomes() -> None:
     assert outcome_gap(rows[:100], replace(rows, reward=rows.reward.roll(1))[100:300], rows[300:], spec) > 0.9
 
 
+def test_each_category_is_an_input_of_its_own() -> None:
+    """r is a random number for each of 18 actions."""
+    spec = TransitionSpec.from_spaces(spaces.Discrete(3), spaces.Discrete(18))
+    draws = torch.Generator().manual_seed(0)
+    table, action = torch.randn(18, generator=draws), torch.randint(18, (4_000,), generator=draws)
+    rows = Transitions(action % 3, action, table[action], action % 3, torch.zeros(4_000, dtype=torch.bool))
+    parts = rows[:100], rows[100:2_000], rows[2_000:]
+    assert outcome_gap(*parts, spec) < 0.05
+    assert outcome_gap(parts[0], replace(parts[1], reward=parts[1].reward.roll(1)), parts[2], spec) > 0.9
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_crashes_too_rare_to_be_held_out_are_no_gap(seed: int) -> None:
+    """A chance reward of -100 in 0.2 % of the rows; all three sets are of one distribution."""
+    rows = gaussian(7_100, seed)
+    crash = torch.rand(7_100, generator=torch.Generator().manual_seed(seed)) < 0.002
+    rows = replace(rows, reward=torch.where(crash, -100.0, rows.reward))
+    found = outcome_gap(rows[:100], rows[100:5_100], rows[5_100:], SPEC)
+    assert math.isnan(found) or found < 0.2
+
+
 def test_units_do_not_matter() -> None:
     def scaled(rows: Transitions) -> Transitions:
         return replace(rows, reward=rows.reward * 1e6, observation=rows.observation * 1e-4,

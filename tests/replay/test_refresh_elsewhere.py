@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import pickle
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -308,7 +310,8 @@ def test_bad_options(options, error, message):
 
 @pytest.mark.parametrize(
     ("settings", "error"),
-    [({"num_threads": 0}, ValueError), ({"num_threads": 1.5}, TypeError), ({"timeout": 0}, ValueError),
+    [({"timeout": float("inf")}, ValueError), ({"timeout": float("nan")}, ValueError),
+     ({"num_threads": 0}, ValueError), ({"num_threads": 1.5}, TypeError), ({"timeout": 0}, ValueError),
      ({"timeout": "1"}, TypeError), ({"timeout": True}, TypeError)],
 )  # fmt: skip
 def test_bad_settings_of_the_process(settings, error):
@@ -322,6 +325,71 @@ def test_a_call_that_was_cancelled_is_not_made():
         future: Future = process.submit(os.getpid)
         assert future.cancel()
     assert process.pid is None
+
+
+def forks_and_sleeps():
+    if os.fork() == 0:
+        time.sleep(60)
+        os._exit(0)
+    time.sleep(60)
+
+
+def test_a_time_limit_ends_what_a_job_has_started_too():
+    process = RefreshProcess(timeout=6.0)
+    process.submit(os.getpid).result()
+    start = time.monotonic()
+    with pytest.raises(TimeoutError):
+        process.submit(forks_and_sleeps).result()
+    assert time.monotonic() - start < 30
+
+
+def test_a_killed_process_whose_child_lives_keeps_nobody_waiting():
+    process = RefreshProcess()
+    pid = process.submit(os.getpid).result()
+    future = process.submit(forks_and_sleeps)
+    time.sleep(1.0)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="died with exit code -9"):
+        future.result(timeout=30)
+
+
+def test_ctrl_c_while_it_starts_is_not_for_it():
+    process = RefreshProcess()
+    future = process.submit(os.getpid)
+    wait_until(lambda: process.pid is not None)
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGINT)
+    assert future.result() == process.pid
+
+
+def test_what_is_printed_while_it_starts_disturbs_nothing(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("print('hello from a hook', flush=True)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    process = RefreshProcess()
+    assert [process.submit(abs, -number).result() for number in (1, 2)] == [1, 2]
+
+
+def test_a_logging_filter_that_raises_costs_nothing():
+    def refuses(record):
+        raise ValueError("planted")
+
+    logger = logging.getLogger("synther_buffers.toy")
+    logger.addFilter(refuses)
+    try:
+        buffer = replay(Warns, refresh_lag=0)
+        assert observe(buffer, 200) is not None
+    finally:
+        logger.removeFilter(refuses)
+
+
+def fails_deep_inside():
+    return {}["a key that is not there"]
+
+
+def test_an_error_has_the_traceback_of_the_other_process():
+    with pytest.raises(KeyError) as caught:
+        RefreshProcess().submit(fails_deep_inside).result()
+    assert "in fails_deep_inside" in str(caught.value.__cause__)
 
 
 # -- whole programs ----------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ NAMES = {
     "quality_share",
 }
 #: What needs held-out rows, 20 of them, to be measured.
-JUDGED = {name for name in NAMES if "similarity" in name} | {"copy_share", "closest_record_ratio"}
+JUDGED = {name for name in NAMES if "similarity" in name} | {"copy_share", "closest_record_ratio", "outcome_gap"}
 
 
 def test_a_loaded_file_of_a_plain_buffer_is_named_as_the_cause(tmp_path, log):

@@ -146,6 +146,25 @@ class TestJudging:
     def test_point_masses_by_chance_stay(self) -> None:
         assert self.judged_penalties(0.5, by_chance=True) == []
 
+    @pytest.mark.parametrize(("rate", "expected"), [(1.0, 1.0), (0.98, 1.0), (0.9, 1.0)])
+    def test_rows_that_are_alike_have_the_penalty_together(self, rate: float, expected: float) -> None:
+        """In one of twenty cells most rows have it; no cut of the log-odds divides the rows of a cell."""
+        spec = TransitionSpec.from_spaces(spaces.Discrete(10), spaces.Discrete(2))
+        draws = torch.Generator().manual_seed(0)
+        state, action = (torch.randint(count, (5_000,), generator=draws) for count in (10, 2))
+        cell = (state == 0) & (action == 0)
+        hit = cell & (torch.rand(5_000, generator=draws) < rate)
+        rows = Transitions(state, action, torch.where(hit, -1000.0, torch.rand(5_000, generator=draws)),
+                           (state + 1) % 10, torch.zeros(5_000, dtype=torch.bool))  # fmt: skip
+        codec = Codec.fit(spec, rows)
+        generated = codec.encode(replace(rows, reward=rows.reward.roll(1)))
+        found = OutcomeRegression.fit(codec, codec.encode(rows), generated, 300, torch.Generator().manual_seed(0))
+        assert found.replaced_names == ["reward = -1000"]
+        matrix, out = found.apply(generated), spec.empty(5_000)
+        codec.decode(matrix, out, codec.thresholds(matrix))
+        assert float((out.reward[cell] == -1000).double().mean()) == expected
+        assert not bool((out.reward[~cell] == -1000).any())
+
     def test_a_point_mass_that_no_row_has_any_more_stays_absent(self) -> None:
         rows = squared_actions(1_000)
         with_penalty = replace(rows, reward=torch.where(rows.observation[:, 0] > 1.0, -1e6, rows.action[:, 0]))
@@ -195,7 +214,9 @@ class TestSaving:
         ("damage", "found"),
         [
             ({"indicators": [{"column": 0, "cut": 0.0, "net": {}}]}, "columns \\[0\\]"),
-            ({"numbers": torch.tensor([999])}, "columns \\[999\\]"),
+            ({"numbers": torch.tensor([999]), "ensemble": {}}, "columns \\[999\\]"),
+            ({"numbers": torch.tensor([999])}, "none of this version"),
+            ({"ensembles": [], "replaced": torch.zeros(3, dtype=torch.bool)}, "none of this version"),
         ],
     )
     def test_a_state_of_other_columns_is_refused(self, damage: dict, found: str) -> None:

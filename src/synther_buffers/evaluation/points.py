@@ -56,7 +56,7 @@ class Units:
                 # Centred, because distances from matrix products lose precision far from 0.
                 value = (value - self.mean[field.name]) / self.std[field.name]
             elif field.kind == "categorical":
-                value = _one_hot(field, value) / math.sqrt(2.0)  # two categories differ in two columns
+                value = one_hot(field, value) / math.sqrt(2.0)  # two categories differ in two columns
             parts.append(value)
         return torch.cat(parts, dim=1)
 
@@ -107,7 +107,7 @@ def element_columns(tensor: Tensor) -> Tensor:
     return tensor.reshape(len(tensor), -1).double().cpu()
 
 
-def _one_hot(field: Field, value: Tensor) -> Tensor:
+def one_hot(field: Field, value: Tensor) -> Tensor:
     """A column for each category, ``[N, sum(num_categories)]``."""
     parts = []
     for element, (start, count) in enumerate(zip(field.start, field.num_categories, strict=True)):

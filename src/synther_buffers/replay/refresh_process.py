@@ -6,26 +6,42 @@ import contextlib
 import logging
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from typing import Any, BinaryIO, ParamSpec, TypeVar, cast
+from typing import Any, BinaryIO, cast
 
 import cloudpickle
 
 from ..public_paths import public
 from ..validation import whole_number
-from .refresh_worker import receive, send
+from .refresh_worker import receive, send, wait_for_hello
 
-P = ParamSpec("P")
-R = TypeVar("R")
+
+class RemoteTracebackError(Exception):
+    """The traceback of an error in the other process, as the cause of that error here."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
 
 logger = logging.getLogger(__name__)
 
-_COMMAND = "from synther_buffers.replay.refresh_worker import main; main()"
+#: Before anything is imported, which takes seconds and may print: Ctrl-C is for the agent, and standard output goes to
+#: standard error, so that nothing stands between the messages.
+_COMMAND = """
+import os, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+inlet, outlet, parent = os.dup(0), os.dup(1), os.getppid()
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+os.dup2(2, 1)
+from synther_buffers.replay.refresh_worker import main
+main(inlet, outlet, parent)
+"""
 
 
 @public
@@ -40,7 +56,8 @@ class RefreshProcess(Executor):
     Args:
         num_threads: that PyTorch computes with there; None for as many as here. Another number rounds differently, so
             the synthetic rows differ in their last bits from those of a refresh here.
-        timeout: seconds for one call, after which the process is killed and the call has failed; None for no limit.
+        timeout: seconds for one call, after which the process is killed and the call has failed; None for no limit. The
+            first call has to start the process, too, which takes some seconds.
 
     Raises:
         ValueError, TypeError: `num_threads` or `timeout` is not a positive number.
@@ -52,7 +69,7 @@ class RefreshProcess(Executor):
             whole_number("num_threads", num_threads, 1)
         if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float)):
             raise TypeError(f"timeout is {timeout!r}; wanted a number of seconds, or None.")
-        if timeout is not None and not timeout > 0:
+        if timeout is not None and not 0 < timeout <= threading.TIMEOUT_MAX:
             raise ValueError(f"timeout is {timeout}; wanted a positive number of seconds, or None for no limit.")
         if not sys.executable:
             raise RuntimeError(
@@ -66,13 +83,13 @@ class RefreshProcess(Executor):
         self._process: subprocess.Popen[bytes] | None = None
         self._kill: weakref.finalize[..., RefreshProcess] | None = None
 
-    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Call a function there.
 
         Raises:
             Exception: the function or its arguments cannot be pickled.
         """
-        future: Future[R] = Future()
+        future: Future[Any] = Future()
         message = cloudpickle.dumps((fn, args, kwargs))
         # A daemon: at the end of the program nobody waits for a refresh that nothing will use.
         threading.Thread(target=self._answer, args=(future, message), daemon=True).start()
@@ -98,12 +115,14 @@ class RefreshProcess(Executor):
                 future.set_exception(error)
                 return
         for name, level, text in outcome["logged"]:
-            logging.getLogger(name).log(level, "%s", text)
+            with contextlib.suppress(Exception):  # of a user's own handler or filter
+                logging.getLogger(name).log(level, "%s", text)
         if "result" in outcome:
             future.set_result(outcome["result"])
         else:
-            logger.debug("The traceback in the refresh process:\n%s", outcome["traceback"])
-            future.set_exception(outcome["error"])
+            failure = outcome["error"]
+            failure.__cause__ = RemoteTracebackError(outcome["traceback"])
+            future.set_exception(failure)
 
     def _exchange(self, message: bytes) -> dict[str, Any]:
         """Send a message and wait for the answer.
@@ -117,7 +136,7 @@ class RefreshProcess(Executor):
 
         def give_up() -> None:
             late.set()
-            process.kill()
+            _kill_with_children(process)
 
         timer = None if self.timeout is None else threading.Timer(self.timeout, give_up)
         if timer is not None:
@@ -128,12 +147,14 @@ class RefreshProcess(Executor):
             reply = receive(cast(BinaryIO, process.stdout))
         except OSError:
             reply = None
+        except Exception:  # no memory for the answer: what is left of it would be taken for the next one
+            self.shutdown()
+            raise
         finally:
             if timer is not None:
                 timer.cancel()
         if reply is None:
-            if self._kill is not None:
-                self._kill()
+            self.shutdown()
             code, self._process = process.returncode, None
             if late.is_set():
                 raise TimeoutError(f"the refresh took longer than timeout={self.timeout:g} seconds")
@@ -149,8 +170,11 @@ class RefreshProcess(Executor):
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"},
+                start_new_session=True,
             )
             self._kill = weakref.finalize(self, _end, self._process, os.getpid())
+            threading.Thread(target=_watch, args=(self._process,), daemon=True).start()
+            wait_for_hello(cast(BinaryIO, self._process.stdout))
         return self._process
 
     def __getstate__(self) -> dict[str, Any]:
@@ -164,10 +188,24 @@ class RefreshProcess(Executor):
         return f"RefreshProcess(num_threads={self.num_threads}, timeout={self.timeout})"
 
 
+def _watch(process: subprocess.Popen[bytes]) -> None:
+    """When the process dies, so do its children: they hold its end of the pipes, at which the agent would wait."""
+    process.wait()
+    _kill_with_children(process)
+
+
+def _kill_with_children(process: subprocess.Popen[bytes]) -> None:
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # it leads a group of its own
+    else:
+        process.kill()
+
+
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:
     """Kill the process and close the pipes, unless this is a forked copy of the one that started it."""
     if os.getpid() == owner:
-        process.kill()
+        _kill_with_children(process)
         process.wait()
         for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):  # what was not sent to a dead process

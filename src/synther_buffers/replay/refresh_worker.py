@@ -19,6 +19,8 @@ import traceback
 from typing import Any, BinaryIO
 
 _LENGTH = struct.Struct(">Q")
+#: Sent before the first message. What the interpreter or a package prints while it starts comes before it.
+HELLO = b"\0synther-buffers refresh worker\0"
 #: Seconds between two looks at whether the parent still lives.
 _LOOK_EVERY = 1.0
 
@@ -32,6 +34,17 @@ def send(stream: BinaryIO, message: bytes) -> None:
     stream.write(_LENGTH.pack(len(message)))
     stream.write(message)
     stream.flush()
+
+
+def wait_for_hello(stream: BinaryIO) -> bool:
+    """Skip what was printed before; False if the other side is gone."""
+    seen = b""
+    while not seen.endswith(HELLO):
+        byte = stream.read(1)
+        if not byte:
+            return False
+        seen = seen[-len(HELLO) :] + byte
+    return True
 
 
 def receive(stream: BinaryIO) -> bytes | None:
@@ -78,27 +91,36 @@ def answer(message: bytes) -> bytes:
     return answered
 
 
-def main() -> None:
-    """Answer messages until the parent closes its end or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent; this process ends with it
-    parent = os.getppid()
-    inlet, outlet = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    # What a job prints goes to standard error and not between the messages.
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.dup2(2, 1)
+def end() -> None:
+    """End this process, and what its jobs have started."""
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
+
+
+def main(inlet_fd: int, outlet_fd: int, parent: int) -> None:
+    """Answer messages until the parent closes its end or dies.
+
+    Args:
+        inlet_fd: file descriptor of what comes in.
+        outlet_fd: of what goes out.
+        parent: process id.
+    """
+    inlet, outlet = os.fdopen(inlet_fd, "rb"), os.fdopen(outlet_fd, "wb")
+    outlet.write(HELLO)
+    outlet.flush()
     messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def read() -> None:
         while (message := receive(inlet)) is not None:
             messages.put(message)
-        os._exit(0)  # also in the middle of a job, whose result nobody wants any more
+        end()  # also in the middle of a job, whose result nobody wants any more
 
     def watch() -> None:
         # A parent that was killed does not close its end if another child of it has a copy.
         while os.getppid() == parent:
             time.sleep(_LOOK_EVERY)
-        os._exit(0)
+        end()
 
     for work in (read, watch):
         threading.Thread(target=work, daemon=True).start()

@@ -168,7 +168,7 @@ def _without_executor(options: SyntheticOptions) -> SyntheticOptions:
             pickle.dumps(options.refresh_on)
         except Exception:  # pools hold locks and threads
             logger.warning(
-                "The executor of refresh_on (a %s) cannot be saved; what is loaded refreshes in its own process.",
+                "The executor of refresh_on (a %s) cannot be saved; what is loaded refreshes in the agent's process.",
                 type(options.refresh_on).__name__,
             )
             return replace(options, refresh_on="here", refresh_lag=None)

@@ -149,6 +149,8 @@ class OutcomeRegression:
             ValueError: the state is of another codec, or damaged.
         """
         given, numbers, indicators = _columns(codec)
+        if not set(state) <= {"numbers", "ensemble", "indicators"} or ("numbers" in state) != ("ensemble" in state):
+            raise ValueError(f"the regression's state has the entries {sorted(state)}, which are none of this version.")
         replaced = torch.as_tensor(state.get("numbers", []), dtype=torch.long)
         classified = [int(entry["column"]) for entry in state.get("indicators", [])]
         unknown = [*set(replaced.tolist()) - set(numbers.tolist()), *set(classified) - set(indicators.tolist())]
@@ -191,8 +193,20 @@ def _wrong_indicators(ensemble: Ensemble, prediction: Tensor, value: Tensor) -> 
 
 
 def _cut(logits: Tensor, count: int) -> float:
-    """Log-odds that so many of the rows ``[N]`` exceed, half-way to the next one."""
-    return float(logits.sort(descending=True).values[count - 1 : count + 1].mean())
+    """Log-odds that about so many of the rows ``[N]`` exceed, half-way between two of them.
+
+    Rows with the same observation and action have the same log-odds. They are all above the cut or all below it,
+    whichever is closer to the number.
+    """
+    ordered = logits.double().sort(descending=True).values
+    value = ordered[count - 1]
+    above, reaching = int((ordered > value).sum()), int((ordered >= value).sum())
+    last = reaching if reaching - count <= count - above else above
+    if last == 0:
+        return float(ordered[0]) + 1.0
+    if last == len(ordered):
+        return float(ordered[-1]) - 1.0
+    return float(ordered[last - 1 : last + 1].mean())
 
 
 def _columns(codec: Codec) -> tuple[Tensor, Tensor, Tensor]:
