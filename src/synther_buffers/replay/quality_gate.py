@@ -19,8 +19,8 @@ class _Bound:
     bad: float
 
 
-#: The good ends are beyond 98 % of the refreshes of the default in the learning benchmark (docs/metrics.md has the
-#: figures); the bad ends are what shuffled, collapsed and wrong rows exceed.
+#: The good ends are beyond 98 % of the refreshes of the default in the learning benchmark, but for `outcomes`, which
+#: was measured on three tasks; the bad ends are what shuffled, collapsed and wrong rows exceed.
 _BOUNDS = {
     "held_out_loss": _Bound("loss on held-out rows, where a model that learned nothing has 1", 0.85, 1.0),
     "copies": _Bound("share of the rows that are nearly copies, where 0.05 are to be expected", 0.4, 0.8),

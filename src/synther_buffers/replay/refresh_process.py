@@ -56,8 +56,8 @@ class RefreshProcess(Executor):
     Args:
         num_threads: that PyTorch computes with there; None for as many as here. Another number rounds differently, so
             the synthetic rows differ in their last bits from those of a refresh here.
-        timeout: seconds for one call, after which the process is killed and the call has failed; None for no limit. The
-            first call has to start the process, too, which takes some seconds.
+        timeout: seconds for one call, after which the process is killed and the call has failed; None for no limit.
+            Starting the process does not count.
 
     Raises:
         ValueError, TypeError: `num_threads` or `timeout` is not a positive number.
