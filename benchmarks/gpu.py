@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ LIMITS = {
     "tests": 120,
     "same_rows": 45,
     "refresh": 60,
+    "elsewhere": 150,
     "paper": 80,
     "profile": 40,
     "wide": 60,
@@ -300,6 +302,24 @@ def wide_step(toy: bool) -> dict[str, Any]:
     return {"phases": phases, "seconds": sum(phases.values()), "peak_gib": peak}
 
 
+def elsewhere_step(toy: bool) -> dict[str, Any]:
+    """What refreshes on the GPU cost an agent on a CPU: none, here, and in a process of their own."""
+    flags = ["--toy", "--agent=sb3", "--utd=1"] if toy else ["--steps=2500", "--retrain-every=500"]
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "MUJOCO_GL": "disable", "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+    }  # fmt: skip
+    script = [sys.executable, str(ROOT / "benchmarks" / "refresh_elsewhere.py")]
+    # At the same time, which is fair where there are cores for all of them, as beside a GPU.
+    runs = {
+        way: subprocess.Popen([*script, "--way", way, *flags], env=environment, stdout=subprocess.PIPE, text=True)
+        for way in ("none", "here", "process")
+    }
+    lines = {way: json.loads(run.communicate()[0].splitlines()[-1]) for way, run in runs.items()}
+    names = ("seconds", "refreshes", "refresh_seconds", "bytes_job", "bytes_result")
+    return {way: {name: line[name] for name in names} for way, line in lines.items()}
+
+
 def batches_step(toy: bool) -> dict[str, Any]:
     """`sample(256)` of buffers on the device, against the frameworks' own."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -360,6 +380,7 @@ STEPS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "machine": machine_step,
     "same_rows": same_rows_step,
     "refresh": refresh_step,
+    "elsewhere": elsewhere_step,
     "paper": paper_step,
     "profile": profile_step,
     "wide": wide_step,
@@ -404,11 +425,11 @@ def run_step(name: str, out: Path, limit: float, toy: bool) -> dict[str, Any]:
         command = [sys.executable, str(Path(__file__)), "--step", name, "--result", str(result_file)]
         command += ["--toy"] if toy else []
     with (out / f"{name}.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # a step may have started others
             process.wait()
             code = None
     tail = (out / f"{name}.log").read_text(errors="replace")[-1_500:]
@@ -547,6 +568,8 @@ def page(lines: list[dict[str, Any]]) -> str:
         for key, label in labels.items():
             text += f"| {label} | {' | '.join(f'{refresh[key][name]:.2f}' for name in names)} | "
             text += f"{refresh[f'{key}_seconds']:.1f} |\n"
+    if "elsewhere" in steps:
+        text += _elsewhere_text(steps["elsewhere"])
     if "profile" in steps:
         text += _profile_table(steps["profile"]["training_step"]["kernels_us"])
     if "wide" in steps:
@@ -588,6 +611,17 @@ def _targets(steps: dict[str, Any]) -> list[tuple[str, float, float]]:
     if "refresh" in steps:
         rows.append(("the default's refresh of 50,000 rows: 10 s", steps["refresh"]["scratch_seconds"], 10.0))
     return rows
+
+
+def _elsewhere_text(ways: dict[str, dict[str, Any]]) -> str:
+    """What refreshes cost an agent that computes on a CPU."""
+    none, here, process = (ways[name]["seconds"] for name in ("none", "here", "process"))
+    return (
+        "\nSAC (sbx) on a CPU, HalfCheetah-v5, 10 updates a step from step 1,000 to 2,500, a refresh every 500 steps\n"
+        f"on the GPU: {none:.0f} s without synthetic rows, {here:.0f} s with refreshes in the agent's process "
+        f"({here / none:.2f} times),\n{process:.0f} s with refreshes in one of their own ({process / none:.2f} times). "
+        f"{ways['here']['refreshes']} refreshes took {ways['here']['refresh_seconds']:.0f} s.\n"
+    )
 
 
 def _profile_table(kernels: dict[str, float]) -> str:

@@ -20,7 +20,15 @@ import time
 from statistics import median
 from typing import Any
 
-_TOY = {"train_steps": 30, "num_synthetic": 1_000, "budget": None, "outcome_steps": 0, "terminal_steps": 10}
+_TOY = {
+    "network": {"width": 16, "depth": 1},
+    "train_steps": 30,
+    "warm_steps": 10,
+    "num_synthetic": 1_000,
+    "budget": None,
+    "outcome_steps": 0,
+    "terminal_steps": 10,
+}
 WAYS = {
     "none": {"synthetic_fraction": 0.0},
     "here": {"refresh_on": "here"},

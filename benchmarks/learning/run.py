@@ -128,13 +128,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--agent", default="sbx")
     parser.add_argument("--core", type=int, help="the core that it is pinned to")
+    parser.add_argument("--gpu", action="store_true", help="let it refresh on the GPU; the agent stays on the CPU")
     flags = parser.parse_args()
     if flags.core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {flags.core})
     os.environ.update(ONE_THREAD)
-    from .arms import ARMS
-
-    if ARMS[flags.arm].preset != "gpu":
+    if not flags.gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     json.dump(run(flags.task, flags.arm, flags.seed, flags.agent), sys.stdout)
     sys.stdout.write("\n")

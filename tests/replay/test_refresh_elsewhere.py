@@ -453,3 +453,38 @@ def test_nothing_is_left_behind(end, tmp_path):
         program.send_signal(signal.SIGKILL if end == "killed" else signal.SIGINT)
     program.communicate(timeout=60)
     wait_until(lambda: not alive(worker))
+
+
+# -- on a GPU ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("device", ["cpu", "cuda"], ids=["agent-on-cpu", "agent-on-gpu"])
+def test_the_process_trains_on_the_gpu(device):
+    # Rows of a CPU have other bits: noise on a GPU is another.
+    here, there = (replay(TINY, refresh_on=way, upsampler_device="cuda", device=device) for way in ("here", "process"))
+    for total in (200, 400):
+        assert observe(here, total).refresh == total // 200
+        observe(there, total)
+        assert observe(there, total + 100).num_observed == total
+        assert equal(there.rows, here.rows)
+        assert there.sample(4).reward.device.type == device
+
+
+@pytest.mark.cuda
+def test_after_a_kill_another_process_has_the_gpu():
+    buffer = replay(TINY, refresh_lag=0, upsampler_device="cuda")
+    observe(buffer, 200)
+    os.kill(buffer._executor.pid, signal.SIGKILL)
+    wait_until(lambda: buffer._executor.pid is None)
+    assert observe(buffer, 400).num_observed == 400
+
+
+@pytest.mark.cuda
+def test_saved_in_mid_flight_on_the_gpu_it_ends_as_if_nothing_had_happened():
+    whole, saved = (replay(TINY, upsampler_device="cuda") for _ in range(2))
+    observe(whole, 200)
+    observe(saved, 200)
+    loaded = pickle.loads(pickle.dumps(saved))
+    assert observe(whole, 300).num_observed == observe(loaded, 300).num_observed == 200
+    assert equal(whole.rows, loaded.rows)
