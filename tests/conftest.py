@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import random
 
@@ -15,12 +16,15 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked `cuda` are skipped where there is no CUDA device."""
-    if torch.cuda.is_available():
-        return
+    """Tests marked `cuda` are skipped where there is no CUDA device, those marked `ray` where there is no Ray."""
+    needs = {
+        "cuda": (torch.cuda.is_available(), "a CUDA device"),
+        "ray": (importlib.util.find_spec("ray") is not None, "Ray (make test-ray installs it)"),
+    }
     for item in items:
-        if item.get_closest_marker("cuda"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        for mark, (there, what) in needs.items():
+            if item.get_closest_marker(mark) and not there:
+                item.add_marker(pytest.mark.skip(reason=f"needs {what}"))
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +52,13 @@ def log(caplog):
     """The log, empty at the start."""
     caplog.clear()
     return caplog
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A Ray cluster of two CPUs on the loopback."""
+    from ray_helpers import Cluster
+
+    served = Cluster(2)
+    yield served
+    served.stop()

@@ -4,6 +4,7 @@ from .evaluation.fidelity import Fidelity, measure_fidelity
 from .replay.cost import CostEstimate, estimate_cost
 from .replay.holdout import RowOrder
 from .replay.options import SyntheticOptions
+from .replay.ray_executor import RayExecutor
 from .replay.refresh_process import RefreshProcess
 from .replay.reports import RefreshReport
 from .replay.synthetic_replay import SyntheticReplay
@@ -23,6 +24,7 @@ __all__ = [
     "FitReport",
     "HeunSolver",
     "NetworkConfig",
+    "RayExecutor",
     "RefreshProcess",
     "RefreshReport",
     "RowBudget",

@@ -75,7 +75,7 @@ def test_an_interrupted_run_goes_on(real, monkeypatch):
 
     arguments = ("upsample", real, "-o", "cli.npz", "-n", 100, "--config", "tiny.json", "--device", "cpu")
     with monkeypatch.context() as patch:
-        patch.setattr(upsampling, "_draw", interrupt)
+        patch.setattr(upsampling, "draw_here", interrupt)
         assert "goes on with --resume" in run(*arguments, code=130).stderr
     assert "--resume" in run(*arguments, code=1).stderr
     assert json.loads(run(*arguments, "--resume", "--json").stdout)["num_rows"] == 100

@@ -108,6 +108,15 @@ def upsample(
         bool, typer.Option("--resume", help="Go on with an interrupted run of the same settings, if there is one.")
     ] = False,
     chunk_rows: Annotated[int, typer.Option(min=1, help="Rows drawn at a time; what a kill loses at most.")] = 100_000,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Draw on a Ray cluster: host:port of its head, auto, or local to start one here. Its machines need "
+            "this library and see the folder of the output.",
+            show_default=False,
+        ),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a large Minari output.")] = False,
     quiet: QuietOption = False,
     key: KeyOption = None,
@@ -161,6 +170,7 @@ def upsample(
             progress_bar=not quiet,
             allow_large_minari=yes,
             timeouts=not no_timeouts,
+            ray=ray,
         )
     if as_json:
         write_json(report.to_dict())

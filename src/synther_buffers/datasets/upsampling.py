@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 
-from ..transitions import Transitions, TransitionSpec
+from ..transitions import Transitions
 from ..upsampling.diffusion_upsampler import DiffusionUpsampler
 from ..upsampling.factory import make_upsampler, resolve_factory
 from ..upsampling.presets import UpsamplerConfig, resolve_device
-from ..upsampling.progress import progress
 from ..upsampling.protocol import FitReport, Upsampler, UpsamplerFactory
 from ..version import __version__
 from .base import Dataset
+from .chunks import draw_here, read_chunk
 from .files import check_space, place
+from .ray_chunks import check_drawable, draw_on_ray
 from .registry import attributes_of, check_timeouts, final_path, output_format, unfinished_path, write_rows
 from .workfolder import FIT, MODEL, WorkFolder, differences, num_chunks, sweep
 
@@ -89,6 +89,7 @@ def upsample(
     progress_bar: bool = True,
     allow_large_minari: bool = False,
     timeouts: bool = True,
+    ray: str | None = None,
 ) -> UpsampleReport:
     """Train on a dataset and write synthetic rows, in chunks.
 
@@ -114,8 +115,14 @@ def upsample(
         allow_large_minari: write more than 100,000 rows as a Minari dataset, which takes minutes.
         timeouts: write D4RL's ``timeouts`` into HDF5, where each row is an episode of its own. Readers that skip rows
             with a timeout would skip every row but terminal ones: give them a file without.
+        ray: draw the rows on a Ray cluster, a chunk a task: ``local`` for one that is started on this machine,
+            ``auto``, or the address of one. All its machines need this library and see the folder of the output. The
+            model is trained here. The rows do not depend on how many workers there are; on CPUs each computes with
+            one thread, so that their last bits may differ from those of a run without Ray and with more threads.
 
     Raises:
+        ImportError: Ray is wanted and not installed.
+        ConnectionError: the Ray cluster does not answer.
         ValueError: an argument out of range, an unreadable dataset, an output that exists, an interrupted run that is
             in the way or had other settings, a folder in its place that is none, or too little disk space.
         OSError: the disk is full, or cannot be written; `resume` goes on once it can.
@@ -141,6 +148,8 @@ def upsample(
     spec = dataset.spec
     factory = resolve_factory(upsampler, resolve_device(device))
     model = make_upsampler(factory, spec, device=device, seed=seed, progress_bar=progress_bar)
+    if ray is not None:
+        check_drawable(ray, model)
     settings = {
         "dataset": dataset.fingerprint(),
         "num_samples": num_samples,
@@ -192,13 +201,16 @@ def upsample(
             return finished()
         num_done = num_chunks(work)
         model, fit = _trained(model, dataset, folder, train_rows, seed, progress_bar)
-        _draw(model, spec, folder, num_samples, chunk_rows, progress_bar)
+        if ray is None:
+            draw_here(model, spec, folder, num_samples, chunk_rows, progress_bar)
+        else:
+            draw_on_ray(ray, spec, folder, num_samples, chunk_rows, settings["device"], progress_bar)
 
         def rows() -> Iterator[Transitions]:
             if include_real:
                 yield from dataset.chunks()
             for index in range(-(-num_samples // chunk_rows)):
-                yield _read_chunk(folder.rows(index), spec)
+                yield read_chunk(folder.rows(index), spec)
 
         logger.info("Writing %s rows to %s.", f"{num_rows:,}", target)
         # The seconds are left out: equal runs write equal files.
@@ -259,43 +271,6 @@ def _trained(
         except safetensors.SafetensorError as error:
             raise OSError(f"the trained model could not be written to {saved} ({error}).") from error
     return model, fit
-
-
-def _draw(
-    model: Upsampler, spec: TransitionSpec, folder: WorkFolder, num_samples: int, chunk_rows: int, progress_bar: bool
-) -> None:
-    """Draw the chunks that are not there yet; each has the rows it would have had without an interruption."""
-    starts = range(0, num_samples, chunk_rows)
-    missing = [index for index in range(len(starts)) if not folder.rows(index).exists()]
-    if not missing:
-        return
-    first = missing[0]
-    if isinstance(model, DiffusionUpsampler):
-        # Each draw has a generator of its own, by its number.
-        model.load_state_dict({**model.state_dict(), "num_draws": first})
-    else:
-        for start in starts[:first]:
-            model.sample(min(chunk_rows, num_samples - start))
-    with progress("rows", num_samples, shown=progress_bar) as bar:
-        for index in range(first, len(starts)):
-            count = min(chunk_rows, num_samples - starts[index])
-            rows = model.sample(count).to("cpu")
-            spec.check(rows)
-            if len(rows) != count:
-                raise ValueError(f"the upsampler was asked for {count} rows and gave {len(rows)}.")
-            folder.write(
-                folder.rows(index), safetensors.torch.save({k: v.contiguous() for k, v in rows.flat().items()})
-            )
-            bar.update_to(starts[index] + count)
-
-
-def _read_chunk(file: Path, spec: TransitionSpec) -> Transitions:
-    try:
-        rows = Transitions.from_flat(safetensors.torch.load_file(file))
-        spec.check(rows)
-    except (safetensors.SafetensorError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is damaged ({error}); remove it and resume.") from error
-    return rows
 
 
 def _as_fit(data: dict[str, Any]) -> FitReport:

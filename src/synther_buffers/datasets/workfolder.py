@@ -94,20 +94,18 @@ class WorkFolder:
                 "Give the same ones, or remove it."
             )
 
+    @staticmethod
+    def file_of_rows(path: Path, index: int) -> Path:
+        """The file of a chunk of rows in the folder at `path`."""
+        return path / f"rows-{index:06d}.safetensors"
+
     def rows(self, index: int) -> Path:
         """The file of a chunk of rows."""
-        return self.path / f"rows-{index:06d}.safetensors"
-
-    def write(self, file: Path, data: bytes) -> None:
-        """Write a whole file; it has its name only when it is complete."""
-        unfinished = file.with_name(f"{file.name}.tmp")
-        with new_file(unfinished) as stream:
-            stream.write(data)
-        os.replace(unfinished, file)
+        return self.file_of_rows(self.path, index)
 
     def write_json(self, name: str, data: Any) -> None:
         """Write plain data to the file of this name."""
-        self.write(self.path / name, json.dumps(data, indent=1).encode())
+        write_whole(self.path / name, json.dumps(data, indent=1).encode())
 
     def read_json(self, name: str) -> dict[str, Any]:
         """What `write_json` wrote.
@@ -146,6 +144,14 @@ class WorkFolder:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def write_whole(file: Path, data: bytes) -> None:
+    """Write a whole file; it has its name only when it is complete."""
+    unfinished = file.with_name(f"{file.name}.tmp")
+    with new_file(unfinished) as stream:
+        stream.write(data)
+    os.replace(unfinished, file)
 
 
 def num_chunks(path: Path) -> int:

@@ -19,15 +19,7 @@ import cloudpickle
 
 from ..public_paths import public
 from ..validation import whole_number
-from .refresh_worker import receive, send, wait_for_hello
-
-
-class RemoteTracebackError(Exception):
-    """The traceback of an error in the other process, as the cause of that error here."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
-
+from .refresh_worker import RemoteTracebackError, receive, send, wait_for_hello
 
 logger = logging.getLogger(__name__)
 

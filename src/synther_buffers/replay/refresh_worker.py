@@ -16,6 +16,7 @@ import struct
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 _LENGTH = struct.Struct(">Q")
@@ -68,27 +69,40 @@ class _Warnings(logging.Handler):
         self.records.append((record.name, record.levelno, record.getMessage()))
 
 
-def answer(message: bytes) -> bytes:
+class RemoteTracebackError(Exception):
+    """The traceback of an error in another process, as the cause of that error here."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def answer(
+    message: bytes,
+    loads: Callable[[bytes], Any] = pickle.loads,
+    dumps: Callable[[Any], bytes] = pickle.dumps,
+) -> bytes:
     """Call the function in a message; its result or its exception, and what was logged, as a message."""
     kept = _Warnings()
     logger = logging.getLogger("synther_buffers")
     logger.addHandler(kept)
     logger.propagate = False
     try:
-        function, args, kwargs = pickle.loads(message)
-        outcome: dict[str, Any] = {"result": function(*args, **kwargs)}
-        answered = pickle.dumps({**outcome, "logged": kept.records})
+        function, args, kwargs = loads(message)
+        result = function(*args, **kwargs)
+        return dumps({"result": result, "logged": kept.records})
     except BaseException as error:  # whatever happens in a job must not end the process
-        outcome = {"error": error, "traceback": traceback.format_exc(), "logged": kept.records}
-        try:
-            answered = pickle.dumps(outcome)
-            pickle.loads(answered)  # some exceptions pickle and cannot be read
-        except Exception:
-            outcome["error"] = RuntimeError(f"{type(error).__name__}: {error}")
-            answered = pickle.dumps(outcome)
+        return dumps({"error": _readable(error), "traceback": traceback.format_exc(), "logged": kept.records})
     finally:
         logger.removeHandler(kept)
-    return answered
+
+
+def _readable(error: BaseException) -> BaseException:
+    """The error, or one that tells of it: some cannot be pickled, and some pickle and cannot be read."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def end() -> None:
