@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STEPS ?= 5000
 export MUJOCO_GL ?= disable
 
-.PHONY: gpu demo test test-fast lint types imports wheel docs check release bench-smoke bench clean
+.PHONY: gpu demo test test-fast test-ray lint types imports wheel docs check release bench-smoke bench clean
 
 # A strict editable install: the type checker and import-linter see the adapters under synther_buffers.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -26,6 +26,11 @@ test: $(VENV)/.installed
 
 test-fast: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow"
+
+# An optional group, with clusters on the loopback: Ray is large, and its tests take minutes.
+test-ray: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt ray
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ import numpy as np
 from .arms import ARMS, FORMER_ARMS, REAL_ONLY
 from .lines import Line, read
 from .stages import CHOSEN, STAGES, Stage, jobs, missing
-from .statistics import Scores, compare, headroom, paired
+from .statistics import Scores, compare, headroom, paired, student_interval
 from .tasks import TASKS
 
 Rows = list[list[str]]
@@ -131,7 +131,54 @@ def _reporting(lines: Sequence[Line], choosing: Scores) -> list[str]:
         "The best real-only arm, by the choosing seeds: "
         + ", ".join(f"`{arm}` on {TASKS[task].env}" for task, arm in best.items())
         + ".",
+        "Paired differences of the area, task by task: the mean over the seeds that both arms have, its 95 % interval "
+        "(Student's), and in how many pairs it is above 0.",
+        _table(["task", *(f"over `{arm}`" for arm in stage.arms if arm != CHOSEN)], _differences(scores, stage)),
+        *_on_gpu(lines, stage),
         _table(["against", "tasks x seeds", "IQM of differences", "95 % interval", "P(improvement)", "verdict"], rows),
+    ]
+
+
+def _differences(scores: Scores, stage: Stage) -> Rows:
+    rows = []
+    for task in stage.tasks:
+        row = [TASKS[task].env]
+        for arm in stage.arms:
+            if arm != CHOSEN:
+                row.append(_told([first - second for first, second in paired(scores, task, CHOSEN, arm)]))
+        rows.append(row)
+    return rows
+
+
+def _told(differences: Sequence[float]) -> str:
+    """Mean, interval and signs of paired differences."""
+    if not differences:
+        return "-"
+    mean, low, high = student_interval(differences)
+    above = sum(value > 0.0 for value in differences)
+    ends = f" [{low:.3g}, {high:.3g}]" if len(differences) > 1 else ""
+    return f"{mean:.3g}{ends}, {above} of {len(differences)}"
+
+
+def _on_gpu(lines: Sequence[Line], stage: Stage) -> list[str]:
+    """What the chosen arm's runs with refreshes on a GPU gain over the control, and what those without do."""
+    seeds = {line["seed"] for line in lines if line["gpu"] and line["arm"] == CHOSEN}
+    if not seeds:
+        return []
+    rows = []
+    for task in stage.tasks:
+        of = {place: [line for line in lines if line["task"] == task and (line["seed"] in seeds) == (place == "gpu")]
+              for place in ("gpu", "cpu")}  # fmt: skip
+        told = []
+        for place in ("gpu", "cpu"):
+            pairs = paired(scores_of(of[place]), task, CHOSEN, TASKS[task].control)
+            told.append(_told([first - second for first, second in pairs]))
+        rows.append([TASKS[task].env, *told])
+    named = ", ".join(map(str, sorted(seeds)))
+    return [
+        f"On seeds {named} `{CHOSEN}` refreshed on a GPU ([protocol](learning_protocol.md)). What it gains over the "
+        "control on these seeds, and on the others:",
+        _table(["task", "refreshed on a GPU", "on a CPU"], rows),
     ]
 
 

@@ -98,6 +98,17 @@ def interval(table: NDArray[np.float64], resamples: int = RESAMPLES) -> tuple[fl
     return float(points["difference"][0]), float(low), float(high)
 
 
+def student_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of a few values and its 95 % interval by Student's t; the ends are NaN with one."""
+    from scipy.stats import t
+
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, math.nan, math.nan
+    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return mean, mean - half, mean + half
+
+
 def compare(
     scores: Scores,
     tasks: Sequence[str],

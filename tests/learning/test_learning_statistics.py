@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from benchmarks.learning.evaluation import Q_ROWS, discounted, summarize
 from benchmarks.learning.run import area
-from benchmarks.learning.statistics import Comparison, compare, differences, headroom, interval, paired
+from benchmarks.learning.statistics import (
+    Comparison,
+    compare,
+    differences,
+    headroom,
+    interval,
+    paired,
+    student_interval,
+)
 
 CONTROL = {"run": "utd10", "jump": "utd10"}
 SCORES = {
@@ -145,3 +153,33 @@ def test_a_time_limit_is_no_end():
     step = (np.array([7.0]), np.zeros(1), 1.0)
     assert summarize(Believes(), [[step]], [False], 0.5).q_bias == 0.0
     assert summarize(Believes(), [[step]], [True], 0.5).q_bias == 6.0
+
+
+def test_students_interval_of_three_values():
+    """Mean 2, standard deviation 1, and 4.303 standard errors of 1 / sqrt(3)."""
+    assert student_interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2.0 - 2.484, 2.0 + 2.484), abs=1e-3)
+    mean, low, high = student_interval([5.0])
+    assert mean == 5.0
+    assert np.isnan([low, high]).all()
+
+
+def test_the_page_tells_differences_task_by_task_and_those_of_runs_with_a_gpu():
+    from benchmarks.learning.report import _on_gpu, _told
+    from benchmarks.learning.stages import CHOSEN, STAGES
+
+    assert _told([1.0, 2.0, 3.0]) == "2 [-0.484, 4.48], 3 of 3"
+    assert _told([-1.0]) == "-1, 0 of 1"
+    assert _told([]) == "-"
+    lines = [
+        {"task": "pusher", "agent": "sbx", "arm": arm, "seed": seed, "area": area, "gpu": gpu}
+        for arm, seed, area, gpu in [
+            ("utd10", 100, 1.0, None),
+            (CHOSEN, 100, 3.0, None),
+            ("utd10", 103, 1.0, None),
+            (CHOSEN, 103, 8.0, "a GPU"),
+        ]
+    ]
+    told, table = _on_gpu(lines, STAGES["reporting"])
+    assert told.startswith(f"On seeds 103 `{CHOSEN}` refreshed on a GPU")
+    assert "| Pusher-v5 | 7, 1 of 1 | 2, 1 of 1 |" in table
+    assert _on_gpu(lines[:2], STAGES["reporting"]) == []
