@@ -4,7 +4,8 @@
 
 Each run is a process of its own, whose agent computes with one thread, on the cores it was given; the three ways
 alternate. The seconds begin with the first gradient step; sbx compiles then, for about ten seconds. The bytes that
-travel for a refresh are measured too.
+travel for a refresh are measured too: those of a job and of its result, and what of the job travels to an actor that
+has the last rows and the last model.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def run(agent: str, way: str, env: str, steps: int, utd: int, every: int, lag: i
     from synther_buffers.sb3 import SynthERBuffer
 
     from synther_buffers.replay import pending, refreshing
+    from synther_buffers.replay.chunked_pickle import Conversation
 
     if agent == "sbx":
         from sbx import SAC
@@ -51,16 +53,21 @@ def run(agent: str, way: str, env: str, steps: int, utd: int, every: int, lag: i
         from stable_baselines3 import SAC
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING)
-    sizes: dict[str, list[int]] = {"job": [], "result": []}
+    sizes: dict[str, list[int]] = {"job": [], "result": [], "new": []}
+    here, there = Conversation(), Conversation()
     submit, commit = pending.PendingRefresh.submit, refreshing.RefreshingReplay.commit
 
     def submitted(self: Any, executor: Any) -> None:
         if self.future is None:
             sizes["job"].append(len(pickle.dumps(self.job)))
+            message = here.dumps(self.job)
+            sizes["new"].append(len(message))
+            there.loads(message)
         submit(self, executor)
 
     def committed(self: Any, result: Any) -> Any:
         sizes["result"].append(len(pickle.dumps(result)))
+        here.loads(there.dumps(result))
         return commit(self, result)
 
     pending.PendingRefresh.submit = submitted
@@ -100,6 +107,7 @@ def run(agent: str, way: str, env: str, steps: int, utd: int, every: int, lag: i
         "refresh_seconds": sum(report.seconds for report in reports),
         "bytes_job": sizes["job"],
         "bytes_result": sizes["result"],
+        "bytes_new": sizes["new"],
     }
 
 
