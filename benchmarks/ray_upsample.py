@@ -4,7 +4,8 @@
 
 The model is that of the default preset, trained briefly: what it has learned does not change the time of a draw. Each
 run is drawn by a cluster of its own on this machine, with as many CPUs as workers; the clock starts when the cluster
-answers, and stops when the last chunk is written. Beside it, the same draw in one process without Ray.
+answers, and stops when the last chunk is written. Beside it, the same draw in one process without Ray, and how fast
+one process puts chunks together into one file.
 """
 
 from __future__ import annotations
@@ -42,6 +43,35 @@ def draw(folder: Path, workers: int, num_rows: int, chunk_rows: int) -> float:
     else:
         draw_here(model, model.spec, work, num_rows, chunk_rows, False)
     return time.perf_counter() - start
+
+
+def put_together(num_chunks: int, chunk_rows: int) -> dict[str, float]:
+    """Rows per second of putting chunks together into one file, by format."""
+    import torch
+
+    from synther_buffers.datasets.chunks import draw_chunk, read_chunk
+    from synther_buffers.datasets.registry import write_rows
+    from synther_buffers.transitions import Transitions, TransitionSpec
+    from synther_buffers.upsampling.augmentation import Bootstrap
+
+    observation = torch.randn(chunk_rows, 17, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    action, reward = observation[:, :6].float().tanh(), observation[:, 0].float()
+    rows = Transitions(observation, action, reward, observation + 0.1, observation[:, 0] > 2.0)
+    spec = TransitionSpec.infer(rows)
+    model = Bootstrap(spec)
+    model.fit(rows)
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"rows-{index:06d}.safetensors" for index in range(num_chunks)]
+        for file in files:
+            draw_chunk(model, spec, file, chunk_rows)
+        for format in ("hdf5", "npz"):
+            start = time.perf_counter()
+            target = Path(folder) / f"rows.{format}"
+            chunks = lambda: (read_chunk(file, spec) for file in files)  # noqa: E731
+            write_rows(target, str(target), format, chunks, spec, num_chunks * chunk_rows, {}, None, True)
+            found[format] = num_chunks * chunk_rows / (time.perf_counter() - start)
+    return found
 
 
 def main() -> None:
@@ -94,7 +124,8 @@ def main() -> None:
         for workers, value in seconds.items()
         if workers
     }
-    print({name: found[name] for name in ("rows_per_second", "efficiency")})
+    found["put_together"] = put_together(4 if args.toy else 24, args.chunk_rows)
+    print({name: found[name] for name in ("rows_per_second", "efficiency", "put_together")})
     write("ray_upsample", found, args.out)
 
 
