@@ -43,7 +43,7 @@ def test_a_kill_at_any_moment(cluster, fault_case, caplog):
     failures = [record for record in caplog.records if "failed" in record.getMessage()]
     assert len(failures) == (report is None)
     assert (buffer.rows is rows) == (report is None)
-    wait_until(lambda: not alive(victim))
+    wait_until(lambda: executor.pid != victim and not alive(victim))
     for total in range(600, 1_001, 100):
         observe(buffer, total)
     assert [report.num_observed for report in buffer.reports][-2:] == [600, 800]
