@@ -16,6 +16,8 @@ from .refresh_worker import RemoteTracebackError, answer
 
 #: Seconds until an actor that the cluster has no room for is given up.
 _ROOM_WITHIN = 300.0
+#: Seconds in which an actor that has nothing to do says that it is there.
+_IS_THERE_WITHIN = 30.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,14 @@ class _Line:
         message = self._conversation.dumps(call)
         return self._conversation.loads(self._ray.get(self._actor.answer.remote(message)))
 
+    def is_there(self) -> bool:
+        """Whether the actor still answers: it may have died since the last call."""
+        try:
+            self._ray.get(self._actor.ready.remote(), timeout=_IS_THERE_WITHIN)
+        except self._ray.exceptions.RayError:
+            return False
+        return True
+
     def close(self) -> None:
         self._ray.kill(self._actor)
 
@@ -80,9 +90,9 @@ def call_there(settings: RaySettings, function: Callable[..., Any], args: Any, k
         Exception: whatever the function raised.
     """
     global _line
-    if _line is None:
-        _line = _Line(settings)
     line, _line = _line, None  # after an error the next call has another actor
+    if line is None or not line.is_there():
+        line = _Line(settings)
     import ray
 
     try:
