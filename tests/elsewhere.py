@@ -65,6 +65,15 @@ class Exits(Resampler):
         return super().fit(transitions, held_out=held_out)
 
 
+class Fails(Resampler):
+    """Raises in its second fit."""
+
+    def fit(self, transitions, *, held_out=None):
+        if self.num_fits == 1:
+            raise ValueError("planted")
+        return super().fit(transitions, held_out=held_out)
+
+
 class Slow(Resampler):
     """Takes a minute, unless the file that its process was told of is there."""
 

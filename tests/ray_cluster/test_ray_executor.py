@@ -108,7 +108,7 @@ def test_no_room_in_the_cluster(cluster):
         from synther_buffers.replay import ray_driver
         ray_driver._ROOM_WITHIN = 3.0
         try:
-            ray_driver.call_there(ray_driver.RaySettings({cluster.address!r}, 1, 8), abs, (-1,), {{}})
+            ray_driver.call_there(ray_driver.RaySettings({cluster.address!r}, 1, 8, {{}}), abs, (-1,), {{}})
         except TimeoutError as error:
             print(error)
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import os
 import pickle
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from elsewhere import Dies, DiesInSample, DiesInState, Exits, Pid, Slow, Warns, alive, wait_until
+from elsewhere import Dies, DiesInSample, DiesInState, Exits, Fails, Pid, Slow, Warns, alive, wait_until
 from toys import SPEC, TINY, Resampler, equal, gaussian
 
 from synther_buffers import RefreshProcess, SyntheticReplay
@@ -453,6 +454,37 @@ def test_nothing_is_left_behind(end, tmp_path):
         program.send_signal(signal.SIGKILL if end == "killed" else signal.SIGINT)
     program.communicate(timeout=60)
     wait_until(lambda: not alive(worker))
+
+
+def test_after_a_failed_refresh_the_process_still_ends_with_its_buffer(monkeypatch):
+    """Not only when the garbage collector comes by: what it holds, such as a GPU, stays taken so long."""
+    monkeypatch.setattr(logging.getLogger("synther_buffers.replay.refreshing"), "disabled", True)  # records hold frames
+    buffer = replay(Fails, refresh_lag=0)
+    gc.collect()
+    gc.disable()
+    try:
+        assert [observe(buffer, total) is None for total in (200, 400)] == [False, True]
+        pid = buffer._executor.pid
+        assert alive(pid)
+        del buffer
+        wait_until(lambda: not alive(pid), 10)
+    finally:
+        gc.enable()
+
+
+def test_a_failed_call_keeps_nothing_alive():
+    process = RefreshProcess()
+    gc.collect()
+    gc.disable()
+    try:
+        os.kill(process.submit(os.getpid).result(), signal.SIGKILL)
+        future = process.submit(abs, -1)
+        wait_until(future.done)
+        pid = process.submit(os.getpid).result()
+        del process, future
+        wait_until(lambda: not alive(pid), 10)
+    finally:
+        gc.enable()
 
 
 # -- on a GPU ----------------------------------------------------------------------------------------------------------

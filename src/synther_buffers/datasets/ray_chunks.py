@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import socket
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from ..ray_cluster import check_answers, connect, require_ray
 from ..transitions import TransitionSpec
@@ -54,8 +59,9 @@ def draw_on_ray(
     missing = missing_chunks(folder, num_samples, chunk_rows)
     if not missing:
         return
-    ours = _ray_is_free()
-    ray = connect(address)
+    ray: Any = importlib.import_module("ray")  # its annotations know at most ten arguments of fixed options
+    ours = not ray.is_initialized()
+    connect(address)
     try:
         needs = {"num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
         draw = ray.remote(max_retries=_RETRIES, **needs)(draw_in_worker)
@@ -85,8 +91,6 @@ def draw_in_worker(folder: str, index: int, count: int, spec: TransitionSpec, de
     """Draw one chunk into its file."""
     path = Path(folder)
     if not (path / MODEL).exists():
-        import socket
-
         raise OSError(f"{socket.gethostname()} does not see {path}; on Ray all machines need the folder of the output.")
     model = _model(path / MODEL, spec, device)
     go_to(model, index)
@@ -98,16 +102,7 @@ def draw_in_worker(folder: str, index: int, count: int, spec: TransitionSpec, de
 @lru_cache(maxsize=1)
 def _model(file: Path, spec: TransitionSpec, device: str) -> DiffusionUpsampler:
     """The model, kept by a worker between its chunks."""
-    import torch
-
     torch.set_num_threads(1)  # the same rows on every machine
     model = DiffusionUpsampler.load(file, spec=spec, device=device)
     model.progress_bar = False
     return model
-
-
-def _ray_is_free() -> bool:
-    """Whether nobody in this process is connected yet."""
-    import ray
-
-    return not ray.is_initialized()

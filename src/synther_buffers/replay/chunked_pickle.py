@@ -39,7 +39,8 @@ class Conversation:
         chunks: dict[bytes, bytes] = {}
         file = io.BytesIO()
         _Pickler(file, chunks).dump(value)
-        new = {digest: chunk for digest, chunk in chunks.items() if digest not in self._known()}
+        known = self._known()
+        new = {digest: chunk for digest, chunk in chunks.items() if digest not in known}
         message = pickle.dumps((file.getvalue(), list(chunks), new), protocol=5)
         self._sent = chunks
         return message

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..ray_cluster import connect
@@ -27,7 +27,7 @@ class RaySettings:
     address: str
     num_cpus: float
     num_gpus: float
-    actor_options: Mapping[str, Any] = field(default_factory=dict)
+    actor_options: Mapping[str, Any]
 
 
 class Actor:
@@ -48,7 +48,6 @@ class _Line:
     """The actor, and this side of the conversation with it."""
 
     def __init__(self, settings: RaySettings) -> None:
-        self.settings = settings
         self._ray = connect(settings.address)
         self._conversation = Conversation()
         options = {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus, **settings.actor_options}
@@ -63,8 +62,18 @@ class _Line:
             ) from None
 
     def exchange(self, call: tuple[Any, ...]) -> dict[str, Any]:
+        """What the actor answers to a call.
+
+        Raises:
+            RuntimeError: it died.
+        """
         message = self._conversation.dumps(call)
-        return self._conversation.loads(self._ray.get(self._actor.answer.remote(message)))
+        try:
+            reply = self._ray.get(self._actor.answer.remote(message))
+        except self._ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RuntimeError(f"the Ray actor of the refreshes is lost ({type(error).__name__}: {reason})") from None
+        return self._conversation.loads(reply)
 
     def is_there(self) -> bool:
         """Whether the actor still answers: it may have died since the last call."""
@@ -93,13 +102,7 @@ def call_there(settings: RaySettings, function: Callable[..., Any], args: Any, k
     line, _line = _line, None  # after an error the next call has another actor
     if line is None or not line.is_there():
         line = _Line(settings)
-    import ray
-
-    try:
-        outcome = line.exchange((function, args, kwargs))
-    except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RuntimeError(f"the Ray actor of the refreshes is lost ({type(error).__name__}: {reason})") from None
+    outcome = line.exchange((function, args, kwargs))
     for name, level, text in outcome["logged"]:
         logging.getLogger(name).log(level, "%s", text)
     if "result" not in outcome:

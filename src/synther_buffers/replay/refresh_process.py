@@ -19,7 +19,7 @@ import cloudpickle
 
 from ..public_paths import public
 from ..validation import whole_number
-from .refresh_worker import RemoteTracebackError, receive, send, wait_for_hello
+from .refresh_worker import RemoteTracebackError, forget_frames, receive, send, wait_for_hello
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +104,7 @@ class RefreshProcess(Executor):
             try:
                 outcome = self._exchange(message)
             except BaseException as error:
+                forget_frames(error)
                 future.set_exception(error)
                 return
         for name, level, text in outcome["logged"]:

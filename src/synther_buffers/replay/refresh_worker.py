@@ -76,6 +76,17 @@ class RemoteTracebackError(Exception):
         return f"\n{self.args[0]}"
 
 
+def forget_frames(error: BaseException | None) -> None:
+    """Drop the traceback of an error that is dealt with.
+
+    Its frames refer to what refers to the error, so that until the garbage collector comes by, nothing in them is
+    freed: not a buffer, and not the process and the GPU that belong to it.
+    """
+    while error is not None and error.__traceback__ is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
 def answer(
     message: bytes,
     loads: Callable[[bytes], Any] = pickle.loads,

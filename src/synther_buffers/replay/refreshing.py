@@ -19,6 +19,7 @@ from .pending import PendingRefresh
 from .quality_gate import judge
 from .refresh import RefreshJob, RefreshResult, log_hand_over, log_start, run_refresh
 from .refresh_process import RefreshProcess
+from .refresh_worker import forget_frames
 from .reports import RefreshReport, append_to_log, log_report
 from .saving import SavedReplay
 from .update_ratio import UpdateRatio
@@ -119,6 +120,7 @@ class RefreshingReplay(SavedReplay):
                 exc_info="failure" not in self._warned,  # the whole traceback once
             )
             self._warned.add("failure")
+            forget_frames(error)
             return None
         if started_at is None:
             self._schedule.attempted()
