@@ -28,7 +28,7 @@ import torch
 from measuring import RESULTS, machine
 from replay_data import ReplayData
 
-from synther_buffers import PRESETS, DiffusionUpsampler, Transitions, UpsamplerConfig
+from synther_buffers import PRESETS, ConditioningConfig, DiffusionUpsampler, Transitions, UpsamplerConfig
 from synther_buffers.diffusion.training import evaluate_denoiser
 from synther_buffers.evaluation.metrics import evaluate
 from synther_buffers.evaluation.new_rows import RegressionEnsemble, error_of_new_rows
@@ -71,6 +71,8 @@ def entries() -> dict[str, UpsamplerConfig]:
         "wide": wide,
         # Longer, or as long with more rows in each step, which costs a GPU little.
         "wide-long": replace(wide, train_steps=20_000, warm_steps=7_000),
+        # Half of the rows in each step are learned with a known observation, and draws can ask for one.
+        "conditional": replace(cpu, conditioning=ConditioningConfig()),
         "wide-2048": replace(wide, training=replace(wide.training, batch_size=2_048)),
     }
 

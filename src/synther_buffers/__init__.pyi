@@ -1,3 +1,4 @@
+from .diffusion.conditions import ConditioningConfig
 from .diffusion.config import NetworkConfig, SamplerConfig, TrainingConfig
 from .diffusion.solvers import DPMSolver, HeunSolver
 from .evaluation.fidelity import Fidelity, measure_fidelity
@@ -10,6 +11,7 @@ from .replay.reports import RefreshReport
 from .replay.synthetic_replay import SyntheticReplay
 from .transitions import Transitions, TransitionSpec
 from .upsampling.budget import RowBudget
+from .upsampling.condition import Condition
 from .upsampling.diffusion_upsampler import DiffusionUpsampler
 from .upsampling.presets import PRESETS, UpsamplerConfig
 from .upsampling.protocol import FitReport, Upsampler, UpsamplerFactory
@@ -17,6 +19,8 @@ from .version import __version__ as __version__
 
 __all__ = [
     "PRESETS",
+    "Condition",
+    "ConditioningConfig",
     "CostEstimate",
     "DPMSolver",
     "DiffusionUpsampler",

@@ -134,7 +134,7 @@ def test_bfloat16_weights_give_nearly_the_same_answer() -> None:
     torch.testing.assert_close(coarse(X, NOISE).float(), network(X, NOISE), atol=0.02, rtol=0.05)
 
 
-def test_no_condition_may_be_given_but_none() -> None:
+def test_a_network_without_an_input_for_a_condition_takes_none() -> None:
     network = make_network()
     assert torch.equal(network(X, NOISE, None), network(X, NOISE))
     assert torch.equal(network(X, NOISE, condition=None), network(X, NOISE))

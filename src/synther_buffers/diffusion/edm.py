@@ -44,7 +44,9 @@ def draw_sigma(num_rows: int, p_mean: float, p_std: float, generator: torch.Gene
     return (normal * p_std + p_mean).exp()
 
 
-def denoising_loss(denoiser: Preconditioner, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+def denoising_loss(
+    denoiser: Preconditioner, clean: Tensor, noise: Tensor, sigma: Tensor, condition: Tensor | None = None
+) -> Tensor:
     """Weighted squared error of the denoiser, averaged over rows and columns.
 
     The weight ``(sigma^2 + sigma_data^2) / (sigma sigma_data)^2`` is 1 / c_out^2: every noise level starts with a
@@ -55,8 +57,9 @@ def denoising_loss(denoiser: Preconditioner, clean: Tensor, noise: Tensor, sigma
         clean: ``[n, D]`` rows.
         noise: ``[n, D]`` standard normal.
         sigma: ``[n]``.
+        condition: passed to D.
     """
     sigma_data = denoiser.sigma_data
     weight = (sigma.square() + sigma_data**2) / (sigma * sigma_data).square()
-    denoised = denoiser(clean + sigma[:, None] * noise, sigma)
+    denoised = denoiser(clean + sigma[:, None] * noise, sigma, condition)
     return (weight[:, None] * (denoised - clean).square()).mean()

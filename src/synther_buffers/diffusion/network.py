@@ -30,6 +30,7 @@ class ResidualMLP(nn.Module):
         embedding_dim: width in which the row and the noise level are added.
         fourier_dim: number of random Fourier features of the noise level.
         activation: of the layers, ``relu`` or ``swiglu``.
+        condition_dim: columns C of a condition, which is embedded and added as well; 0 if there is none.
         generator: source of the initial weights (a CPU generator; the global one is not used).
         device: of the weights.
     """
@@ -46,6 +47,7 @@ class ResidualMLP(nn.Module):
         embedding_dim: int,
         fourier_dim: int,
         activation: Activation = "relu",
+        condition_dim: int = 0,
         generator: torch.Generator,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -64,6 +66,10 @@ class ResidualMLP(nn.Module):
         )
         self.dropout = Dropout()  # of the layers that are not gated
         self.out = linear(width, dim, generator, device)
+        # Without a bias, so that zeros are no condition. Drawn last: the other weights are those without conditions.
+        self.condition_in: nn.Linear | None = None
+        if condition_dim:
+            self.condition_in = linear(condition_dim, embedding_dim, generator, device, bias=False)
 
     def forward(self, x: Tensor, c_noise: Tensor, condition: Tensor | None = None) -> Tensor:
         """The raw output ``[n, D]``, in the dtype of the weights.
@@ -71,16 +77,21 @@ class ResidualMLP(nn.Module):
         Args:
             x: ``[n, D]``.
             c_noise: ``[n]`` noise level of each row, or ``[1]``, one for all of them.
-            condition: must be None; this network has no input for one.
+            condition: ``[n, C]``, or None, which is the same as zeros.
 
         Raises:
-            ValueError: a condition was given.
+            ValueError: a condition was given to a network without an input for one.
         """
-        if condition is not None:
-            raise ValueError("condition is given, but a ResidualMLP has no input for one; pass None.")
+        if condition is not None and self.condition_in is None:
+            raise ValueError(
+                "condition is given, but this network was made without an input for one (condition_dim=0)."
+            )
         features = noise_features(c_noise, self.frequencies).to(self.noise_in.weight.dtype)
         embedded = self.noise_out(F.silu(self.noise_in(features)))
-        h = self.widen(self.row_in(x.to(self.row_in.weight.dtype)) + embedded)
+        embedded = self.row_in(x.to(self.row_in.weight.dtype)) + embedded
+        if condition is not None and self.condition_in is not None:
+            embedded = embedded + self.condition_in(condition.to(self.condition_in.weight.dtype))
+        h = self.widen(embedded)
         gated = self.activation == "swiglu"
         for layer in self.layers:
             h = h + layer(h if gated else self.dropout(F.relu(h)))
@@ -141,11 +152,14 @@ def noise_features(c_noise: Tensor, frequencies: Tensor) -> Tensor:
 
 
 @torch.inference_mode(False)
-def linear(inputs: int, outputs: int, generator: torch.Generator, device: torch.device | str) -> nn.Linear:
+def linear(
+    inputs: int, outputs: int, generator: torch.Generator, device: torch.device | str, *, bias: bool = True
+) -> nn.Linear:
     """``nn.Linear`` with its usual initialisation, drawn from `generator` instead of the global one."""
-    layer = skip_init(nn.Linear, inputs, outputs, device="cpu", dtype=torch.float32)
+    layer = skip_init(nn.Linear, inputs, outputs, bias=bias, device="cpu", dtype=torch.float32)
     bound = 1.0 / math.sqrt(inputs)
     with torch.no_grad():
         layer.weight.uniform_(-bound, bound, generator=generator)
-        layer.bias.uniform_(-bound, bound, generator=generator)
+        if bias:
+            layer.bias.uniform_(-bound, bound, generator=generator)
     return layer.to(device)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .conditions import without_relevance
 from .config import SamplerConfig
 from .cuda_graph import CudaGraph
 from .edm import Preconditioner
@@ -60,8 +62,17 @@ class BlockDenoiser:
             self._denoised = torch.zeros_like(self._x)
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """The expected clean rows, ``[n, D]``, given noisy ones ``[n, D]`` float32 at a level ``[1]``."""
+    def __call__(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None, guidance: float = 1.0) -> Tensor:
+        """The expected clean rows, ``[n, D]``, given noisy ones.
+
+        Args:
+            x: ``[n, D]`` float32.
+            sigma: ``[1]``.
+            condition: ``[n, 2 D + 2]``, see `diffusion.conditions`; such evaluations use no graph.
+            guidance: w in ``D + w (D(relevance) - D)``, with D for any relevance (Ho and Salimans 2022, equation 6).
+        """
+        if condition is not None:
+            return self._evaluate_under(x, sigma, condition, guidance)
         if self._graph is None:
             return self._evaluate(x, sigma)
         # A graph has one shape; rows beyond n are computed and ignored.
@@ -72,6 +83,13 @@ class BlockDenoiser:
 
     def _evaluate(self, x: Tensor, sigma: Tensor) -> Tensor:
         return self._denoiser(x, sigma).clamp_(self._low, self._high)
+
+    def _evaluate_under(self, x: Tensor, sigma: Tensor, condition: Tensor, guidance: float) -> Tensor:
+        denoised = self._denoiser(x, sigma, condition)
+        if guidance != 1.0:
+            of_any = self._denoiser(x, sigma, without_relevance(condition))
+            denoised = of_any + guidance * (denoised - of_any)
+        return denoised.clamp_(self._low, self._high)
 
     def _evaluate_buffers(self) -> None:
         self._denoised.copy_(self._evaluate(self._x, self._sigma))
@@ -113,13 +131,22 @@ class RowSampler:
         self._use_blocks_of(max(math.ceil(num_rows / num_blocks), 1))
 
     @torch.no_grad()
-    def draw(self, start: int, count: int, watch: Watch | None = None) -> Tensor:
+    def draw(
+        self,
+        start: int,
+        count: int,
+        watch: Watch | None = None,
+        condition: Tensor | None = None,
+        guidance: float = 1.0,
+    ) -> Tensor:
         """Rows `start` to ``start + count`` of the request, ``[count, D]`` float32.
 
         Args:
             start: a multiple of `SLAB_ROWS`.
             count: rows.
             watch: called with the rows of each block at every noise level.
+            condition: of these rows, ``[count, 2 D + 2]``, see `diffusion.conditions`; None for none.
+            guidance: towards the relevance in it, see `BlockDenoiser`; 1 evaluates once instead of twice.
 
         Raises:
             ValueError: rows that are not part of the request, or do not begin with a slab.
@@ -132,19 +159,25 @@ class RowSampler:
         done = 0
         with torch.autocast(out.device.type, enabled=False):
             while done < count:
-                block = out[done : done + self.block_rows]
-                if self._draw_block(start + done, block, watch):
+                part = slice(done, done + self.block_rows)
+                block, under = out[part], None if condition is None else condition[part]
+                if self._draw_block(start + done, block, watch, under, guidance):
                     done += len(block)
                 else:
                     self._halve_blocks()
         return out
 
-    def _draw_block(self, start: int, out: Tensor, watch: Watch | None) -> bool:
+    def _draw_block(
+        self, start: int, out: Tensor, watch: Watch | None, condition: Tensor | None, guidance: float
+    ) -> bool:
         """Fill `out`; return False if the GPU ran out of memory and a smaller block may fit."""
         try:
             noise = row_noise(self.seed, start, out)
             x = self._sigmas[0] * noise()
-            out.copy_(self._config.solver.solve(self._evaluate, x, self._sigmas, noise, watch))
+            denoiser = partial(self._evaluate, condition=condition, guidance=guidance)
+            # Only the first evaluation of a step is guided, as published (Wang et al. 2025).
+            corrector = partial(self._evaluate, condition=condition)
+            out.copy_(self._config.solver.solve(denoiser, x, self._sigmas, noise, watch, corrector))
         except torch.cuda.OutOfMemoryError:
             if self.block_rows <= SLAB_ROWS or watch is not None:  # `watch` must not get the same rows twice
                 raise
@@ -164,7 +197,7 @@ class RowSampler:
         self.block_rows = math.ceil(num_rows / SLAB_ROWS) * SLAB_ROWS
         self._blocks: BlockDenoiser | None = None
 
-    def _evaluate(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def _evaluate(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None, guidance: float = 1.0) -> Tensor:
         if self._blocks is None:
             evaluations = math.ceil(self.num_rows / self.block_rows) * self._config.solver.num_function_evaluations
             self._blocks = BlockDenoiser(
@@ -175,7 +208,7 @@ class RowSampler:
                 bfloat16=self._config.bfloat16,
                 capture=evaluations >= _EVALUATIONS_TO_CAPTURE,
             )
-        return self._blocks(x, sigma)
+        return self._blocks(x, sigma, condition, guidance)
 
 
 def row_noise(seed: int, start: int, rows: Tensor) -> Noise:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 
+from .conditions import ConditionDraws
 from .config import TrainingConfig
 from .cuda_graph import CudaGraph
 from .early_stopping import EarlyStopping
@@ -36,6 +37,7 @@ class TrainingStep:
         rows: ``[N, D]`` float32 training rows.
         config: batch size, optimiser, noise levels; the caller sets the learning rate and averages the weights.
         generator: source of everything random, on the device of `rows`.
+        conditions: under which the rows are learned; None for none.
 
     Attributes:
         weights: every parameter, in the order of ``denoiser.parameters()``, one float32 vector.
@@ -45,9 +47,14 @@ class TrainingStep:
     """
 
     def __init__(
-        self, denoiser: Preconditioner, rows: Tensor, config: TrainingConfig, generator: torch.Generator
+        self,
+        denoiser: Preconditioner,
+        rows: Tensor,
+        config: TrainingConfig,
+        generator: torch.Generator,
+        conditions: ConditionDraws | None = None,
     ) -> None:
-        self.rows, self.config, self.generator = rows, config, generator
+        self.rows, self.config, self.generator, self.conditions = rows, config, generator, conditions
         self._denoiser = copy.deepcopy(denoiser).requires_grad_(True)
         for module in self._denoiser.modules():
             if isinstance(module, Dropout):
@@ -82,8 +89,9 @@ class TrainingStep:
         clean = self.rows.index_select(0, index)
         noise = torch.randn(clean.shape, generator=generator, device=device, dtype=torch.float32)
         sigma = draw_sigma(count, self.config.p_mean, self.config.p_std, generator)
+        condition = None if self.conditions is None else self.conditions.draw(index, clean, generator)
         with torch.enable_grad():
-            loss = denoising_loss(self._denoiser, clean, noise, sigma)
+            loss = denoising_loss(self._denoiser, clean, noise, sigma, condition)
         gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
         # Into existing memory: allocating the whole vector takes longer than filling it.
         torch.cat([gradient.reshape(-1) for gradient in gradients], out=self._rounded_gradient)
@@ -104,6 +112,7 @@ def train_denoiser(
     generator: torch.Generator,
     on_progress: Callable[[int, float], None] | None = None,
     stopping: EarlyStopping | None = None,
+    conditions: ConditionDraws | None = None,
 ) -> tuple[Preconditioner, float]:
     """Train a copy of a denoiser and return the moving average of its weights.
 
@@ -116,6 +125,7 @@ def train_denoiser(
         on_progress: called at intervals with the number of steps done and the recent mean loss.
         stopping: evaluates the averaged weights during training, selects those to return, and may end the training
             early; a new object for each training.
+        conditions: under which the rows are learned; None for none.
 
     Returns:
         The averaged denoiser, and the mean training loss over the last tenth of the steps that were taken.
@@ -123,7 +133,7 @@ def train_denoiser(
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
     """
-    step = TrainingStep(denoiser, rows, config, generator)
+    step = TrainingStep(denoiser, rows, config, generator, conditions)
     weights = step.weights.detach()
     average = weights.clone()
     averaged = copy.deepcopy(denoiser).requires_grad_(False)

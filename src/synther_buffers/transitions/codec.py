@@ -122,6 +122,26 @@ class Codec:
             row += len(raw)
         return out
 
+    def encode_known(self, known: Mapping[str, Tensor], device: torch.device | str = "cpu") -> Tensor:
+        """Some fields of rows as columns of the matrix, ``[n, D]`` float32 on `device`; the other columns are 0.
+
+        Args:
+            known: values ``[n, *shape]`` by name of the field; a field that is modelled as a change is not possible.
+            device: of the result.
+
+        Raises:
+            ValueError: values far from the data, by more than a quarter of its range, or a category that the spec does
+                not have.
+        """
+        known = {name: value.detach().cpu() for name, value in known.items()}
+        for block in self.layout.blocks:
+            if block.field.name in known and block.field.kind == "continuous":
+                value = known[block.field.name]
+                self.statistics[block.field.name].check_near(block, value.reshape(len(value), -1).double())
+        raw = self.layout.raw(known)
+        columns = self.layout.columns_of(known)
+        return torch.where(columns, self.normalizer.apply(raw), 0.0).to(device, torch.float32)
+
     def thresholds(self, matrix: Tensor) -> Thresholds:
         """Thresholds that give generated rows ``[n, D]`` the data's rates of ones, few values, limits, point masses.
 
@@ -131,26 +151,43 @@ class Codec:
         self._decoded(matrix[: max(_THRESHOLD_ELEMENTS // self.dim, 1)], thresholds, measure=True)
         return thresholds
 
-    def decode(self, matrix: Tensor, out: Transitions, thresholds: Thresholds) -> None:
+    def decode(
+        self, matrix: Tensor, out: Transitions, thresholds: Thresholds, known: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Write the rows of a float32 matrix ``[n, D]`` into `out`, n rows of this spec, as legal transitions.
 
-        `terminated` is set to False: the upsampler draws it from the whole decoded row.
+        `terminated` is set to False: the upsampler draws it from the whole decoded row. Fields in `known` have its
+        values, ``[n, *shape]``, whatever the matrix has; changes are added to them.
         """
         for start in range(0, len(matrix), self.layout.chunk_rows):
-            decoded = self._decoded(matrix[start : start + self.layout.chunk_rows], thresholds)
-            for name, target in out[start : start + self.layout.chunk_rows].flat().items():
+            part = slice(start, start + self.layout.chunk_rows)
+            given = {name: value[part].to(matrix.device) for name, value in (known or {}).items()}
+            decoded = self._decoded(matrix[part], thresholds, given)
+            for name, target in out[part].flat().items():
                 if name == "terminated":
                     target.zero_()
                 else:
                     target.copy_(decoded[name].reshape(target.shape))
 
-    def _decoded(self, matrix: Tensor, thresholds: Thresholds, *, measure: bool = False) -> dict[str, Tensor]:
+    def _decoded(
+        self,
+        matrix: Tensor,
+        thresholds: Thresholds,
+        known: Mapping[str, Tensor] | None = None,
+        *,
+        measure: bool = False,
+    ) -> dict[str, Tensor]:
         """Values by field, ``[n, size]``; with `measure`, the thresholds are first measured on these rows."""
         decoded: dict[str, Tensor] = {}
         filled: dict[str, Tensor] = {}
         for block in self.layout.blocks:
             field = block.field
             if field.name == "terminated":
+                continue
+            if known and field.name in known:
+                decoded[field.name] = known[field.name].reshape(len(matrix), -1)
+                if field.kind == "continuous":
+                    filled[field.name], _ = block.fill(decoded[field.name].double())
                 continue
             value = self.normalizer.invert(matrix[:, block.columns], block.columns)
             if field.kind == "categorical":

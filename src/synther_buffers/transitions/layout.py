@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -150,28 +150,53 @@ class Layout:
         columns = transitions.flat()
         for start in range(0, len(transitions), self.chunk_rows):
             rows = {name: tensor[start : start + self.chunk_rows].cpu() for name, tensor in columns.items()}
-            filled: dict[str, Tensor] = {}
-            parts, indicators = [], []
-            for block in self.blocks:
-                field = block.field
-                value = rows[field.name].reshape(len(rows["reward"]), -1)
-                if field.kind == "categorical":
-                    parts.append(one_hot(field, value))
-                    continue
-                if field.kind == "binary":
-                    parts.append(value.double() * 2.0 - 1.0)
-                    continue
-                value, masks = block.fill(value.double())
-                filled[field.name] = value
-                if block.changes is not None:
-                    value = torch.where(block.changes, value - filled[block.previous], value)
-                    for element, mask in masks.items():
-                        value[:, element] = torch.where(mask.any(1), 0.0, value[:, element])
-                for group in block.one_hot:
-                    value[:, group] = value[:, group] * 2.0 - 1.0
-                parts.append(value)
-                indicators += [mask.double() * 2.0 - 1.0 for mask in masks.values()]
-            yield torch.cat(parts + indicators, dim=1)
+            yield self.raw(rows)
+
+    def raw(self, rows: Mapping[str, Tensor]) -> Tensor:
+        """The matrix before normalisation, ``[n, D]`` float64 on the CPU.
+
+        Args:
+            rows: tensors ``[n, *shape]`` on the CPU by name of the field. Columns of a field that is left out are 0; a
+                field that is modelled as a change needs the one it changes.
+
+        Raises:
+            ValueError: a category that the spec does not have.
+        """
+        count = len(next(iter(rows.values())))
+        matrix = torch.zeros((count, self.dim), dtype=torch.float64, device="cpu")
+        filled: dict[str, Tensor] = {}
+        for block in self.blocks:
+            field = block.field
+            if field.name not in rows:
+                continue
+            value = rows[field.name].reshape(count, -1)
+            if field.kind == "categorical":
+                matrix[:, block.columns] = one_hot(field, value)
+                continue
+            if field.kind == "binary":
+                matrix[:, block.columns] = value.double() * 2.0 - 1.0
+                continue
+            value, masks = block.fill(value.double())
+            filled[field.name] = value
+            if block.changes is not None:
+                value = torch.where(block.changes, value - filled[block.previous], value)
+                for element, mask in masks.items():
+                    value[:, element] = torch.where(mask.any(1), 0.0, value[:, element])
+            for group in block.one_hot:
+                value[:, group] = value[:, group] * 2.0 - 1.0
+            matrix[:, block.columns] = value
+            for element, mask in masks.items():
+                matrix[:, block.indicators[element]] = mask.double() * 2.0 - 1.0
+        return matrix
+
+    def columns_of(self, names: Collection[str]) -> Tensor:
+        """Which columns belong to these fields, ``[D]`` bool."""
+        out = torch.zeros(self.dim, dtype=torch.bool, device="cpu")
+        for block in self.blocks:
+            if block.field.name in names:
+                for columns in (block.columns, *block.indicators.values()):
+                    out[columns] = True
+        return out
 
 
 def one_hot(field: Field, value: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class Transitions:
         for attribute in fields(self):
             value = getattr(self, attribute.name)
             if value is not None:
-                out.update(_flatten(attribute.name, value))
+                out.update(flatten(attribute.name, value))
         return out
 
     @classmethod
@@ -85,12 +85,13 @@ class Transitions:
         return sum(tensor.nbytes for tensor in self.flat().values())
 
 
-def _flatten(name: str, value: Observation) -> Iterator[tuple[str, Tensor]]:
+def flatten(name: str, value: Observation) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a nested dict by field name, ``name.key``."""
     if isinstance(value, Tensor):
         yield name, value
     else:
         for key, child in value.items():
-            yield from _flatten(f"{name}{SEPARATOR}{key}", child)
+            yield from flatten(f"{name}{SEPARATOR}{key}", child)
 
 
 @public

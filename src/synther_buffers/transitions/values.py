@@ -212,6 +212,27 @@ class ColumnStatistics:
             value[:, element] = torch.where(has_any, points[first], value[:, element])
         return value, filled
 
+    def check_near(self, block: Block, value: Tensor) -> None:
+        """Raise an error unless values ``[n, size]`` float64 lie within the range of the data, or close to it.
+
+        A quarter of the range is close: further out a model has learned nothing.
+
+        Raises:
+            ValueError: they do not, or are not finite.
+        """
+        slack = 0.25 * (self.high - self.low) + 1e-6 * torch.maximum(self.low.abs(), self.high.abs())
+        near = (value >= self.low - slack) & (value <= self.high + slack)
+        for element, masses in block.masses.items():
+            for mass in masses:
+                near[:, element] |= value[:, element] == mass.value
+        if not bool(near.all()):
+            row, element = (~near).nonzero()[0].tolist()
+            low, high = float(self.low[element]), float(self.high[element])
+            raise ValueError(
+                f"{block.field.elements[element]} is {float(value[row, element]):g} in row {row} of the condition; the "
+                f"rows that were learned have {low:g} to {high:g}. Leave out rows so far from the data."
+            )
+
     def _with_norms(self, value: Tensor) -> Tensor:
         """Values ``[n, size]`` with the groups of constant norm scaled to it, in place."""
         for start, stop, norm in self.norms:

@@ -18,6 +18,7 @@ from ..transitions.values import Thresholds
 from .fitted_model import Denoising, FittedModel, codec_options, new_denoiser
 from .outcomes import OutcomeRegression
 from .presets import UpsamplerConfig
+from .relevance import RelevanceScale
 from .seeds import generator
 from .terminals import TerminalClassifier
 
@@ -44,6 +45,7 @@ def model_state(model: FittedModel) -> dict[str, Any]:
         "terminal_shift": model.terminal_shift,
         "num_rows": model.num_rows,
         "outcomes": None if model.outcomes is None else model.outcomes.state_dict(),
+        "relevance": None if model.relevance is None else model.relevance.state_dict(),
     }
 
 
@@ -62,7 +64,7 @@ def model_from_state(
         denoiser.load_state_dict(state["denoiser"])
         terminals = TerminalClassifier(spec, device)
         terminals.load_state_dict(state["terminals"])
-        outcomes = state.get("outcomes")
+        outcomes, relevance = state.get("outcomes"), state.get("relevance")
         low, high = (state[bound].to(device) for bound in ("low", "high"))
         if low.shape != (codec.dim,) or high.shape != (codec.dim,):
             raise ValueError(f"low and high have shapes {tuple(low.shape)} and {tuple(high.shape)}, not {codec.dim}.")
@@ -76,6 +78,7 @@ def model_from_state(
             # Not in the states of the first releases:
             int(state.get("num_rows", 0)),
             None if outcomes is None else OutcomeRegression.from_state(codec, outcomes, device),
+            None if relevance is None else RelevanceScale(relevance["quantiles"].double()),
         )
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
         raise ValueError(f"the model's state cannot be read ({error}).") from error

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..public_paths import public
 from ..transitions import Transitions, TransitionSpec
 from . import checkpoint
+from .condition import Condition
 from .fitted_model import FittedModel
 from .presets import UpsamplerConfig, check_float64, resolve_config, resolve_device
 from .protocol import FitReport
@@ -64,7 +65,12 @@ class DiffusionUpsampler:
         return self.settings.to_dict()
 
     def fit(
-        self, transitions: Transitions, *, held_out: Transitions | None = None, warm_start: bool | None = None
+        self,
+        transitions: Transitions,
+        *,
+        held_out: Transitions | None = None,
+        warm_start: bool | None = None,
+        relevance: Tensor | None = None,
     ) -> FitReport:
         """Train on real transitions.
 
@@ -76,33 +82,38 @@ class DiffusionUpsampler:
             transitions: finite rows of the spec, on any device.
             held_out: rows that evaluate the model while it is trained.
             warm_start: None for the value in the configuration.
+            relevance: a number for each row, ``[N]`` in any unit, that draws can ask for; needs `conditioning` in the
+                configuration. None learns none.
 
         Raises:
-            ValueError: rows that do not match the spec, or none.
+            ValueError: rows that do not match the spec, or none; a relevance of another length, that is not finite or
+                the same in all rows, or without `conditioning`.
             NonFiniteLossError: training diverged.
         """
         warm = self.settings.warm_start if warm_start is None else warm_start
         seed = derive_seed(self.seed, "fit", self._num_fits)
         trainer = Trainer(self.spec, self.settings, self.device, seed, self.progress_bar)
         previous, why = (self.model, "first fit") if warm else (None, "no warm start")
-        model, report = trainer.fit(transitions, held_out, previous, why)
+        model, report = trainer.fit(transitions, held_out, previous, why, relevance)
         self.model, self._num_fits, self._num_draws = model, self._num_fits + 1, 0
         return report
 
-    def sample(self, num_samples: int) -> Transitions:
+    def sample(self, num_samples: int, *, condition: Condition | None = None) -> Transitions:
         """Draw synthetic transitions, in new memory on the upsampler's device.
 
         Args:
             num_samples: any number of rows.
+            condition: what they must have; None for rows like the data.
 
         Raises:
             RuntimeError: nothing was fitted yet.
-            ValueError: a negative number.
+            ValueError: a negative number, or a condition that does not fit the rows that were learned.
         """
         if num_samples < 0:
             raise ValueError(f"num_samples is {num_samples}; it must be at least 0.")
         model = self._fitted()
-        rows = model.sample(num_samples, self._draw_seed("draw", self._num_draws), progress_bar=self.progress_bar)
+        seed = self._draw_seed("draw", self._num_draws)
+        rows = model.sample(num_samples, seed, condition=condition, progress_bar=self.progress_bar)
         self._num_draws += 1
         return rows
 

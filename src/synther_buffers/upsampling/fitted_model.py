@@ -8,15 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..diffusion.conditions import ConditionalPreconditioner, condition_dim
 from ..diffusion.edm import Preconditioner
 from ..diffusion.network import ResidualMLP
 from ..diffusion.sampling import SLAB_ROWS, RowSampler
 from ..transitions import Transitions, TransitionSpec
 from ..transitions.codec import Codec
 from ..transitions.values import Thresholds
+from .condition import Condition
 from .outcomes import OutcomeRegression
 from .presets import UpsamplerConfig
 from .progress import progress
+from .relevance import RelevanceScale
 from .seeds import derive_seed, generator
 from .terminals import TerminalClassifier
 
@@ -76,6 +79,7 @@ class FittedModel:
         terminal_shift: of its log-odds, for draws too small to measure their own.
         num_rows: real rows of the last training; 0 if unknown.
         outcomes: predicts reward and next observation; None if they stay as generated.
+        relevance: scale of the relevance that was learned; None if none was.
     """
 
     spec: TransitionSpec
@@ -86,14 +90,34 @@ class FittedModel:
     terminal_shift: float
     num_rows: int = 0
     outcomes: OutcomeRegression | None = None
+    relevance: RelevanceScale | None = None
 
     @torch.inference_mode(False)
-    def sample(self, num_samples: int, seed: int, *, progress_bar: bool = False) -> Transitions:
+    def sample(
+        self, num_samples: int, seed: int, *, condition: Condition | None = None, progress_bar: bool = False
+    ) -> Transitions:
         """Synthetic transitions, in new memory on the model's device; the same seed gives the same rows.
 
+        Under a condition the thresholds are those of the unconditional rows: given a state that is almost always
+        terminal, almost all rows are terminal, whatever the rate in the data.
+
         Raises:
+            ValueError: a condition that does not fit the model.
             FloatingPointError: the model generated values that are not finite.
         """
+        known: dict[str, Tensor] = {}
+        under, guidance = None, 1.0
+        if condition is not None:
+            conditioning = self.denoising.config.conditioning
+            if conditioning is None:
+                raise ValueError(
+                    "a condition is given, but this upsampler learns none; make it with a configuration whose "
+                    "conditioning is a ConditioningConfig()."
+                )
+            known = condition.known(self.spec, num_samples)
+            under = condition.encode(self, known, num_samples)
+            if condition.relevance is not None:
+                guidance = conditioning.guidance
         sampler = self.denoising.sampler(num_samples, derive_seed(seed, "rows"))
         models_terminals = self.denoising.config.model_terminals
         out = self.spec.empty(num_samples, self.denoising.device)
@@ -103,21 +127,22 @@ class FittedModel:
         with progress("sampling", num_samples, shown=progress_bar) as bar:
             for start in range(0, num_samples, chunk_rows):
                 count = min(chunk_rows, num_samples - start)
-                matrix = sampler.draw(start, count)
+                part = slice(start, start + count)
+                matrix = sampler.draw(start, count, None, None if under is None else under[part], guidance)
                 if self.outcomes is not None:
                     matrix = self.outcomes.apply(matrix)
                 finite &= torch.isfinite(matrix).all()
-                if start == 0 and count >= CALIBRATION_ROWS:
+                if start == 0 and count >= CALIBRATION_ROWS and condition is None:
                     thresholds = self.codec.thresholds(matrix)
-                rows = out[start : start + count]
-                self.codec.decode(matrix, rows, thresholds)
+                rows = out[part]
+                self.codec.decode(matrix, rows, thresholds, {name: value[part] for name, value in known.items()})
                 if models_terminals:
                     logits.append(self.terminals.logits(rows))
                 bar.update_to(start + count)
         check_finite(finite)
         if logits:
             all_logits = torch.cat(logits)
-            many = num_samples >= _OWN_RATE_ROWS
+            many = num_samples >= _OWN_RATE_ROWS and condition is None
             shift = self.terminals.calibrate(all_logits) if many else self.terminal_shift
             flags = generator(derive_seed(seed, "flags"), self.denoising.device)
             out.terminated.copy_(self.terminals.draw(all_logits, shift, flags))
@@ -148,8 +173,11 @@ def new_denoiser(
     config: UpsamplerConfig, dim: int, device: torch.device | str, weights: torch.Generator
 ) -> Preconditioner:
     """An untrained denoiser of rows with `dim` columns, with initial weights from a CPU generator."""
-    network = ResidualMLP(dim, **vars(config.network), generator=weights, device=torch.device(device))
-    return Preconditioner(network, config.sigma_data)
+    settings = {**vars(config.network), "generator": weights, "device": torch.device(device)}
+    if config.conditioning is None:
+        return Preconditioner(ResidualMLP(dim, **settings), config.sigma_data)
+    network = ResidualMLP(dim, condition_dim=condition_dim(dim), **settings)
+    return ConditionalPreconditioner(network, config.sigma_data)
 
 
 def codec_options(config: UpsamplerConfig) -> dict[str, bool]:

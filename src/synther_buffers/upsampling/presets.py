@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..diffusion.conditions import ConditioningConfig
 from ..diffusion.config import NetworkConfig, SamplerConfig, TrainingConfig
 from ..diffusion.solvers import SOLVERS, DPMSolver, HeunSolver
 from ..public_paths import public
@@ -34,6 +35,8 @@ class UpsamplerConfig:
             that do not follow from observation and action (`synther_buffers.upsampling.outcomes`); 0 keeps all of them.
         budget: scales steps, regularisation and `num_synthetic` with the number of rows, and keeps the weights with the
             lowest held-out loss; None does neither, as published.
+        conditioning: learn rows under conditions as well, for `DiffusionUpsampler.sample(..., condition=)`; None does
+            not.
     """
 
     network: NetworkConfig
@@ -50,6 +53,7 @@ class UpsamplerConfig:
     terminal_steps: int = 1_500
     outcome_steps: int = 0
     budget: RowBudget | None = None
+    conditioning: ConditioningConfig | None = None
 
     def __post_init__(self) -> None:
         """Reject values out of range with an error that names them."""
@@ -59,6 +63,8 @@ class UpsamplerConfig:
         object.__setattr__(self, "sigma_data", positive("sigma_data", self.sigma_data))
         if not isinstance(self.budget, RowBudget | None):
             raise TypeError(f"budget is {self.budget!r}; wanted a RowBudget, or None to spend the same on any rows.")
+        if not isinstance(self.conditioning, ConditioningConfig | None):
+            raise TypeError(f"conditioning is {self.conditioning!r}; wanted a ConditioningConfig, or None.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` reads it."""
@@ -76,7 +82,7 @@ class UpsamplerConfig:
         training = {**data["training"], "betas": tuple(data["training"]["betas"])}
         sampler = _migrate_sampler(data["sampler"])
         solver = dict(sampler["solver"])
-        budget = data.get("budget")
+        budget, conditioning = data.get("budget"), data.get("conditioning")
         name = solver.pop("name")
         if name not in SOLVERS:
             raise ValueError(f"sampler.solver.name is {name!r}; known solvers: {', '.join(SOLVERS)}.")
@@ -87,6 +93,7 @@ class UpsamplerConfig:
                 "training": TrainingConfig(**training),
                 "sampler": SamplerConfig(**{**sampler, "solver": SOLVERS[name](**solver)}),
                 "budget": None if budget is None else RowBudget(**budget),
+                "conditioning": None if conditioning is None else ConditioningConfig(**conditioning),
             }
         )
 
@@ -186,6 +193,10 @@ def resolve_config(config: str | UpsamplerConfig, device: torch.device) -> Upsam
     return preset
 
 
+#: Parts of a configuration that may be left out.
+_MAY_BE_NONE = ("budget", "conditioning")
+
+
 def merge_config(base: UpsamplerConfig, changes: Mapping[str, Any], where: str) -> UpsamplerConfig:
     """A configuration with some values replaced by those in plain data (JSON, YAML).
 
@@ -210,7 +221,7 @@ def merge_config(base: UpsamplerConfig, changes: Mapping[str, Any], where: str) 
                 )
         return {
             name: changes[name]
-            if name in changes and (not isinstance(value, dict) or (name == "budget" and changes[name] is None))
+            if name in changes and (not isinstance(value, dict) or (name in _MAY_BE_NONE and changes[name] is None))
             else merged(value, changes[name], f"{path}.{name}" if path else name)
             if name in changes
             else value

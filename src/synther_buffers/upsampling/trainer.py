@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..diffusion.conditions import ConditionDraws
 from ..diffusion.early_stopping import EarlyStopping
 from ..diffusion.edm import Preconditioner
 from ..diffusion.training import NonFiniteLossError, evaluate_denoiser, train_denoiser
@@ -21,6 +22,7 @@ from .outcomes import OutcomeRegression
 from .presets import UpsamplerConfig
 from .progress import progress
 from .protocol import FitReport
+from .relevance import RelevanceScale
 from .seeds import derive_seed, generator
 from .terminals import TerminalClassifier
 
@@ -58,6 +60,7 @@ class Trainer:
         held_out: Transitions | None,
         previous: FittedModel | None,
         why_from_scratch: str = "first fit",
+        relevance: Tensor | None = None,
     ) -> tuple[FittedModel, FitReport]:
         """A new model of the rows; `previous` is not changed.
 
@@ -71,9 +74,10 @@ class Trainer:
             held_out: rows that evaluate the model.
             previous: the model to continue from; None to start from scratch.
             why_from_scratch: the reason that the report gives for that.
+            relevance: of each row, ``[N]``, or None.
 
         Raises:
-            ValueError: rows that do not match the spec, or none.
+            ValueError: rows that do not match the spec, or none, or a relevance that cannot be learned.
             NonFiniteLossError: training diverged.
             FloatingPointError: the model generates values that are not finite.
         """
@@ -81,6 +85,8 @@ class Trainer:
         self.spec.check(transitions)
         if len(transitions) == 0:
             raise ValueError("transitions has no rows; at least one is needed to learn from.")
+        scale = self._relevance_scale(relevance, len(transitions))
+        scores = None if scale is None or relevance is None else scale.scores(relevance).to(self.device)
         clock = _Clock()
         reason = "" if previous is not None else why_from_scratch
         if previous is not None and (drift := previous.codec.drift(transitions)) > 1.0:
@@ -93,7 +99,8 @@ class Trainer:
             before = self._validation_loss(previous.denoising.denoiser, judged)
             num_steps = warm_steps(self.config, len(rows), previous.num_rows)
             try:
-                attempts.append(self._train(previous.denoising.denoiser, rows, judged, num_steps))
+                conditions = self._conditions(codec, scores)
+                attempts.append(self._train(previous.denoising.denoiser, rows, judged, num_steps, conditions))
                 if attempts[-1].held_out_loss > before:
                     reason = "a warm start ended worse on held-out rows than it began"
             except NonFiniteLossError as error:
@@ -104,7 +111,8 @@ class Trainer:
             rows, judged = codec.encode(transitions, self.device), self._encode_held_out(codec, held_out)
             clock.lap("normalize")
             num_steps = train_steps(self.config, len(rows))
-            attempts.append(self._train(self._new_denoiser(codec.dim), rows, judged, num_steps))
+            conditions = self._conditions(codec, scores)
+            attempts.append(self._train(self._new_denoiser(codec.dim), rows, judged, num_steps, conditions))
         trained = attempts[-1]
         low, high = rows.aminmax(dim=0)
         denoising = Denoising(self.config, trained.denoiser, low, high, self._sigma_max(rows, previous))
@@ -123,7 +131,7 @@ class Trainer:
             draws = generator(derive_seed(self.seed, "terminals"))
             terminals.fit(transitions, terminal_steps(self.config, len(transitions)), draws)
         clock.lap("terminals")
-        model = self._calibrated(denoising, codec, terminals, outcomes, generated, len(transitions))
+        model = self._calibrated(denoising, codec, terminals, outcomes, generated, len(transitions), scale)
         clock.lap("calibrate")
         report = FitReport(
             loss=trained.loss,
@@ -151,7 +159,33 @@ class Trainer:
         weights = generator(derive_seed(self.seed, "network"))
         return new_denoiser(self.config, dim, self.device, weights)
 
-    def _train(self, denoiser: Preconditioner, rows: Tensor, held_out: Tensor | None, num_steps: int) -> _Attempt:
+    def _relevance_scale(self, relevance: Tensor | None, num_rows: int) -> RelevanceScale | None:
+        if relevance is None:
+            return None
+        if self.config.conditioning is None:
+            raise ValueError("relevance is given, but the configuration has no conditioning, so it cannot be learned.")
+        if tuple(relevance.shape) != (num_rows,):
+            raise ValueError(f"relevance has shape {tuple(relevance.shape)}; wanted one number a row, ({num_rows},).")
+        return RelevanceScale.measure(relevance)
+
+    def _conditions(self, codec: Codec, scores: Tensor | None) -> ConditionDraws | None:
+        """The conditions under which the rows are learned: the observation, or it and the action, are known."""
+        conditioning = self.config.conditioning
+        if conditioning is None:
+            return None
+        observation = [field.name for field in self.spec.observation]
+        known = [codec.layout.columns_of(names) for names in (observation, [*observation, self.spec.action.name])]
+        shares = torch.full((2,), conditioning.given_share / 2, dtype=torch.float32, device=self.device)
+        return ConditionDraws(torch.stack(known).to(self.device), shares, scores, conditioning.drop_relevance)
+
+    def _train(
+        self,
+        denoiser: Preconditioner,
+        rows: Tensor,
+        held_out: Tensor | None,
+        num_steps: int,
+        conditions: ConditionDraws | None,
+    ) -> _Attempt:
         """Train a copy; with a budget, regularised by the number of rows and with early stopping."""
         stopping = None
         if self.config.budget is not None and held_out is not None and len(held_out) >= _FEWEST_JUDGES:
@@ -167,6 +201,7 @@ class Trainer:
                 draws,
                 lambda done, loss: bar.update_to(done, loss=f"{loss:.4f}"),
                 stopping,
+                conditions,
             )
         if stopping is None:
             return _Attempt(trained, loss, self._validation_loss(trained, held_out), num_steps, 0)
@@ -198,6 +233,7 @@ class Trainer:
         outcomes: OutcomeRegression | None,
         matrix: Tensor,
         num_rows: int,
+        relevance: RelevanceScale | None,
     ) -> FittedModel:
         """The model with its thresholds, measured on encoded rows ``[n, D]`` that it generated."""
         if outcomes is not None:
@@ -208,7 +244,7 @@ class Trainer:
             rows = self.spec.empty(len(matrix), self.device)
             codec.decode(matrix, rows, thresholds)
             shift = terminals.calibrate(terminals.logits(rows))
-        return FittedModel(self.spec, denoising, codec, thresholds, terminals, shift, num_rows, outcomes)
+        return FittedModel(self.spec, denoising, codec, thresholds, terminals, shift, num_rows, outcomes, relevance)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,13 @@ class Solver(ABC):
 
     @abstractmethod
     def solve(
-        self, denoiser: Denoiser, x: Tensor, sigmas: list[float], noise: Noise, watch: Watch | None = None
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        sigmas: list[float],
+        noise: Noise,
+        watch: Watch | None = None,
+        corrector: Denoiser | None = None,
     ) -> Tensor:
         """The rows, ``[n, D]``, that noise becomes.
 
@@ -81,6 +87,7 @@ class Solver(ABC):
             sigmas: descending noise levels that end with 0.
             noise: source of the noise that a stochastic solver adds.
             watch: called with the rows at every level, including the result at level 0.
+            corrector: D of corrections to second order, in a solver that has them; None for `denoiser`.
         """
 
 

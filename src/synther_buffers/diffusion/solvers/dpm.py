@@ -30,7 +30,13 @@ class DPMSolver(Solver):
         return self.num_steps
 
     def solve(
-        self, denoiser: Denoiser, x: Tensor, sigmas: list[float], noise: Noise, watch: Watch | None = None
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        sigmas: list[float],
+        noise: Noise,
+        watch: Watch | None = None,
+        corrector: Denoiser | None = None,
     ) -> Tensor:
         """See `Solver.solve`."""
         previous: Tensor | None = None

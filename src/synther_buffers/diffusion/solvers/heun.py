@@ -46,9 +46,16 @@ class HeunSolver(Solver):
         return 2 * self.num_steps - 1
 
     def solve(
-        self, denoiser: Denoiser, x: Tensor, sigmas: list[float], noise: Noise, watch: Watch | None = None
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        sigmas: list[float],
+        noise: Noise,
+        watch: Watch | None = None,
+        corrector: Denoiser | None = None,
     ) -> Tensor:
         """See `Solver.solve`."""
+        corrector = denoiser if corrector is None else corrector
         gamma_max = min(self.s_churn / (len(sigmas) - 1), math.sqrt(2.0) - 1.0)
         for sigma, sigma_next in pairwise(sigmas):
             if watch is not None:
@@ -61,7 +68,7 @@ class HeunSolver(Solver):
             step = sigma_next - sigma_hat
             x_next = x + step * slope
             if sigma_next > 0.0:
-                slope_next = (x_next - denoiser(x_next, level(sigma_next, x))) / sigma_next
+                slope_next = (x_next - corrector(x_next, level(sigma_next, x))) / sigma_next
                 x_next = x + step * 0.5 * (slope + slope_next)
             x = x_next
         if watch is not None:
