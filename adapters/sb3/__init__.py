@@ -8,7 +8,8 @@ except ImportError as error:
 from ..public_paths import exported_from
 from .buffers import SynthERBuffer, SynthERDictBuffer, SynthERNStepBuffer
 from .callback import SynthERCallback
+from .policy import policy_of
 
-__all__ = ["SynthERBuffer", "SynthERCallback", "SynthERDictBuffer", "SynthERNStepBuffer"]
+__all__ = ["SynthERBuffer", "SynthERCallback", "SynthERDictBuffer", "SynthERNStepBuffer", "policy_of"]
 
 exported_from(__name__, SynthERBuffer, SynthERCallback, SynthERDictBuffer, SynthERNStepBuffer)

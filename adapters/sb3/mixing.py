@@ -153,6 +153,8 @@ class SynthERMixin(ReplayBuffer):
         synthetic.observe_total(self._num_slots_written() * self.n_envs)
         if synthetic.refresh_due:
             synthetic.refresh(self.real_transitions, self.row_order)
+        if synthetic.redraw_due:
+            synthetic.redraw_policy_rows(self.real_transitions)
         num_real, num_synthetic = synthetic.split(batch_size)
         if num_synthetic == 0:
             return super().sample(batch_size, env)

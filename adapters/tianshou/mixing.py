@@ -265,6 +265,8 @@ class SynthERMixin(SyntheticSlots):
             synthetic.observe_total(sum(self._num_written))
         if synthetic.refresh_due:
             synthetic.refresh(self.real_transitions, self.row_order)
+        if synthetic.redraw_due:
+            synthetic.redraw_policy_rows(self.real_transitions)
         # Cal-QL replaces the storage.
         if synthetic.rows is not self._placed[0] or self._meta is not self._placed[1]:
             self._place()

@@ -222,6 +222,8 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
                 self._wait_for_init()
             self.synthetic.to(self.device)
             self.synthetic.refresh(self.real_transitions, self.row_order)
+        if self.synthetic.redraw_due:
+            self.synthetic.redraw_policy_rows(self.real_transitions)
         return self.synthetic.split(batch_size)
 
     def _rows_per_slot(self) -> int:

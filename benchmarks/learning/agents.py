@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
-from synther_buffers.sb3 import SynthERBuffer
+from synther_buffers.sb3 import SynthERBuffer, policy_of
 
 from synther_buffers.replay.synthetic_replay import SyntheticReplay
 
@@ -68,6 +68,9 @@ class _Sb3Interface:
         return self.model.replay_buffer.synthetic
 
     def train(self, steps: int, on_step: Callable[[int], None]) -> None:
+        if self.synthetic.options.policy_share > 0:
+            self.synthetic.bind_policy(policy_of(self.model))
+
         class Tell(BaseCallback):
             def _on_step(self) -> bool:
                 on_step(self.num_timesteps)

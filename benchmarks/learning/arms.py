@@ -27,6 +27,7 @@ class Arm:
         retrain_every: environment steps between refreshes.
         num_synthetic: rows of the synthetic set; None for the preset's.
         synthetic_fraction: share of each batch.
+        policy_share: share of the synthetic rows with the present policy's actions.
     """
 
     utd: int | None = None
@@ -37,6 +38,7 @@ class Arm:
     retrain_every: int = 1_000
     num_synthetic: int | None = None
     synthetic_fraction: float = 0.5
+    policy_share: float = 0.0
 
     def for_task(self, task: Task) -> Arm:
         """With the update rule of the task's control where it has none of its own, and tiny on a toy task."""
@@ -48,7 +50,10 @@ class Arm:
 
     def settings(self) -> dict[str, Any]:
         """Plain data that a line holds."""
-        return asdict(self) | {"changes": dict(self.changes)}
+        settings = asdict(self) | {"changes": dict(self.changes)}
+        if not self.policy_share:  # lines from before it was one
+            del settings["policy_share"]
+        return settings
 
 
 #: Real rows alone, under the three update rules.
@@ -92,6 +97,11 @@ ARMS: dict[str, Arm] = {
     "default-three-quarters": Arm(upsampler="diffusion", synthetic_fraction=0.75),
     "default-delay": Arm(20, 20, upsampler="diffusion"),
     "oracle-delay": Arm(20, 20, upsampler="oracle", num_synthetic=10_000),
+    # A part of the synthetic rows with the present policy's actions, drawn anew every 100 steps.
+    **{
+        f"policy-{share}": Arm(upsampler="diffusion", retrain_every=500, policy_share=share)
+        for share in (0.05, 0.2, 0.5)
+    },
     # With fewer updates, and real rows alone under that rule.
     "passes-utd4": Arm(4, 1, upsampler="diffusion", changes=_PASSES),
     "utd4": Arm(4, 1),
@@ -118,6 +128,8 @@ def buffer_kwargs(arm: Arm, task: Task, seed: int) -> dict[str, Any]:
         "seed": seed,
         "progress_bar": False,
     }
+    if arm.policy_share:
+        kwargs["policy_share"] = arm.policy_share
     if arm.num_synthetic is not None:
         kwargs["num_synthetic"] = arm.num_synthetic
     if arm.upsampler is None:

@@ -386,6 +386,35 @@ def test_12_saved_while_a_refresh_runs_it_goes_on_as_if_nothing_had_happened(ada
     assert equal(adapter.synthetic(whole).rows, adapter.synthetic(again).rows)
 
 
+def test_14_rows_with_the_policys_actions_come_in_batches_and_follow_the_policy(adapter):
+    buffer = make(adapter, upsampler=TINY, policy_share=1.0, redraw_every=20, num_synthetic=300)
+    replay = adapter.synthetic(buffer)
+    observation = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    rows = list(random_rows(observation, ACTION, 1, 160))
+
+    def write(start, stop):
+        for row in rows[start:stop]:
+            adapter.add(buffer, row)
+
+    def check(factor):
+        batch = adapter.sample(buffer, 64)
+        synthetic = replay.last_mask.numpy()
+        assert synthetic.sum() == 32
+        expected = factor * batch["observation"][synthetic][:, :1]
+        np.testing.assert_array_equal(batch["action"][synthetic].reshape(expected.shape), expected)
+        seen = {tuple(row["observation"][0].tolist()) for row in rows}
+        assert {tuple(row.tolist()) for row in batch["observation"][synthetic]} <= seen
+
+    replay.bind_policy(lambda observation: 0.5 * observation[:, :1])
+    write(0, 120)
+    check(0.5)
+    replay.bind_policy(lambda observation: -0.25 * observation[:, :1])
+    write(120, 139)
+    check(0.5)
+    write(139, 140)
+    check(-0.25)
+
+
 def test_5_a_failed_refresh_leaves_the_last_set_in_service(adapter, log):
     buffer = make(adapter, upsampler=fails_at(2, Marked, FloatingPointError))
     fill(adapter, [buffer], 0, 120)

@@ -17,7 +17,7 @@ from typing import Any, Literal, ParamSpec, TypedDict, TypeVar
 import torch
 
 from ..public_paths import public
-from ..upsampling.factory import UpsamplerOption, resolve_factory
+from ..upsampling.factory import UpsamplerOption, resolve_factory, with_conditions
 from ..upsampling.presets import resolve_device
 from ..upsampling.protocol import UpsamplerFactory
 from ..validation import fraction, suggestion, whole_number
@@ -44,6 +44,8 @@ class SyntheticKeywords(TypedDict, total=False):
     refresh_on: RefreshPlace
     refresh_lag: RefreshLag
     quality_gate: bool
+    policy_share: float
+    redraw_every: int | None
 
 
 @public
@@ -75,6 +77,10 @@ class SyntheticOptions:
             reproduces.
         quality_gate: let the share of synthetic rows follow the figures of the last refresh, from `synthetic_fraction`
             down to none for a model that learned nothing, copies, or generates rows whose outcomes are not theirs.
+        policy_share: share of the synthetic rows of a batch that have an observation of a real row, the current
+            policy's action for it and the model's outcome; needs a policy, see `SyntheticReplay.bind_policy`. The model
+            then learns conditions as well (`ConditioningConfig`).
+        redraw_every: real transitions between two draws of these rows; None for a fifth of `retrain_every`.
 
     Raises:
         ValueError: a value out of range, an unknown preset or an unusable device.
@@ -93,6 +99,8 @@ class SyntheticOptions:
     refresh_on: RefreshPlace = "here"
     refresh_lag: RefreshLag = None
     quality_gate: bool = False
+    policy_share: float = 0.0
+    redraw_every: int | None = None
 
     def __post_init__(self) -> None:
         """Check every value and fill in the defaults that depend on others.
@@ -107,7 +115,6 @@ class SyntheticOptions:
             raise TypeError(f"progress_bar is {self.progress_bar!r}; wanted True or False.")
         if not isinstance(self.quality_gate, bool):
             raise TypeError(f"quality_gate is {self.quality_gate!r}; wanted True or False.")
-        self.factory()
         resolved = {
             "retrain_every": every,
             "start_after": start,
@@ -118,11 +125,20 @@ class SyntheticOptions:
             "seed": torch.initial_seed() if self.seed is None else whole_number("seed", self.seed, 0),
             "refresh_log": None if self.refresh_log is None else Path(self.refresh_log),
             "refresh_lag": self._lag(every),
+            "policy_share": fraction(
+                "policy_share",
+                self.policy_share,
+                "between 0 (no synthetic row has the policy's action) and 1 (all have)",
+            ),
+            "redraw_every": max(every // 5, 1)
+            if self.redraw_every is None
+            else whole_number("redraw_every", self.redraw_every, 1),
         }
         if self.num_synthetic is not None:
             resolved["num_synthetic"] = whole_number("num_synthetic", self.num_synthetic, 1)
         for name, value in resolved.items():
             object.__setattr__(self, name, value)
+        self.factory()
 
     def _lag(self, retrain_every: int) -> RefreshLag:
         """`refresh_lag`, checked with `refresh_on` and resolved."""
@@ -156,8 +172,13 @@ class SyntheticOptions:
         return whole_number("refresh_lag", lag, 0)
 
     def factory(self) -> UpsamplerFactory:
-        """The factory of the upsampler, with its configuration resolved for the device."""
-        return resolve_factory(self.upsampler, resolve_device(self.upsampler_device))
+        """The factory of the upsampler, with its configuration resolved for the device.
+
+        Raises:
+            ValueError: rows with the policy's actions, from an upsampler that takes no conditions.
+        """
+        factory = resolve_factory(self.upsampler, resolve_device(self.upsampler_device))
+        return with_conditions(factory) if self.policy_share > 0 else factory
 
 
 _PLACES = ("here", "process")

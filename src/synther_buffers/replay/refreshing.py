@@ -12,10 +12,14 @@ import torch
 
 from ..console import log_line
 from ..transitions import Transitions, TransitionSpec
+from ..upsampling.diffusion_upsampler import DiffusionUpsampler
 from ..upsampling.factory import default_num_synthetic
+from ..upsampling.protocol import Upsampler
+from ..upsampling.seeds import derive_seed
 from .holdout import RowOrder
 from .learnable_rows import learnable_rows
 from .pending import PendingRefresh
+from .policy_rows import NUM_POLICY_ROWS, Policy, draw_policy_rows
 from .quality_gate import judge
 from .refresh import RefreshJob, RefreshResult, log_hand_over, log_start, run_refresh
 from .refresh_process import RefreshProcess
@@ -36,6 +40,12 @@ class RefreshingReplay(SavedReplay):
     """The part of `SyntheticReplay` that refreshes it. The attributes are explained there."""
 
     _update_ratio: UpdateRatio
+    _policy: Policy | None = None
+
+    @property
+    def upsampler(self) -> Upsampler | None:
+        """The upsampler of the last refresh."""
+        raise NotImplementedError
 
     @property
     def rows(self) -> Transitions | None:
@@ -218,7 +228,8 @@ class RefreshingReplay(SavedReplay):
         """Put a refresh's result into service: the only place where the served set changes."""
         rows = result.rows.to(self._set.device)
         self.spec, self._state, self._upsampler = result.spec, result.state, None
-        self._set.rows = rows
+        self._set.replace_rows(rows)
+        self._next_redraw = self.num_observed
         before = judge(self.reports[-1]).share if self.reports else 1.0
         self.reports.append(result.report)
         self._share = None
@@ -239,6 +250,85 @@ class RefreshingReplay(SavedReplay):
                     "log", f"The refresh log {self.options.refresh_log} cannot be written ({error}); learning goes on."
                 )
         return result.report
+
+    # -- rows with the policy's actions ------------------------------------------------------------------------------
+
+    @property
+    def redraw_due(self) -> bool:
+        """Whether `redraw_policy_rows` has something to do."""
+        return (
+            self.options.policy_share > 0
+            and self.options.synthetic_fraction > 0
+            and self.rows is not None
+            and self.num_observed >= self._next_redraw
+        )
+
+    def redraw_policy_rows(self, real: Transitions | Callable[[], Transitions]) -> None:
+        """Draw the rows with the policy's actions anew, for the policy as it is now.
+
+        Whatever goes wrong is logged once; what is in service stays.
+
+        Args:
+            real: every real row of the buffer, or what reads them; as for `refresh`.
+        """
+        self._next_redraw = self.num_observed + (self.options.redraw_every or 1)
+        rows, spec, upsampler = self.rows, self.spec, self.upsampler
+        if rows is None or spec is None or not isinstance(upsampler, DiffusionUpsampler) or upsampler.model is None:
+            return
+        if self._policy is None:
+            self._warn_once(
+                "policy",
+                f"policy_share is {self.options.policy_share:g}, but no policy is bound, so all synthetic rows have "
+                "actions of the data. Call synthetic.bind_policy(policy), in SB3 pass callback=SynthERCallback().",
+            )
+            return
+        count = min(NUM_POLICY_ROWS, len(rows) // 2)
+        try:
+            self._check_policy_share(spec)
+            if count == 0:
+                raise ValueError("the synthetic set has a single row")
+            seed = derive_seed(self.options.seed or 0, "policy rows", self.num_observed)
+            drawn = draw_policy_rows(
+                upsampler.model, real() if callable(real) else real, self._policy, spec, count, seed
+            )
+        except Exception as error:  # of a user's own policy too
+            self._warn_once("policy rows", f"No rows with the policy's actions were drawn ({error}); learning goes on.")
+            return
+        self._set.replace_policy_rows(drawn, self.options.policy_share)
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether a policy is bound."""
+        return self._policy is not None
+
+    def _check_policy_share(self, spec: TransitionSpec) -> None:
+        """Raise an error if these rows cannot have the policy's actions.
+
+        Raises:
+            ValueError: they are n-step rows, of which the policy would have to choose all actions, not the first alone.
+        """
+        if self.options.policy_share > 0 and spec.discounts:
+            raise ValueError(
+                f"policy_share is {self.options.policy_share:g}, but the rows are n-step rows, whose later actions the "
+                "policy would have to choose too. Use one-step rows, or policy_share=0."
+            )
+
+    def bind_policy(self, policy: Policy | None) -> None:
+        """Set what chooses the actions of rows with the policy's actions (`policy_share`).
+
+        It is not saved: bind it again after loading. `SynthERCallback` does so for Stable-Baselines3 and sbx.
+
+        Args:
+            policy: takes observations ``[n, *shape]`` as the buffer stores them (a dict of them for a Dict space), CPU
+                tensors that are not normalised, and returns actions ``[n, *shape]`` as the buffer stores them, with
+                its exploration. It may draw from the global random streams; they are put back. None unbinds.
+
+        Raises:
+            TypeError: it cannot be called.
+        """
+        if policy is not None and not callable(policy):
+            raise TypeError(f"policy is {policy!r}; wanted a function of observations, or None.")
+        self._policy = policy
 
     def _set_size(self, num_rows: int) -> int:
         """Rows of the synthetic set that is made of so many real ones."""

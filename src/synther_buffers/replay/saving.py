@@ -44,6 +44,7 @@ class SavedReplay:
     _share: float | None
     _num_batches: int
     _num_told: int
+    _next_redraw: int
     _warned: set[str]
     _too_small: str | None
     _update_advice: str
@@ -73,6 +74,7 @@ class SavedReplay:
             "upsampler": self._state,
             "config": self._factory.config.to_dict() if isinstance(self._factory, DiffusionFactory) else None,
             "pending": None if self._pending is None else self._pending.state_dict(),
+            "next_redraw": self._next_redraw,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -132,6 +134,7 @@ class SavedReplay:
         self._num_told, self._share = len(reports), None
         self._schedule.num_observed, self._schedule.next_refresh = state["num_observed"], state["next_refresh"]
         self._num_batches, self._warned = state["num_batches"], set(state["warned"])
+        self._next_redraw = state.get("next_redraw", 0)  # older files have none
 
     def __getstate__(self) -> dict[str, Any]:
         """Options and `state_dict`, so that a pickle loads on a machine without this one's devices."""
@@ -177,7 +180,7 @@ def _without_executor(options: SyntheticOptions) -> SyntheticOptions:
 
 def _shape(config: UpsamplerConfig) -> tuple[Any, ...]:
     """The settings that a model's weights depend on; those of training and sampling may differ."""
-    return config.network, config.sigma_data, codec_options(config)
+    return config.network, config.sigma_data, codec_options(config), config.conditioning is None
 
 
 def _usable(device: str | torch.device) -> bool:

@@ -68,6 +68,7 @@ class SyntheticReplay(RefreshingReplay):
         self._factory = chosen.factory()
         self.num_synthetic = most_synthetic(self._factory) if chosen.num_synthetic is None else chosen.num_synthetic
         if spec is not None:
+            self._check_policy_share(spec)
             self._make_upsampler(spec)  # a factory that does not work is found out now, not at the first refresh
         self._too_small: str | None = None
         self._update_advice = update_advice
@@ -85,6 +86,7 @@ class SyntheticReplay(RefreshingReplay):
         self._upsampler: Upsampler | None = None
         self._hold_out = HoldOut()
         self._num_batches = 0
+        self._next_redraw = 0
         self._update_ratio = UpdateRatio()
         self._warned: set[str] = set()
 

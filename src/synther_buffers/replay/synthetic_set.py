@@ -11,7 +11,10 @@ from ..transitions import Transitions
 
 
 class SyntheticSet:
-    """Rows on a device, drawn uniformly with replacement by their own generator.
+    """Rows on a device, drawn with replacement by their own generator.
+
+    The last `num_policy` rows may be of another kind, with a share of the draws of their own. Within each kind all rows
+    are equally likely.
 
     Args:
         device: of the rows.
@@ -19,11 +22,14 @@ class SyntheticSet:
 
     Attributes:
         rows: the rows, None before the first refresh.
+        num_policy: of the last rows, those with the policy's actions.
+        policy_share: of the draws, how many are of these rows.
     """
 
     def __init__(self, device: torch.device, seed: int) -> None:
         self.device = device
         self.rows: Transitions | None = None
+        self.num_policy, self.policy_share = 0, 0.0
         self._generator = torch.Generator(device).manual_seed(seed)
 
     def draw_indices(self, num_rows: int) -> Tensor:
@@ -32,7 +38,31 @@ class SyntheticSet:
         Raises:
             RuntimeError: there are no rows yet.
         """
-        return torch.randint(len(self.served()), (num_rows,), generator=self._generator, device=self.device)
+        count = len(self.served())
+        if self.num_policy == 0:
+            return torch.randint(count, (num_rows,), generator=self._generator, device=self.device)
+        others = count - self.num_policy
+        plain = torch.randint(others, (num_rows,), generator=self._generator, device=self.device)
+        policy = torch.randint(others, count, (num_rows,), generator=self._generator, device=self.device)
+        chance = torch.rand(num_rows, generator=self._generator, device=self.device, dtype=torch.float64)
+        return torch.where(chance < self.policy_share, policy, plain)
+
+    def replace_rows(self, rows: Transitions) -> None:
+        """Serve another set."""
+        self.rows, self.num_policy = rows, 0
+
+    def replace_policy_rows(self, rows: Transitions, share: float) -> None:
+        """Serve other policy rows in place of the last rows of the set, in new memory.
+
+        Args:
+            rows: fewer than the set has.
+            share: of the draws.
+        """
+        served, count = self.served().flat(), len(rows)
+        first = len(self.served()) - count
+        new = rows.to(self.device).flat()
+        self.rows = Transitions.from_flat({name: torch.cat((served[name][:first], new[name])) for name in served})
+        self.num_policy, self.policy_share = count, share
 
     def served(self) -> Transitions:
         """The rows.
@@ -59,6 +89,8 @@ class SyntheticSet:
             "rows": None if self.rows is None else self.rows.to("cpu").flat(),
             "drawn_on": self.device.type,
             "generator": self._generator.get_state().cpu(),
+            "num_policy": self.num_policy,
+            "policy_share": self.policy_share,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -67,3 +99,4 @@ class SyntheticSet:
         if state["drawn_on"] == self.device.type:
             self._generator.set_state(state["generator"])
         self.rows = rows
+        self.num_policy, self.policy_share = state.get("num_policy", 0), state.get("policy_share", 0.0)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .layout import Layout, from_one_hot
+from .layout import Block, Layout, from_one_hot
 from .normalizer import Normalizer
 from .special_columns import Structure
 from .transitions import Transitions, TransitionSpec
@@ -134,13 +134,25 @@ class Codec:
                 not have.
         """
         known = {name: value.detach().cpu() for name, value in known.items()}
-        for block in self.layout.blocks:
-            if block.field.name in known and block.field.kind == "continuous":
-                value = known[block.field.name]
-                self.statistics[block.field.name].check_near(block, value.reshape(len(value), -1).double())
+        for block, value in self._continuous(known):
+            self.statistics[block.field.name].check_near(block, value)
         raw = self.layout.raw(known)
         columns = self.layout.columns_of(known)
         return torch.where(columns, self.normalizer.apply(raw), 0.0).to(device, torch.float32)
+
+    def near(self, known: Mapping[str, Tensor]) -> Tensor:
+        """Which rows of these fields, ``[n, *shape]``, `encode_known` accepts, ``[n]`` bool."""
+        near = torch.ones(len(next(iter(known.values()))), dtype=torch.bool, device="cpu")
+        for block, value in self._continuous(known):
+            near &= self.statistics[block.field.name].near(block, value.cpu()).all(1)
+        return near
+
+    def _continuous(self, known: Mapping[str, Tensor]) -> Iterator[tuple[Block, Tensor]]:
+        """The continuous ones of these fields, ``[n, size]`` float64."""
+        for block in self.layout.blocks:
+            if block.field.name in known and block.field.kind == "continuous":
+                value = known[block.field.name]
+                yield block, value.reshape(len(value), -1).double()
 
     def thresholds(self, matrix: Tensor) -> Thresholds:
         """Thresholds that give generated rows ``[n, D]`` the data's rates of ones, few values, limits, point masses.

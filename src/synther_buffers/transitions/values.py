@@ -212,19 +212,25 @@ class ColumnStatistics:
             value[:, element] = torch.where(has_any, points[first], value[:, element])
         return value, filled
 
-    def check_near(self, block: Block, value: Tensor) -> None:
-        """Raise an error unless values ``[n, size]`` float64 lie within the range of the data, or close to it.
+    def near(self, block: Block, value: Tensor) -> Tensor:
+        """Which values ``[n, size]`` float64 lie within the range of the data, or outside by at most a quarter of it.
 
-        A quarter of the range is close: further out a model has learned nothing.
-
-        Raises:
-            ValueError: they do not, or are not finite.
+        Further out a model has learned nothing. The result has the shape of the values.
         """
         slack = 0.25 * (self.high - self.low) + 1e-6 * torch.maximum(self.low.abs(), self.high.abs())
         near = (value >= self.low - slack) & (value <= self.high + slack)
         for element, masses in block.masses.items():
             for mass in masses:
                 near[:, element] |= value[:, element] == mass.value
+        return near
+
+    def check_near(self, block: Block, value: Tensor) -> None:
+        """Raise an error unless all values ``[n, size]`` float64 are near the data.
+
+        Raises:
+            ValueError: they are not, or not finite.
+        """
+        near = self.near(block, value)
         if not bool(near.all()):
             row, element = (~near).nonzero()[0].tolist()
             low, high = float(self.low[element]), float(self.high[element])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from ..diffusion.conditions import ConditioningConfig
 from ..transitions import TransitionSpec
 from .budget import synthetic_rows
 from .diffusion_upsampler import DiffusionUpsampler
@@ -57,6 +58,22 @@ def resolve_factory(upsampler: UpsamplerOption, device: torch.device) -> Upsampl
         raise TypeError(f"upsampler is {upsampler!r}; wanted the name of a preset, an UpsamplerConfig or a factory.")
     factory: UpsamplerFactory = upsampler
     return factory
+
+
+def with_conditions(factory: UpsamplerFactory) -> UpsamplerFactory:
+    """The same factory, whose models learn conditions.
+
+    Raises:
+        ValueError: they are not of this library.
+    """
+    if not isinstance(factory, DiffusionFactory):
+        raise ValueError(
+            f"policy_share needs a model that can be asked for given actions, but upsampler is {factory!r}; use a "
+            "preset or an UpsamplerConfig, or policy_share=0."
+        )
+    if factory.config.conditioning is not None:
+        return factory
+    return DiffusionFactory(replace(factory.config, conditioning=ConditioningConfig()))
 
 
 def make_upsampler(

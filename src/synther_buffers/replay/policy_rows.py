@@ -1,0 +1,85 @@
+"""Synthetic rows whose actions are the current policy's.
+
+Generated rows have the actions of the data, which older policies chose. What a critic gets wrong are the values of
+actions that the replay has never seen (MAD-TD, Voelcker et al., ICLR 2025). So a part of the synthetic set can have
+observations of real rows, actions that the policy chooses for them now, and the model's reward, next observation and
+end. They are drawn again more often than the model is trained, because the policy changes faster than the dynamics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..transitions import Transitions, TransitionSpec
+from ..upsampling.condition import Condition
+from ..upsampling.fitted_model import FittedModel
+from ..upsampling.seeds import derive_seed, generator
+
+#: Chooses actions ``[n, *shape]`` for observations ``[n, *shape]`` (a dict of them for a Dict space). Both are as the
+#: buffer stores them; the observations are tensors on the CPU.
+Policy = Callable[[Any], Any]
+
+#: Rows of a draw, at most half of the set. They serve for a few hundred environment steps; more take seconds to draw.
+NUM_POLICY_ROWS = 2_048
+#: Real rows that are looked at for each one that is used: some lie outside of what the model learned.
+_CANDIDATES = 2
+
+
+def draw_policy_rows(
+    model: FittedModel, real: Transitions, policy: Policy, spec: TransitionSpec, num_rows: int, seed: int
+) -> Transitions:
+    """Rows with observations of real rows, the policy's actions and the model's outcomes.
+
+    The global random streams are where they were before.
+
+    Args:
+        model: learned with conditions.
+        real: at least one row.
+        policy: see `Policy`.
+        spec: of the rows.
+        num_rows: to draw.
+        seed: of everything random in it.
+
+    Raises:
+        ValueError: the policy's actions have another shape than the buffer's, or lie far from the actions in the data;
+            or every real row lies outside of what the model learned.
+    """
+    draws = generator(derive_seed(seed, "observations"))
+    index = torch.randint(len(real), (_CANDIDATES * num_rows,), generator=draws, device="cpu")
+    candidates = real[index.to(real.device)].to("cpu")
+    names = [field.name for field in spec.observation]
+    columns = candidates.flat()
+    near = model.codec.near({name: columns[name] for name in names}).nonzero()[:, 0]
+    if len(near) == 0:
+        raise ValueError("no real row lies within what the last model learned; a refresh will learn the newer ones.")
+    chosen = candidates[near[torch.arange(num_rows) % len(near)]]
+    with kept_random_streams(), torch.no_grad():
+        action = policy(chosen.observation)
+    action = action.detach().cpu() if isinstance(action, Tensor) else torch.as_tensor(np.array(action))
+    wanted = (num_rows, *spec.action.shape)
+    if action.numel() != num_rows * spec.action.size:
+        raise ValueError(f"the policy returned actions of shape {tuple(action.shape)}; wanted {wanted}.")
+    condition = Condition(observation=chosen.observation, action=action.reshape(wanted))
+    return model.sample(num_rows, derive_seed(seed, "outcomes"), condition=condition)
+
+
+@contextlib.contextmanager
+def kept_random_streams() -> Iterator[None]:
+    """Whatever is drawn inside from Python's, NumPy's and torch's global streams, they go on as if it was not."""
+    python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
