@@ -46,7 +46,10 @@ class Arm:
         arm = replace(self, utd=self.utd or control.utd, policy_delay=self.policy_delay or control.policy_delay)
         if arm.upsampler is None:
             arm = replace(arm, synthetic_fraction=0.0)
-        return replace(arm, retrain_every=100, num_synthetic=200) if task.toy else arm
+        if not task.toy:
+            return arm
+        # One toy run stands for all arms that differ in a share.
+        return replace(arm, retrain_every=100, num_synthetic=200, policy_share=0.5 if self.policy_share else 0.0)
 
     def settings(self) -> dict[str, Any]:
         """Plain data that a line holds."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toys import SPEC, TINY, equal, gaussian
 
-from synther_buffers import DiffusionUpsampler
+from synther_buffers import Condition, ConditioningConfig, DiffusionUpsampler
 from synther_buffers.diffusion.cuda_graph import eager
 
 pytestmark = pytest.mark.cuda
@@ -29,6 +29,19 @@ def test_graphs_change_nothing_but_rounding():
         eager_loss, eager_rows = drawn()
     assert loss == pytest.approx(eager_loss, rel=1e-3)
     torch.testing.assert_close(rows.observation, eager_rows.observation, atol=2e-2, rtol=2e-2)
+
+
+def test_conditions():
+    config = replace(LONGER, conditioning=ConditioningConfig())
+    upsampler = DiffusionUpsampler(SPEC, config, "cuda", seed=3)
+    rows = gaussian(1_000)
+    upsampler.fit(rows, relevance=rows.reward)
+    condition = Condition(observation=rows.observation[:500], action=rows.action[:500], relevance=0.0)
+    found = upsampler.sample(500, condition=condition)
+    assert found.reward.device.type == "cuda"
+    assert torch.equal(found.observation.cpu(), rows.observation[:500])
+    assert torch.equal(found.action.cpu(), rows.action[:500])
+    SPEC.check(found.to("cpu"))
 
 
 def test_a_model_saved_on_the_gpu_draws_on_the_cpu(tmp_path):

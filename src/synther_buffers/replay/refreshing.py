@@ -49,7 +49,10 @@ class RefreshingReplay(SavedReplay):
 
     @property
     def rows(self) -> Transitions | None:
-        """The synthetic set in service, None before the first refresh."""
+        """The synthetic set in service, None before the first refresh; another object whenever a row of it changed.
+
+        Rows with the policy's actions, where there are any, are its last ones.
+        """
         return self._set.rows
 
     @property

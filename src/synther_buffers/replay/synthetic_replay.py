@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 class SyntheticReplay(RefreshingReplay):
     """Decides when the upsampler is retrained, keeps the synthetic set, and says how a batch is mixed.
 
-    A buffer counts its writes with `observe_total`, asks `refresh_due` when it is sampled, gives its real rows to
-    `refresh` if so, splits the batch with `split` and takes the synthetic part from `sample` (or gathers it itself
-    from `rows` with `draw_indices`).
+    A buffer counts its writes with `observe_total`, asks `refresh_due` and `redraw_due` when it is sampled, gives its
+    real rows to `refresh` and `redraw_policy_rows` if so, splits the batch with `split` and takes the synthetic part
+    from `sample` (or gathers it itself from `rows` with `draw_indices`).
 
     Args:
         spec: the fields of a transition; None where no spaces tell them: the first refresh then infers them from its
@@ -203,7 +203,9 @@ class SyntheticReplay(RefreshingReplay):
         return self.last_batch.mask()
 
     def draw_indices(self, num_rows: int) -> Tensor:
-        """Indices into `rows`, uniform with replacement, ``[num_rows]`` int64 on the set's device.
+        """Indices into `rows`, with replacement, ``[num_rows]`` int64 on the set's device.
+
+        Rows with the policy's actions have `policy_share` of them; within both kinds all rows are equally likely.
 
         Raises:
             RuntimeError: there is no synthetic set yet.
@@ -211,7 +213,7 @@ class SyntheticReplay(RefreshingReplay):
         return self._set.draw_indices(num_rows)
 
     def sample(self, num_rows: int) -> Transitions:
-        """Synthetic transitions drawn uniformly from the set, on its device.
+        """Synthetic transitions drawn from the set by `draw_indices`, on its device.
 
         Raises:
             RuntimeError: there is no synthetic set yet.
