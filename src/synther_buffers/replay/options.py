@@ -26,6 +26,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 RefreshPlace = Literal["here", "process"] | Executor
+ShareSchedule = Callable[[int], float]
 RefreshLag = int | Literal["as-ready"] | None
 
 
@@ -44,6 +45,7 @@ class SyntheticKeywords(TypedDict, total=False):
     refresh_on: RefreshPlace
     refresh_lag: RefreshLag
     quality_gate: bool
+    share_schedule: ShareSchedule | None
     policy_share: float
     redraw_every: int | None
 
@@ -77,6 +79,9 @@ class SyntheticOptions:
             reproduces.
         quality_gate: let the share of synthetic rows follow the figures of the last refresh, from `synthetic_fraction`
             down to none for a model that learned nothing, copies, or generates rows whose outcomes are not theirs.
+        share_schedule: share of `synthetic_fraction` that batches have at a number of real transitions, a function from
+            that number to 0 to 1; with `quality_gate` the two are multiplied. None for all of it. A function that
+            cannot be pickled, such as a lambda, is left out of a saved buffer.
         policy_share: share of the synthetic rows of a batch that have an observation of a real row, the current
             policy's action for it and the model's outcome; needs a policy, see `SyntheticReplay.bind_policy`. The model
             then learns conditions as well (`ConditioningConfig`).
@@ -99,6 +104,7 @@ class SyntheticOptions:
     refresh_on: RefreshPlace = "here"
     refresh_lag: RefreshLag = None
     quality_gate: bool = False
+    share_schedule: ShareSchedule | None = None
     policy_share: float = 0.0
     redraw_every: int | None = None
 
@@ -115,6 +121,10 @@ class SyntheticOptions:
             raise TypeError(f"progress_bar is {self.progress_bar!r}; wanted True or False.")
         if not isinstance(self.quality_gate, bool):
             raise TypeError(f"quality_gate is {self.quality_gate!r}; wanted True or False.")
+        if self.share_schedule is not None and not callable(self.share_schedule):
+            raise TypeError(
+                f"share_schedule is {self.share_schedule!r}; wanted a function of the number of transitions, or None."
+            )
         resolved = {
             "retrain_every": every,
             "start_after": start,

@@ -139,7 +139,7 @@ class SavedReplay:
     def __getstate__(self) -> dict[str, Any]:
         """Options and `state_dict`, so that a pickle loads on a machine without this one's devices."""
         return {
-            "options": _without_executor(self.options),
+            "options": _that_can_be_pickled(self.options),
             "spec": self.spec,
             "infers_spec": self._infers_spec,
             "num_synthetic": self.num_synthetic,
@@ -164,8 +164,17 @@ class SavedReplay:
         self.load_state_dict(pickled["state"])
 
 
-def _without_executor(options: SyntheticOptions) -> SyntheticOptions:
-    """The options, with refreshes here if the executor cannot be pickled."""
+def _that_can_be_pickled(options: SyntheticOptions) -> SyntheticOptions:
+    """The options, with refreshes here if the executor cannot be pickled, and without a schedule that cannot."""
+    if options.share_schedule is not None:
+        try:
+            pickle.dumps(options.share_schedule)
+        except Exception:  # a lambda, or a function of a function
+            logger.warning(
+                "share_schedule cannot be saved, because it cannot be pickled; what is loaded serves the full share. "
+                "Define it with def at the top of a module."
+            )
+            options = replace(options, share_schedule=None)
     if isinstance(options.refresh_on, Executor):
         try:
             pickle.dumps(options.refresh_on)

@@ -14,9 +14,10 @@ from ..transitions import Transitions, TransitionSpec
 from ..upsampling.factory import make_upsampler, most_synthetic
 from ..upsampling.presets import resolve_device
 from ..upsampling.protocol import Upsampler
+from ..validation import fraction
 from .holdout import HoldOut
 from .last_batch import LastBatch
-from .options import SyntheticKeywords, SyntheticOptions, lists_options, split_keywords
+from .options import ShareSchedule, SyntheticKeywords, SyntheticOptions, lists_options, split_keywords
 from .quality_gate import judge
 from .refreshing import RefreshingReplay
 from .reports import RefreshReport
@@ -184,12 +185,23 @@ class SyntheticReplay(RefreshingReplay):
 
     @property
     def share_served(self) -> float:
-        """Share of each batch that is synthetic now: `synthetic_fraction`, or less by the quality gate."""
-        if not self.options.quality_gate or not self.reports:
-            return self.synthetic_fraction
-        if self._share is None:
-            self._share = self.synthetic_fraction * judge(self.reports[-1]).share
-        return self._share
+        """Share of each batch that is synthetic now: `synthetic_fraction`, or less by quality gate and schedule."""
+        share = self.synthetic_fraction
+        if self.options.quality_gate and self.reports:
+            if self._share is None:
+                self._share = judge(self.reports[-1]).share
+            share *= self._share
+        return share if self.options.share_schedule is None else share * self._scheduled(self.options.share_schedule)
+
+    def _scheduled(self, schedule: ShareSchedule) -> float:
+        try:
+            return fraction("its value", schedule(self.num_observed))
+        except Exception as error:  # a user's function raises what it likes
+            self._warn_once(
+                "schedule",
+                f"share_schedule({self.num_observed}) does not work ({error}); batches have the full share meanwhile.",
+            )
+            return 1.0
 
     @property
     def last_mask(self) -> Tensor | None:
