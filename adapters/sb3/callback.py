@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from ..replay.reports import RefreshReport
 from ..replay.synthetic_replay import SyntheticReplay
 from .mixing import SynthERMixin
-from .policy import policy_of
+from .policy import AlgorithmPolicy, policy_of
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ class SynthERCallback(BaseCallback):
 
     ``model.learn(100_000, callback=SynthERCallback())``. It writes the logger right after each refresh, as SB3's
     `EvalCallback` does after an evaluation, so that every refresh is logged. It also warns at the start of a run that
-    is too short for a refresh, and binds the algorithm's policy for `policy_share`, if none is bound.
+    is too short for a refresh, and binds the algorithm's policy for `policy_share`, unless one of the user's is bound.
     """
 
     def __init__(self, verbose: int = 0) -> None:
@@ -37,7 +37,8 @@ class SynthERCallback(BaseCallback):
             self._warn_of_a_plain_buffer()
             return
         self._recorded = _latest(replay)
-        if not replay.has_policy:
+        bound = replay.policy
+        if bound is None or (isinstance(bound, AlgorithmPolicy) and not bound.is_of(self.model)):
             replay.bind_policy(policy_of(self.model))
         # Rows that were written without `add` are not counted before the first batch.
         buffer: Any = self.model.replay_buffer  # type: ignore[attr-defined]

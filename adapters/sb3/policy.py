@@ -21,10 +21,26 @@ def policy_of(model: BaseAlgorithm) -> Policy:
     algorithm's `VecNormalize`, if it has one, and actions stay scaled to [-1, 1]. It refers to the algorithm weakly,
     and leaves its random streams and modes as they are.
     """
-    reference = weakref.ref(model)
+    return AlgorithmPolicy(model)
 
-    def act(observation: Tensor | dict[str, Tensor]) -> Any:
-        algorithm = reference()
+
+class AlgorithmPolicy:
+    """See `policy_of`."""
+
+    def __init__(self, model: BaseAlgorithm) -> None:
+        self._algorithm = weakref.ref(model)
+
+    def is_of(self, model: BaseAlgorithm) -> bool:
+        """Whether it is the policy of this algorithm."""
+        return self._algorithm() is model
+
+    def __call__(self, observation: Tensor | dict[str, Tensor]) -> Any:
+        """The actions for observations ``[n, *shape]``.
+
+        Raises:
+            RuntimeError: the algorithm is gone.
+        """
+        algorithm = self._algorithm()
         if algorithm is None:
             raise RuntimeError("the algorithm whose policy was bound is gone")
         policy: Any = algorithm.policy
@@ -49,5 +65,3 @@ def policy_of(model: BaseAlgorithm) -> Policy:
             return policy._predict(policy.obs_to_tensor(values)[0], deterministic=False)
         finally:
             policy.set_training_mode(training)
-
-    return act

@@ -238,7 +238,7 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         """
         self._lay_out()
         rows = self.synthetic.draw_indices(num_synthetic)
-        address = address_of(rows, self.synthetic.num_refreshes)
+        address = address_of(rows, self.synthetic.generation)
         num_real = len(index[0] if isinstance(index, tuple) else index)
         order = batch_order_on(num_real, num_synthetic, address.device)
         if not isinstance(index, tuple):
@@ -290,7 +290,7 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
             return super().get(index)
         self._lay_out()
         address = address[synthetic] if address.ndim else address.reshape(1)
-        if bool((generation_of(address) != self.synthetic.num_refreshes).any()):
+        if bool((generation_of(address) != self.synthetic.generation).any()):
             raise IndexError("the index names synthetic rows that a refresh has replaced.")
         rows = row_of(address)
         parts = index if isinstance(index, tuple) else (index,)
@@ -310,7 +310,7 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         self.synthetic.to(self.device)
         rows = self.synthetic.rows
         assert rows is not None
-        addresses = address_of(torch.arange(len(rows), device=self.device), self.synthetic.num_refreshes)
+        addresses = address_of(torch.arange(len(rows), device=self.device), self.synthetic.generation)
         with torch.inference_mode(False):
             stored = self._written()
             self._leaves = Layout.of(stored, self.modelled_keys).synthetic_leaves(rows, stored, addresses)

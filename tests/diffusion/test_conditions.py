@@ -108,7 +108,7 @@ def test_known_columns_come_back_and_have_no_part_in_the_loss() -> None:
 def test_a_training_step_hides_the_shares_it_should() -> None:
     rows = torch.arange(1.0, 41.0)[:, None].expand(40, 2)
     known = torch.tensor([[True, False], [True, True]])
-    draws = ConditionDraws(known, torch.tensor([0.2, 0.3]), torch.arange(40.0), 0.25)
+    draws = ConditionDraws(known, torch.tensor([0.2, 0.5]), torch.arange(40.0), 0.25)
     index = torch.arange(40).repeat(1_000)
     condition = draws.draw(index, rows[index], torch.Generator().manual_seed(0))
     which, has = condition[:, 2:4], condition[:, 5]
@@ -122,9 +122,9 @@ def test_a_training_step_hides_the_shares_it_should() -> None:
     assert float(has[which[:, 0] > 0].mean()) == pytest.approx(0.75, abs=0.02)
 
 
-@pytest.mark.parametrize(("shares", "pattern"), [((0.0, 0.0), [0, 0]), ((0.0, 1.0), [1, 1]), ((1.0, 0.0), [1, 0])])
-def test_shares_of_nothing_and_of_all(shares: tuple[float, float], pattern: list[float]) -> None:
-    draws = ConditionDraws(torch.tensor([[True, False], [True, True]]), torch.tensor(shares), None, 0.25)
+@pytest.mark.parametrize(("bounds", "pattern"), [((0.0, 0.0), [0, 0]), ((0.0, 1.0), [1, 1]), ((1.0, 1.0), [1, 0])])
+def test_shares_of_nothing_and_of_all(bounds: tuple[float, float], pattern: list[float]) -> None:
+    draws = ConditionDraws(torch.tensor([[True, False], [True, True]]), torch.tensor(bounds), None, 0.25)
     condition = draws.draw(torch.arange(500), torch.ones(500, 2), torch.Generator().manual_seed(1))
     assert condition[:, 2:4].unique(dim=0).tolist() == [pattern]
     assert not condition[:, 4:].any()

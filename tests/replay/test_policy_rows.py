@@ -4,14 +4,17 @@ import logging
 import pickle
 import random
 import re
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from toys import SPEC, TINY, Resampler, equal, gaussian
 
-from synther_buffers import ConditioningConfig, SyntheticOptions, SyntheticReplay, Transitions
+from synther_buffers import ConditioningConfig, SyntheticOptions, SyntheticReplay, Transitions, TransitionSpec
+from synther_buffers.replay.policy_rows import kept_random_streams
 from synther_buffers.replay.synthetic_set import SyntheticSet
 
 #: Enough to learn s' = 0.9 s + 0.1 a + noise and r = s0.
@@ -209,13 +212,36 @@ def test_saved_and_loaded_it_goes_on_as_it_would_have(way):
     else:
         loaded = make()
         loaded.load_state_dict(replay.state_dict())
-    assert not loaded.has_policy  # a policy is of the algorithm
+    assert loaded.policy is None  # a policy is of the algorithm
     loaded.bind_policy(half)
     for total in (240, 250, 300):
         observe(replay, total)
         observe(loaded, total)
         assert equal(loaded.rows, replay.rows)
         assert torch.equal(loaded.draw_indices(50), replay.draw_indices(50))
+
+
+def test_a_loaded_model_that_learned_no_conditions_is_replaced_and_its_rows_stay(caplog):
+    caplog.set_level(logging.WARNING)
+    older = make(policy_share=0.0)
+    observe(older, 200)
+    loaded = make(upsampler=TINY)
+    loaded.load_state_dict(older.state_dict())
+    assert "learned no conditions" in caplog.text
+    assert equal(loaded.rows, older.rows)
+    assert loaded.num_refreshes == 1
+    loaded.bind_policy(half)
+    observe(loaded, 400)
+    assert torch.equal(policy_rows(loaded).action, half(policy_rows(loaded).observation))
+
+
+def test_a_loaded_set_has_the_share_of_the_options():
+    replay = make()
+    replay.bind_policy(half)
+    observe(replay, 220)
+    loaded = make(policy_share=0.0, upsampler=replace(TINY, conditioning=ConditioningConfig()))
+    loaded.load_state_dict(replay.state_dict())
+    assert int(loaded.draw_indices(500).max()) < 150
 
 
 def test_an_older_file_has_none():
@@ -256,6 +282,73 @@ def test_a_bad_policy_is_told_once_and_learning_goes_on(policy, message, caplog)
     replay.bind_policy(half)
     observe(replay, 400)
     assert torch.equal(policy_rows(replay).action, half(policy_rows(replay).observation))
+
+
+def test_a_few_actions_far_from_the_data_are_left_out(caplog):
+    caplog.set_level(logging.WARNING)
+    replay = make()
+
+    def sometimes_far(observation):
+        action = half(observation)
+        action[::10] = 50.0
+        return action
+
+    replay.bind_policy(sometimes_far)
+    observe(replay, 200)
+    assert torch.equal(policy_rows(replay).action, half(policy_rows(replay).observation))
+    assert not caplog.records
+
+
+def test_whatever_fails_in_a_draw_stops_no_agent(caplog, monkeypatch):
+    caplog.set_level(logging.WARNING)
+    replay = make()
+    replay.bind_policy(half)
+    observe(replay, 200)
+    before = replay.rows
+    with monkeypatch.context() as patch:
+        patch.setattr(SyntheticSet, "replace_policy_rows", lambda *args: (_ for _ in ()).throw(MemoryError("full")))
+        observe(replay, 250)
+    assert replay.rows is before
+    assert "were drawn (full)" in caplog.text
+    with torch.inference_mode():
+        observe(replay, 300)
+    assert not replay.rows.reward.is_inference()
+
+
+def test_a_policy_that_is_bound_late_serves_at_the_next_batch():
+    replay = make()
+    observe(replay, 200)
+    observe(replay, 210)
+    replay.bind_policy(half)
+    observe(replay, 211)
+    assert torch.equal(policy_rows(replay).action, half(policy_rows(replay).observation))
+
+
+def test_one_hot_actions_are_categories():
+    spec = TransitionSpec.from_spaces(spaces.Box(-np.inf, np.inf, (2,), np.float64), spaces.Discrete(3))
+    rows = replace(ROWS, action=torch.arange(1_000) % 3)
+    replay = SyntheticReplay(
+        spec, upsampler=TINY, retrain_every=200, num_synthetic=300, policy_share=0.5, seed=0, progress_bar=False
+    )
+    replay.bind_policy(lambda observation: torch.eye(3)[(observation[:, 0] > 0).long() + 1])
+    observe(replay, 200, rows)
+    found = policy_rows(replay)
+    assert torch.equal(found.action, (found.observation[:, 0] > 0).long() + 1)
+    assert found.action.dtype == rows.action.dtype
+
+
+def test_in_another_thread_the_random_streams_are_left_alone():
+    found = []
+
+    def draw():
+        with kept_random_streams():
+            found.append(torch.rand(1))
+
+    torch.manual_seed(0)
+    thread = threading.Thread(target=draw)
+    thread.start()
+    thread.join()
+    assert not torch.equal(torch.rand(1), found[0])
 
 
 def test_without_a_policy_one_line_says_what_to_bind(caplog):

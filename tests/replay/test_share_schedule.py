@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import threading
 
 import pytest
 import torch
@@ -76,10 +77,23 @@ def test_no_function_is_refused():
 
 def test_it_is_saved_if_it_can_be(caplog):
     caplog.set_level(logging.WARNING)
-    loaded = pickle.loads(pickle.dumps(make(share_schedule=ramp)))
-    assert loaded.options.share_schedule is ramp
-    assert not caplog.records
-    loaded = pickle.loads(pickle.dumps(make(share_schedule=lambda seen: 0.0)))
+    for schedule in (ramp, lambda seen: 0.25):
+        loaded = pickle.loads(pickle.dumps(make(share_schedule=schedule)))
+        assert loaded.options.share_schedule(250) == schedule(250)
+    assert "share_schedule" not in caplog.text
+    lock = threading.Lock()
+    loaded = pickle.loads(pickle.dumps(make(share_schedule=lambda seen: float(lock.locked()))))
     assert loaded.options.share_schedule is None
     assert "share_schedule cannot be saved" in caplog.text
     assert loaded.rows is not None
+
+
+def test_one_that_cannot_be_read_costs_nothing_else(caplog):
+    caplog.set_level(logging.WARNING)
+    replay = make(share_schedule=ramp)
+    state = replay.__getstate__() | {"share_schedule": b"nothing"}
+    loaded = SyntheticReplay.__new__(SyntheticReplay)
+    loaded.__setstate__(state)
+    assert loaded.options.share_schedule is None
+    assert loaded.num_refreshes == 1
+    assert "saved share_schedule cannot be read" in caplog.text

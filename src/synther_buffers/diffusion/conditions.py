@@ -27,7 +27,8 @@ class ConditioningConfig:
         given_share: of the rows in a training step for which the observation is known, in half of them the action too.
         drop_relevance: share of the rows in a training step that are learned without their relevance.
         guidance: how far rows are pushed towards the wanted relevance; 1 draws from the distribution that was learned,
-            more makes the relevance higher and the rows less varied.
+            more pushes them further and makes them less varied. In the Heun solver only the first of a step's two
+            evaluations is guided, as published, which halves the push.
     """
 
     given_share: float = 0.5
@@ -97,13 +98,13 @@ class ConditionDraws:
 
     Attributes:
         known: ``[k, D]`` bool, sets of columns that may be known together.
-        shares: ``[k]`` float32, of the rows for which each set is known; for the others nothing is.
+        bounds: ``[k]`` float32 ascending, up to which share of the rows each set is known; beyond the last nothing is.
         relevance: ``[N]`` float32, of each training row, or None.
         drop_relevance: share of the rows that are learned without it.
     """
 
     known: Tensor
-    shares: Tensor
+    bounds: Tensor
     relevance: Tensor | None
     drop_relevance: float
 
@@ -116,9 +117,9 @@ class ConditionDraws:
             generator: source of the choice.
         """
         chance = torch.rand((2, len(index)), generator=generator, device=rows.device, dtype=torch.float32)
-        # One more set, the empty one, for what the shares leave.
+        # One more set, the empty one, beyond the last bound.
         sets = torch.cat((self.known, torch.zeros_like(self.known[:1])))
-        known = sets[torch.bucketize(chance[0], self.shares.cumsum(0), right=True)]
+        known = sets[torch.bucketize(chance[0], self.bounds, right=True)]
         condition = pack_condition(rows, known)
         if self.relevance is not None:
             told = (chance[1] >= self.drop_relevance).to(rows)

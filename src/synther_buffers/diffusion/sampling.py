@@ -69,7 +69,8 @@ class BlockDenoiser:
             x: ``[n, D]`` float32.
             sigma: ``[1]``.
             condition: ``[n, 2 D + 2]``, see `diffusion.conditions`; such evaluations use no graph.
-            guidance: w in ``D + w (D(relevance) - D)``, with D for any relevance (Ho and Salimans 2022, equation 6).
+            guidance: w in ``D + w (D(relevance) - D)``, with D for any relevance (Ho and Salimans 2022, equation 6,
+                whose w is this one less 1).
         """
         if condition is not None:
             return self._evaluate_under(x, sigma, condition, guidance)

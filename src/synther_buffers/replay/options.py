@@ -80,8 +80,7 @@ class SyntheticOptions:
         quality_gate: let the share of synthetic rows follow the figures of the last refresh, from `synthetic_fraction`
             down to none for a model that learned nothing, copies, or generates rows whose outcomes are not theirs.
         share_schedule: share of `synthetic_fraction` that batches have at a number of real transitions, a function from
-            that number to 0 to 1; with `quality_gate` the two are multiplied. None for all of it. A function that
-            cannot be pickled, such as a lambda, is left out of a saved buffer.
+            that number to 0 to 1; with `quality_gate` the two are multiplied. None for all of it.
         policy_share: share of the synthetic rows of a batch that have an observation of a real row, the current
             policy's action for it and the model's outcome; needs a policy, see `SyntheticReplay.bind_policy`. The model
             then learns conditions as well (`ConditioningConfig`).

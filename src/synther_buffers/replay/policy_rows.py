@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..transitions import Transitions, TransitionSpec
+from ..transitions.fields import Field
 from ..upsampling.condition import Condition
 from ..upsampling.fitted_model import FittedModel
 from ..upsampling.seeds import derive_seed, generator
@@ -54,25 +56,49 @@ def draw_policy_rows(
     draws = generator(derive_seed(seed, "observations"))
     index = torch.randint(len(real), (_CANDIDATES * num_rows,), generator=draws, device="cpu")
     candidates = real[index.to(real.device)].to("cpu")
-    names = [field.name for field in spec.observation]
     columns = candidates.flat()
-    near = model.codec.near({name: columns[name] for name in names}).nonzero()[:, 0]
-    if len(near) == 0:
-        raise ValueError("no real row lies within what the last model learned; a refresh will learn the newer ones.")
-    chosen = candidates[near[torch.arange(num_rows) % len(near)]]
+    near = model.codec.near({field.name: columns[field.name] for field in spec.observation})
+    if not bool(near.any()):
+        raise ValueError("no real row lies within what the last model learned; a refresh will learn the newer ones")
+    chosen = candidates[_repeated(near, num_rows)]
     with kept_random_streams(), torch.no_grad():
-        action = policy(chosen.observation)
-    action = action.detach().cpu() if isinstance(action, Tensor) else torch.as_tensor(np.array(action))
-    wanted = (num_rows, *spec.action.shape)
-    if action.numel() != num_rows * spec.action.size:
-        raise ValueError(f"the policy returned actions of shape {tuple(action.shape)}; wanted {wanted}.")
-    condition = Condition(observation=chosen.observation, action=action.reshape(wanted))
+        action = _as_stored(policy(chosen.observation), spec.action, num_rows)
+    near = model.codec.near({spec.action.name: action})
+    if 2 * int(near.sum()) >= num_rows:
+        # A few actions far from the data cost no draw; of many, `sample` says what is wrong.
+        index = _repeated(near, num_rows)
+        chosen, action = chosen[index], action[index]
+    condition = Condition(observation=chosen.observation, action=action)
     return model.sample(num_rows, derive_seed(seed, "outcomes"), condition=condition)
+
+
+def _repeated(mask: Tensor, count: int) -> Tensor:
+    """`count` indices of the rows in a mask, in turn."""
+    index = mask.nonzero()[:, 0]
+    return index[torch.arange(count) % len(index)]
+
+
+def _as_stored(action: Any, field: Field, count: int) -> Tensor:
+    """A policy's actions as ``[count, *shape]`` in the field's dtype; one-hot ones as the category."""
+    action = action.detach().cpu() if isinstance(action, Tensor) else torch.as_tensor(np.array(action))
+    wanted = (count, *field.shape)
+    if field.kind == "categorical" and action.ndim == len(wanted) + 1 and action.numel() != count * field.size:
+        action = action.to(torch.uint8).argmax(-1)
+    if action.numel() != count * field.size:
+        raise ValueError(f"the policy returned actions of shape {tuple(action.shape)}; wanted {wanted}")
+    return action.reshape(wanted).to(field.torch_dtype)
 
 
 @contextlib.contextmanager
 def kept_random_streams() -> Iterator[None]:
-    """Whatever is drawn inside from Python's, NumPy's and torch's global streams, they go on as if it was not."""
+    """Whatever is drawn inside from Python's, NumPy's and torch's global streams, they go on as if it was not.
+
+    In another thread than the main one (TorchRL's ``prefetch``) they are left alone: what the main thread draws
+    meanwhile would be drawn twice.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
     try:

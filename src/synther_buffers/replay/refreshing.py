@@ -41,6 +41,12 @@ class RefreshingReplay(SavedReplay):
 
     _update_ratio: UpdateRatio
     _policy: Policy | None = None
+    _num_redraws: int = 0
+
+    @property
+    def share_served(self) -> float:
+        """Share of each batch that is synthetic now."""
+        raise NotImplementedError
 
     @property
     def upsampler(self) -> Upsampler | None:
@@ -240,7 +246,7 @@ class RefreshingReplay(SavedReplay):
         if self.options.quality_gate and (verdict := judge(result.report)).share != before:
             log_line(
                 logger, "The synthetic rows now have %.0f %% of each batch%s.",
-                100 * self.options.synthetic_fraction * verdict.share, verdict.reason and f" ({verdict.reason})",
+                100 * self.share_served, verdict.reason and f" ({verdict.reason})",
                 shown=self.options.progress_bar,
             )  # fmt: skip
         if self.options.refresh_log is not None:
@@ -275,34 +281,45 @@ class RefreshingReplay(SavedReplay):
             real: every real row of the buffer, or what reads them; as for `refresh`.
         """
         self._next_redraw = self.num_observed + (self.options.redraw_every or 1)
-        rows, spec, upsampler = self.rows, self.spec, self.upsampler
-        if rows is None or spec is None or not isinstance(upsampler, DiffusionUpsampler) or upsampler.model is None:
-            return
         if self._policy is None:
             self._warn_once(
                 "policy",
-                f"policy_share is {self.options.policy_share:g}, but no policy is bound, so all synthetic rows have "
-                "actions of the data. Call synthetic.bind_policy(policy), in SB3 pass callback=SynthERCallback().",
+                f"policy_share is {self.options.policy_share:g}, but no policy is bound, so no rows with its "
+                "actions are drawn. Call synthetic.bind_policy(policy), in SB3 pass callback=SynthERCallback().",
             )
             return
-        count = min(NUM_POLICY_ROWS, len(rows) // 2)
         try:
-            self._check_policy_share(spec)
-            if count == 0:
-                raise ValueError("the synthetic set has a single row")
-            seed = derive_seed(self.options.seed or 0, "policy rows", self.num_observed)
-            drawn = draw_policy_rows(
-                upsampler.model, real() if callable(real) else real, self._policy, spec, count, seed
-            )
+            with torch.inference_mode(False):  # the set and the model outlive the caller's context
+                self._draw_policy_rows(real() if callable(real) else real, self._policy)
         except Exception as error:  # of a user's own policy too
-            self._warn_once("policy rows", f"No rows with the policy's actions were drawn ({error}); learning goes on.")
+            # Once for each kind of error: the first may pass, and hide one that stays.
+            self._warn_once(
+                f"policy rows {type(error).__name__}",
+                f"No rows with the policy's actions were drawn ({error}); learning goes on.",
+            )
+
+    def _draw_policy_rows(self, real: Transitions, policy: Policy) -> None:
+        rows, spec, upsampler = self.rows, self.spec, self.upsampler
+        if rows is None or spec is None or not isinstance(upsampler, DiffusionUpsampler) or upsampler.model is None:
             return
+        self._check_policy_share(spec)
+        count = min(NUM_POLICY_ROWS, len(rows) // 2)
+        if count == 0:
+            raise ValueError("the synthetic set has a single row")
+        seed = derive_seed(self.options.seed or 0, "policy rows", self.num_observed)
+        drawn = draw_policy_rows(upsampler.model, real, policy, spec, count, seed)
         self._set.replace_policy_rows(drawn, self.options.policy_share)
+        self._num_redraws += 1
 
     @property
-    def has_policy(self) -> bool:
-        """Whether a policy is bound."""
-        return self._policy is not None
+    def policy(self) -> Policy | None:
+        """What `bind_policy` has set."""
+        return self._policy
+
+    @property
+    def generation(self) -> int:
+        """Another number whenever a row of the synthetic set changed."""
+        return len(self.reports) + self._num_redraws
 
     def _check_policy_share(self, spec: TransitionSpec) -> None:
         """Raise an error if these rows cannot have the policy's actions.
@@ -331,6 +348,8 @@ class RefreshingReplay(SavedReplay):
         """
         if policy is not None and not callable(policy):
             raise TypeError(f"policy is {policy!r}; wanted a function of observations, or None.")
+        if self._policy is None and self._set.num_policy == 0:
+            self._next_redraw = min(self._next_redraw, self.num_observed)
         self._policy = policy
 
     def _set_size(self, num_rows: int) -> int:

@@ -6,8 +6,9 @@ import logging
 import pickle
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
+import cloudpickle
 import torch
 
 from ..transitions import TransitionSpec
@@ -17,7 +18,7 @@ from ..upsampling.presets import UpsamplerConfig, resolve_device
 from ..upsampling.protocol import Upsampler, UpsamplerFactory
 from .holdout import HoldOut
 from .migration import STATE_VERSION, migrate_pickle, migrate_state
-from .options import SyntheticOptions
+from .options import ShareSchedule, SyntheticOptions
 from .pending import PendingRefresh
 from .reports import RefreshReport
 from .schedule import RefreshSchedule
@@ -100,9 +101,16 @@ class SavedReplay:
         if not self._infers_spec and spec != self.spec:
             raise ValueError(f"it was saved for other transitions: {spec}, not {self.spec}")
         factory = self._factory
+        model, waiting = state["upsampler"], state.get("pending")
         if isinstance(factory, DiffusionFactory) and state["config"] is not None:
             saved = UpsamplerConfig.from_dict(state["config"])
-            if _shape(saved) != _shape(factory.config) and isinstance(self.options.upsampler, str):
+            if saved.conditioning is None and self.options.policy_share > 0:
+                logger.warning(
+                    "The saved model learned no conditions, which policy_share needs. The synthetic rows are kept, "
+                    "and the next refresh trains anew."
+                )
+                model = waiting = None
+            elif _shape(saved) != _shape(factory.config) and isinstance(self.options.upsampler, str):
                 logger.warning(
                     "The saved model has another configuration than %r stands for here; it goes on with its own "
                     "(%d training steps, width %d).",
@@ -114,22 +122,23 @@ class SavedReplay:
         reports = [RefreshReport.from_dict(report) for report in state["reports"]]
         served = SyntheticSet(self._set.device, (seed + state["num_batches"]) % 2**64)
         served.load_state_dict(state["set"])
+        served.policy_share = self.options.policy_share
         upsampler = None
-        if spec is not None and state["upsampler"] is not None:
+        if spec is not None and model is not None:
             upsampler = make_upsampler(
                 factory,
                 spec,
                 device=self.options.upsampler_device,
                 seed=seed,
                 progress_bar=self.options.progress_bar,
-                state=state["upsampler"],
+                state=model,
             )
         pending = None
-        if state.get("pending") is not None and self.options.synthetic_fraction > 0:
-            pending = PendingRefresh.from_state(state["pending"], factory)
+        if waiting is not None and self.options.synthetic_fraction > 0:
+            pending = PendingRefresh.from_state(waiting, factory)
         self._drop_pending()
         self._pending = pending
-        self.spec, self._factory, self._upsampler, self._state = spec, factory, upsampler, state["upsampler"]
+        self.spec, self._factory, self._upsampler, self._state = spec, factory, upsampler, model
         self._set, self._hold_out, self.reports = served, hold_out, reports
         self._num_told, self._share = len(reports), None
         self._schedule.num_observed, self._schedule.next_refresh = state["num_observed"], state["next_refresh"]
@@ -139,7 +148,8 @@ class SavedReplay:
     def __getstate__(self) -> dict[str, Any]:
         """Options and `state_dict`, so that a pickle loads on a machine without this one's devices."""
         return {
-            "options": _that_can_be_pickled(self.options),
+            "options": replace(_without_executor(self.options), share_schedule=None),
+            "share_schedule": _pickled_schedule(self.options),
             "spec": self.spec,
             "infers_spec": self._infers_spec,
             "num_synthetic": self.num_synthetic,
@@ -155,6 +165,8 @@ class SavedReplay:
         if not _usable(options.upsampler_device):
             logger.warning("The upsampler's device %s is not here; it goes on on 'auto'.", options.upsampler_device)
             options = replace(options, upsampler_device="auto")
+        if pickled.get("share_schedule") is not None:
+            options = replace(options, share_schedule=_read_schedule(pickled["share_schedule"]))
         self.options, self.num_synthetic = options, pickled["num_synthetic"]
         self.spec, self._infers_spec = pickled["spec"], pickled["infers_spec"]
         self._too_small = pickled.get("too_small")
@@ -164,17 +176,30 @@ class SavedReplay:
         self.load_state_dict(pickled["state"])
 
 
-def _that_can_be_pickled(options: SyntheticOptions) -> SyntheticOptions:
-    """The options, with refreshes here if the executor cannot be pickled, and without a schedule that cannot."""
-    if options.share_schedule is not None:
-        try:
-            pickle.dumps(options.share_schedule)
-        except Exception:  # a lambda, or a function of a function
-            logger.warning(
-                "share_schedule cannot be saved, because it cannot be pickled; what is loaded serves the full share. "
-                "Define it with def at the top of a module."
-            )
-            options = replace(options, share_schedule=None)
+def _pickled_schedule(options: SyntheticOptions) -> bytes | None:
+    """The schedule as a pickle of its own, so that one that cannot be read costs nothing else.
+
+    cloudpickle has what is defined in a script by value.
+    """
+    if options.share_schedule is None:
+        return None
+    try:
+        return cast(bytes, cloudpickle.dumps(options.share_schedule))
+    except Exception as error:  # of whatever the function refers to
+        logger.warning("share_schedule cannot be saved (%s); what is loaded serves the full share.", error)
+        return None
+
+
+def _read_schedule(pickled: bytes) -> ShareSchedule | None:
+    try:
+        return cast(ShareSchedule, pickle.loads(pickled))
+    except Exception as error:
+        logger.warning("The saved share_schedule cannot be read (%s); batches have the full share.", error)
+        return None
+
+
+def _without_executor(options: SyntheticOptions) -> SyntheticOptions:
+    """The options, with refreshes here if the executor cannot be pickled."""
     if isinstance(options.refresh_on, Executor):
         try:
             pickle.dumps(options.refresh_on)

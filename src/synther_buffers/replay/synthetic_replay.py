@@ -170,7 +170,7 @@ class SyntheticReplay(RefreshingReplay):
     # -- mixing ------------------------------------------------------------------------------------------------------
 
     def split(self, batch_size: int) -> tuple[int, int]:
-        """``(n_real, n_synthetic)`` of a batch: always the same for a size, an odd row goes to the real ones.
+        """``(n_real, n_synthetic)`` of a batch: the same for a size and a share, an odd row goes to the real ones.
 
         Before the first refresh every row is real.
         """
@@ -267,8 +267,9 @@ class SyntheticReplay(RefreshingReplay):
             logger.info("Batches are all real: synthetic_fraction is 0.")
         elif self.rows is None:
             log_line(
-                logger, "Batches are all real up to %s real transitions (now %s); then %.0f %% of each is synthetic.",
-                f"{self._first_served:,}", f"{self.num_observed:,}", 100 * self.synthetic_fraction,
+                logger, "Batches are all real up to %s real transitions (now %s); then %s%.0f %% of each is synthetic.",
+                f"{self._first_served:,}", f"{self.num_observed:,}",
+                "up to " if self.options.share_schedule is not None else "", 100 * self.synthetic_fraction,
                 shown=self.options.progress_bar,
             )  # fmt: skip
 

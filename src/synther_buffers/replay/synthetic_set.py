@@ -44,7 +44,7 @@ class SyntheticSet:
         others = count - self.num_policy
         plain = torch.randint(others, (num_rows,), generator=self._generator, device=self.device)
         policy = torch.randint(others, count, (num_rows,), generator=self._generator, device=self.device)
-        chance = torch.rand(num_rows, generator=self._generator, device=self.device, dtype=torch.float64)
+        chance = torch.rand(num_rows, generator=self._generator, device=self.device, dtype=torch.float32)
         return torch.where(chance < self.policy_share, policy, plain)
 
     def replace_rows(self, rows: Transitions) -> None:

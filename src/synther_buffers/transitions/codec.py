@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import Block, Layout, from_one_hot
+from .layout import Block, Layout, from_one_hot, has_categories
 from .normalizer import Normalizer
 from .special_columns import Structure
 from .transitions import Transitions, TransitionSpec
@@ -130,21 +130,33 @@ class Codec:
             device: of the result.
 
         Raises:
-            ValueError: values far from the data, by more than a quarter of its range, or a category that the spec does
-                not have.
+            ValueError: a category that the spec does not have.
         """
         known = {name: value.detach().cpu() for name, value in known.items()}
-        for block, value in self._continuous(known):
-            self.statistics[block.field.name].check_near(block, value)
         raw = self.layout.raw(known)
         columns = self.layout.columns_of(known)
         return torch.where(columns, self.normalizer.apply(raw), 0.0).to(device, torch.float32)
 
-    def near(self, known: Mapping[str, Tensor]) -> Tensor:
-        """Which rows of these fields, ``[n, *shape]``, `encode_known` accepts, ``[n]`` bool."""
-        near = torch.ones(len(next(iter(known.values()))), dtype=torch.bool, device="cpu")
+    def check_known(self, known: Mapping[str, Tensor]) -> None:
+        """Raise an error unless these fields, ``[n, *shape]`` on the CPU, are close to what was learned.
+
+        Raises:
+            ValueError: a value lies further from the data than a quarter of its range.
+        """
         for block, value in self._continuous(known):
-            near &= self.statistics[block.field.name].near(block, value.cpu()).all(1)
+            self.statistics[block.field.name].check_near(block, value)
+
+    def near(self, known: Mapping[str, Tensor]) -> Tensor:
+        """Which rows of these fields, ``[n, *shape]`` on the CPU, a condition may have, ``[n]`` bool.
+
+        Those that `check_known` accepts and whose categories the spec has.
+        """
+        near = torch.ones(len(next(iter(known.values()))), dtype=torch.bool, device="cpu")
+        for block in self.layout.blocks:
+            if block.field.name in known and block.field.kind == "categorical":
+                near &= has_categories(block.field, known[block.field.name].reshape(len(near), -1))
+        for block, value in self._continuous(known):
+            near &= self.statistics[block.field.name].near(block, value).all(1)
         return near
 
     def _continuous(self, known: Mapping[str, Tensor]) -> Iterator[tuple[Block, Tensor]]:

@@ -226,6 +226,16 @@ def one_hot(field: Field, value: Tensor) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
+def has_categories(field: Field, value: Tensor) -> Tensor:
+    """Which rows of categories ``[n, size]`` the field has, ``[n]`` bool."""
+    if field.values:
+        table = torch.tensor(field.values, dtype=torch.float64, device="cpu")
+        distance = (value[:, :, None].double() - table).abs().amin(2)
+        return (distance <= 1e-5 * table.abs().amax()).all(1)
+    index = value.long() - torch.tensor(field.start, device="cpu")
+    return ((index >= 0) & (index < torch.tensor(field.num_categories, device="cpu"))).all(1)
+
+
 def from_one_hot(field: Field, value: Tensor) -> Tensor:
     """The category with the largest column, ``[n, size]``, in the field's own values."""
     parts = []

@@ -37,12 +37,14 @@ class Condition:
     relevance: Any = None
 
     def known(self, spec: TransitionSpec, num_samples: int) -> dict[str, Tensor]:
-        """The given values by name of the field, ``[num_samples, *shape]`` in the field's dtype.
+        """The given values by name of the field, ``[num_samples, *shape]`` in the field's dtype, on the CPU.
 
         Raises:
-            ValueError: another number of rows or another shape than wanted, a key that is missing or unknown, or an
-                action without an observation.
+            ValueError: another number of rows or another shape than wanted, a key that is missing or unknown, an action
+                without an observation, or nothing at all.
         """
+        if self.observation is None and self.action is None and self.relevance is None:
+            raise ValueError("the condition is empty; give an observation, an action or a relevance, or no condition.")
         if self.action is not None and self.observation is None:
             raise ValueError("the condition has an action without an observation; give both, or the observation alone.")
         given: dict[str, Any] = {}
@@ -58,25 +60,19 @@ class Condition:
             raise ValueError(f"the condition has {sorted(given)}; wanted {sorted(fields)}.")
         out = {}
         for name, field in fields.items():
-            value = torch.as_tensor(given[name])
+            value = torch.as_tensor(given[name]).detach().cpu()
             wanted = (num_samples, *field.shape)
             if tuple(value.shape) != wanted:
                 raise ValueError(f"{name} of the condition has shape {tuple(value.shape)}; wanted {wanted}.")
             out[name] = value.to(field.torch_dtype)
         return out
 
-    def encode(self, model: FittedModel, known: Mapping[str, Tensor], num_samples: int) -> Tensor:
-        """The condition as the denoiser takes it, ``[num_samples, 2 D + 2]``.
+    def scores(self, model: FittedModel, num_samples: int) -> Tensor | None:
+        """The relevance on the scale that the model learned, ``[num_samples]``; None for any.
 
         Raises:
-            ValueError: nothing is asked for, values far from the data, or a relevance where none was learned.
+            ValueError: none was learned, one beyond what was learned, or another number of them.
         """
-        if not known and self.relevance is None:
-            raise ValueError("the condition is empty; give an observation, an action or a relevance, or no condition.")
-        device, codec = model.denoising.device, model.codec
-        values = torch.zeros((num_samples, codec.dim), dtype=torch.float32, device=device)
-        if known:
-            values = codec.encode_known(known, device)
         relevance = None
         if self.relevance is not None:
             if model.relevance is None:
@@ -88,5 +84,22 @@ class Condition:
                 raise ValueError(
                     f"relevance of the condition has shape {tuple(wanted.shape)}; wanted () or ({num_samples},)."
                 )
-            relevance = model.relevance.scores(wanted.expand(num_samples).contiguous()).to(device)
-        return pack_condition(values, codec.layout.columns_of(known).to(device), relevance)
+            relevance = model.relevance.scores(wanted.expand(num_samples).contiguous())
+        return relevance
+
+
+def encode(model: FittedModel, known: Mapping[str, Tensor], scores: Tensor | None, num_rows: int) -> Tensor:
+    """A condition as the denoiser takes it, ``[num_rows, 2 D + 2]`` on its device.
+
+    Args:
+        model: that is asked.
+        known: ``[num_rows, *shape]`` by name of the field, from `Condition.known`.
+        scores: ``[num_rows]``, from `Condition.scores`.
+        num_rows: of this part of a draw.
+    """
+    device, codec = model.denoising.device, model.codec
+    values = torch.zeros((num_rows, codec.dim), dtype=torch.float32, device=device)
+    if known:
+        values = codec.encode_known(known, device)
+    relevance = None if scores is None else scores.to(device)
+    return pack_condition(values, codec.layout.columns_of(known).to(device), relevance)

@@ -15,7 +15,7 @@ from ..diffusion.sampling import SLAB_ROWS, RowSampler
 from ..transitions import Transitions, TransitionSpec
 from ..transitions.codec import Codec
 from ..transitions.values import Thresholds
-from .condition import Condition
+from .condition import Condition, encode
 from .outcomes import OutcomeRegression
 from .presets import UpsamplerConfig
 from .progress import progress
@@ -106,7 +106,7 @@ class FittedModel:
             FloatingPointError: the model generated values that are not finite.
         """
         known: dict[str, Tensor] = {}
-        under, guidance = None, 1.0
+        scores, guidance = None, 1.0
         if condition is not None:
             conditioning = self.denoising.config.conditioning
             if conditioning is None:
@@ -115,7 +115,8 @@ class FittedModel:
                     "conditioning is a ConditioningConfig()."
                 )
             known = condition.known(self.spec, num_samples)
-            under = condition.encode(self, known, num_samples)
+            self.codec.check_known(known)
+            scores = condition.scores(self, num_samples)
             if condition.relevance is not None:
                 guidance = conditioning.guidance
         sampler = self.denoising.sampler(num_samples, derive_seed(seed, "rows"))
@@ -128,14 +129,18 @@ class FittedModel:
             for start in range(0, num_samples, chunk_rows):
                 count = min(chunk_rows, num_samples - start)
                 part = slice(start, start + count)
-                matrix = sampler.draw(start, count, None, None if under is None else under[part], guidance)
+                given = {name: value[part] for name, value in known.items()}
+                under = None
+                if condition is not None:
+                    under = encode(self, given, None if scores is None else scores[part], count)
+                matrix = sampler.draw(start, count, None, under, guidance)
                 if self.outcomes is not None:
                     matrix = self.outcomes.apply(matrix)
                 finite &= torch.isfinite(matrix).all()
                 if start == 0 and count >= CALIBRATION_ROWS and condition is None:
                     thresholds = self.codec.thresholds(matrix)
                 rows = out[part]
-                self.codec.decode(matrix, rows, thresholds, {name: value[part] for name, value in known.items()})
+                self.codec.decode(matrix, rows, thresholds, given)
                 if models_terminals:
                     logits.append(self.terminals.logits(rows))
                 bar.update_to(start + count)

@@ -175,8 +175,9 @@ class Trainer:
             return None
         observation = [field.name for field in self.spec.observation]
         known = [codec.layout.columns_of(names) for names in (observation, [*observation, self.spec.action.name])]
-        shares = torch.full((2,), conditioning.given_share / 2, dtype=torch.float32, device=self.device)
-        return ConditionDraws(torch.stack(known).to(self.device), shares, scores, conditioning.drop_relevance)
+        share = conditioning.given_share
+        bounds = torch.tensor([share / 2, share], dtype=torch.float32, device=self.device)
+        return ConditionDraws(torch.stack(known).to(self.device), bounds, scores, conditioning.drop_relevance)
 
     def _train(
         self,
