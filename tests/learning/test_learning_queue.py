@@ -148,6 +148,8 @@ def test_every_arm_runs_from_end_to_end(tmp_path):
         "default-often",
         "default-three-quarters",
         "default-delay",
+        "policy-0.2",
+        "policy-0.5",
     }
     assert set(lines) == {
         *(("sbx", arm) for arm in ARMS if arm not in only_other_models),

@@ -147,8 +147,11 @@ class SavedReplay:
 
     def __getstate__(self) -> dict[str, Any]:
         """Options and `state_dict`, so that a pickle loads on a machine without this one's devices."""
+        options = _without_executor(self.options)
+        if options.share_schedule is not None:
+            options = replace(options, share_schedule=None)
         return {
-            "options": replace(_without_executor(self.options), share_schedule=None),
+            "options": options,
             "share_schedule": _pickled_schedule(self.options),
             "spec": self.spec,
             "infers_spec": self._infers_spec,
