@@ -71,7 +71,8 @@ def entries() -> dict[str, UpsamplerConfig]:
         "wide": wide,
         # Longer, or as long with more rows in each step, which costs a GPU little.
         "wide-long": replace(wide, train_steps=20_000, warm_steps=7_000),
-        # Half of the rows in each step are learned with a known observation, and draws can ask for one.
+        # Half of the rows in each step are learned with a known observation, and draws can ask for one
+        # (docs/conditions.md).
         "conditional": replace(cpu, conditioning=ConditioningConfig()),
         "wide-2048": replace(wide, training=replace(wide.training, batch_size=2_048)),
     }
