@@ -1,6 +1,6 @@
 """How true synthetic rows with the policy's actions are: against Pendulum's own equations, beside the ordinary rows.
 
-    python benchmarks/policy_rows.py [--steps 1000] [--seeds 0 1 2]
+    python benchmarks/policy_rows.py [--seeds 0 1] [--toy] [--out FILE]
 
 SAC learns Pendulum-v1, whose reward and next angular velocity are known functions of observation and action. A refresh
 learns the first 700 rows; the figures are root mean squared errors of the rows that serve at the end of the run.
@@ -13,13 +13,13 @@ import json
 from typing import Any
 
 import torch
-from measuring import RESULTS, machine
+from measuring import write
 from stable_baselines3 import SAC
 from synther_buffers.sb3 import SynthERBuffer, SynthERCallback
 
 from synther_buffers import Transitions
 
-_REFRESH_AT = 700
+_STEPS, _REFRESH_AT = 1_000, 700
 
 
 def errors(rows: Transitions) -> dict[str, float]:
@@ -40,7 +40,7 @@ def errors(rows: Transitions) -> dict[str, float]:
     }
 
 
-def measure(steps: int, seed: int) -> dict[str, Any]:
+def measure(steps: int, refresh_at: int, seed: int) -> dict[str, Any]:
     """The errors of both kinds of rows."""
     model = SAC(
         "MlpPolicy",
@@ -52,7 +52,7 @@ def measure(steps: int, seed: int) -> dict[str, Any]:
         device="cpu",
         replay_buffer_class=SynthERBuffer,
         replay_buffer_kwargs={
-            "retrain_every": _REFRESH_AT,
+            "retrain_every": refresh_at,
             "redraw_every": 200,
             "policy_share": 0.5,
             "seed": seed,
@@ -67,15 +67,16 @@ def measure(steps: int, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1_000)
-    parser.add_argument("--seeds", type=int, nargs="*", default=(0, 1, 2))
+    parser.add_argument("--seeds", type=int, nargs="*", default=(0, 1))
+    parser.add_argument("--toy", action="store_true", help="one short run, to see that it runs")
+    parser.add_argument("--out", help="where to write the JSON (default: benchmarks/results/policy_rows.json)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     runs = []
-    for seed in args.seeds:
-        runs.append(measure(args.steps, seed))
+    for seed in (0,) if args.toy else args.seeds:
+        runs.append(measure(250, 120, seed) if args.toy else measure(_STEPS, _REFRESH_AT, seed))
         print(json.dumps(runs[-1]), flush=True)
-    (RESULTS / "policy_rows.json").write_text(json.dumps({"machine": machine(), "runs": runs}, indent=1) + "\n")
+    write("policy_rows", {"runs": runs}, args.out)
 
 
 if __name__ == "__main__":
