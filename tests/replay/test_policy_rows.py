@@ -248,7 +248,7 @@ def test_an_older_file_has_none():
     replay = make(policy_share=0.0)
     observe(replay, 200)
     state = replay.state_dict()
-    del state["next_redraw"], state["set"]["num_policy"], state["set"]["policy_share"]
+    del state["next_redraw"], state["set"]["num_policy"]
     loaded = make(policy_share=0.0)
     loaded.load_state_dict(state)
     assert equal(loaded.rows, replay.rows)

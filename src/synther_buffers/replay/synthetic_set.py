@@ -90,7 +90,6 @@ class SyntheticSet:
             "drawn_on": self.device.type,
             "generator": self._generator.get_state().cpu(),
             "num_policy": self.num_policy,
-            "policy_share": self.policy_share,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -99,4 +98,4 @@ class SyntheticSet:
         if state["drawn_on"] == self.device.type:
             self._generator.set_state(state["generator"])
         self.rows = rows
-        self.num_policy, self.policy_share = state.get("num_policy", 0), state.get("policy_share", 0.0)
+        self.num_policy = state.get("num_policy", 0)

@@ -126,13 +126,12 @@ class Codec:
         """Some fields of rows as columns of the matrix, ``[n, D]`` float32 on `device`; the other columns are 0.
 
         Args:
-            known: values ``[n, *shape]`` by name of the field; a field that is modelled as a change is not possible.
+            known: values ``[n, *shape]`` on the CPU by name of the field; none that is modelled as a change.
             device: of the result.
 
         Raises:
             ValueError: a category that the spec does not have.
         """
-        known = {name: value.detach().cpu() for name, value in known.items()}
         raw = self.layout.raw(known)
         columns = self.layout.columns_of(known)
         return torch.where(columns, self.normalizer.apply(raw), 0.0).to(device, torch.float32)

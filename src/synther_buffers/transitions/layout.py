@@ -205,35 +205,33 @@ def one_hot(field: Field, value: Tensor) -> Tensor:
     Raises:
         ValueError: a category that the field does not have.
     """
+    index, legal = _categories(field, value)
     parts = []
     for element, count in enumerate(field.num_categories):
-        if field.values:
-            table = torch.tensor(field.values, dtype=torch.float64, device="cpu")
-            distance = (value[:, element, None].double() - table).abs()
-            index = distance.argmin(1)
-            legal = bool((distance.amin(1) <= 1e-5 * table.abs().amax()).all())
-        else:
-            index = value[:, element].long() - field.start[element]
-            legal = bool(((index >= 0) & (index < count)).all())
-        if not legal:
+        if not bool(legal[:, element].all()):
             wanted = field.values or f"{field.start[element]} to {field.start[element] + count - 1}"
             raise ValueError(
                 f"{field.name}[{element}] holds values outside its categories ({wanted}); found "
                 f"{value[:, element].min().item()} to {value[:, element].max().item()}. "
                 "Check that the spec matches the data."
             )
-        parts.append(torch.nn.functional.one_hot(index, count).double() * 2.0 - 1.0)
+        parts.append(torch.nn.functional.one_hot(index[:, element], count).double() * 2.0 - 1.0)
     return torch.cat(parts, dim=1)
 
 
 def has_categories(field: Field, value: Tensor) -> Tensor:
     """Which rows of categories ``[n, size]`` the field has, ``[n]`` bool."""
+    return _categories(field, value)[1].all(1)
+
+
+def _categories(field: Field, value: Tensor) -> tuple[Tensor, Tensor]:
+    """The index of each category, ``[n, size]``, and whether the field has it."""
     if field.values:
         table = torch.tensor(field.values, dtype=torch.float64, device="cpu")
-        distance = (value[:, :, None].double() - table).abs().amin(2)
-        return (distance <= 1e-5 * table.abs().amax()).all(1)
+        distance = (value[:, :, None].double() - table).abs()
+        return distance.argmin(2), distance.amin(2) <= 1e-5 * table.abs().amax()
     index = value.long() - torch.tensor(field.start, device="cpu")
-    return ((index >= 0) & (index < torch.tensor(field.num_categories, device="cpu"))).all(1)
+    return index, (index >= 0) & (index < torch.tensor(field.num_categories, device="cpu"))
 
 
 def from_one_hot(field: Field, value: Tensor) -> Tensor:
