@@ -28,11 +28,11 @@ import torch
 from measuring import RESULTS, machine
 from replay_data import ReplayData
 
-from synther_buffers import PRESETS, ConditioningConfig, DiffusionUpsampler, Transitions, UpsamplerConfig
+from synther_buffers import PRESETS, ConditioningConfig, DiffusionUpsampler, RowOrder, Transitions, UpsamplerConfig
 from synther_buffers.diffusion.training import evaluate_denoiser
 from synther_buffers.evaluation.metrics import evaluate
 from synther_buffers.evaluation.new_rows import RegressionEnsemble, error_of_new_rows
-from synther_buffers.replay.holdout import HoldOut, RowOrder
+from synther_buffers.replay.holdout import HoldOut
 from synther_buffers.upsampling.budget import synthetic_rows
 from synther_buffers.upsampling.presets import resolve_config
 

@@ -9,7 +9,8 @@ from ..public_paths import exported_from
 from .buffers import SynthERBuffer, SynthERDictBuffer, SynthERNStepBuffer
 from .callback import SynthERCallback
 from .policy import policy_of
+from .td_error import td_error_of
 
-__all__ = ["SynthERBuffer", "SynthERCallback", "SynthERDictBuffer", "SynthERNStepBuffer", "policy_of"]
+__all__ = ["SynthERBuffer", "SynthERCallback", "SynthERDictBuffer", "SynthERNStepBuffer", "policy_of", "td_error_of"]
 
 exported_from(__name__, SynthERBuffer, SynthERCallback, SynthERDictBuffer, SynthERNStepBuffer)

@@ -175,11 +175,7 @@ class SynthERNStepBuffer(SynthERMixin, NStepReplayBuffer):
         assert real.discounts is not None
         rows, index = self._synthetic_batch_rows(), self.synthetic.draw_indices(num_synthetic)
         drawn = {name: tensor.index_select(0, index) for name, tensor in rows.items()}
-        observation, next_observation, reward = drawn["observation"], drawn["next_observation"], drawn["reward"]
-        if env is not None:
-            observation, next_observation = self._normalized(observation, env), self._normalized(next_observation, env)
-            if env.norm_reward:
-                reward = reward / float(np.sqrt(env.ret_rms.var + env.epsilon))
+        observation, next_observation, reward = self._normalized_sides(drawn, env)
         order = batch_order_on(num_real, num_synthetic, real.rewards.device)
         pairs = (
             (real.observations, observation),
@@ -190,6 +186,23 @@ class SynthERNStepBuffer(SynthERMixin, NStepReplayBuffer):
             (real.discounts, drawn["discount"].to(real.discounts.dtype)),
         )
         return ReplayBufferSamples(*(torch.cat(pair).index_select(0, order) for pair in pairs))
+
+    def as_batch(self, rows: Transitions, algorithm: Any) -> Any:
+        """Rows of this buffer as a batch of the algorithm that samples it, normalised as it has them."""
+        layout = {name: tensor.to(self.device) for name, tensor in self._batch_layout(rows).items()}
+        observation, next_observation, reward = self._normalized_sides(layout, algorithm._vec_normalize_env)
+        return ReplayBufferSamples(
+            observation, layout["action"], next_observation, layout["terminated"], reward, layout["discount"]
+        )
+
+    def _normalized_sides(self, rows: dict[str, Tensor], env: VecNormalize | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Observations, next observations and rewards of n-step rows."""
+        observation, next_observation, reward = rows["observation"], rows["next_observation"], rows["reward"]
+        if env is not None:
+            observation, next_observation = self._normalized(observation, env), self._normalized(next_observation, env)
+            if env.norm_reward:
+                reward = reward / float(np.sqrt(env.ret_rms.var + env.epsilon))
+        return observation, next_observation, reward
 
     def real_transitions(self) -> Transitions:
         """The n-step form of every stored row, of all environments, without drawing or writing anything."""

@@ -7,10 +7,12 @@ from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
+from ..guidance.td_error import TDError
 from ..replay.reports import RefreshReport
 from ..replay.synthetic_replay import SyntheticReplay
 from .mixing import SynthERMixin
 from .policy import AlgorithmPolicy, policy_of
+from .td_error import CriticError, td_error_of
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +22,8 @@ class SynthERCallback(BaseCallback):
 
     ``model.learn(100_000, callback=SynthERCallback())``. It writes the logger right after each refresh, as SB3's
     `EvalCallback` does after an evaluation, so that every refresh is logged. It also warns at the start of a run that
-    is too short for a refresh, and binds the algorithm's policy for `policy_share`, unless one of the user's is bound.
+    is too short for a refresh, and binds the algorithm's policy for `policy_share` and its critic's error for the
+    guidance `TDError`, unless one of the user's is bound.
     """
 
     def __init__(self, verbose: int = 0) -> None:
@@ -40,6 +43,7 @@ class SynthERCallback(BaseCallback):
         bound = replay.policy
         if bound is None or (isinstance(bound, AlgorithmPolicy) and not bound.is_of(self.model)):
             replay.bind_policy(policy_of(self.model))
+        self._bind_td_error(replay)
         # Rows that were written without `add` are not counted before the first batch.
         buffer: Any = self.model.replay_buffer  # type: ignore[attr-defined]
         total = max(replay.num_observed, buffer.size() * buffer.n_envs)
@@ -51,6 +55,16 @@ class SynthERCallback(BaseCallback):
                 total,
                 replay.start_after,
             )
+
+    def _bind_td_error(self, replay: SyntheticReplay) -> None:
+        if not isinstance(replay.options.guidance, TDError):
+            return
+        bound = replay.td_error
+        if bound is None or (isinstance(bound, CriticError) and not bound.is_of(self.model)):
+            try:
+                replay.bind_td_error(td_error_of(self.model))
+            except TypeError as error:
+                logger.warning("No TD error is bound: %s", error)
 
     def _warn_of_a_plain_buffer(self) -> None:
         found = type(getattr(self.model, "replay_buffer", None)).__name__

@@ -14,11 +14,10 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from torch import Tensor
 
-from ..replay.holdout import RowOrder
 from ..replay.interleaving import batch_order_on, gather
 from ..replay.options import SyntheticKeywords, lists_options, split_keywords
 from ..replay.synthetic_replay import SyntheticReplay
-from ..transitions import Transitions, TransitionSpec
+from ..transitions import RowOrder, Transitions, TransitionSpec
 
 Samples = ReplayBufferSamples | DictReplayBufferSamples
 
@@ -192,6 +191,11 @@ class SynthERMixin(ReplayBuffer):
 
     def _to_device(self, array: Any) -> Tensor:
         return torch.as_tensor(array, device=self.device)
+
+    def as_batch(self, rows: Transitions, algorithm: Any) -> Any:
+        """Rows of this buffer as a batch of the algorithm that samples it, normalised as it has them."""
+        layout = {name: tensor.to(self.device) for name, tensor in self._batch_layout(rows).items()}
+        return self._pack(layout, layout["terminated"], algorithm._vec_normalize_env)
 
     def _synthetic_batch_rows(self) -> dict[str, Tensor]:
         """The synthetic set in the shapes and dtypes of this buffer's batches; made once per refresh."""

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from typing import Any, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
-from tianshou.data import Batch, ReplayBuffer, ReplayBufferManager
+from tianshou.data import Batch, ReplayBuffer, ReplayBufferManager, to_numpy
 from tianshou.data.batch import create_value
 from tianshou.data.types import RolloutBatchProtocol
 
-from ..replay.holdout import RowOrder
+from ..guidance.td_error import TDError
 from ..replay.interleaving import batch_order
 from ..replay.options import SyntheticKeywords, lists_options, split_keywords
 from ..replay.synthetic_replay import SyntheticReplay
-from ..transitions import Transitions, TransitionSpec
+from ..transitions import RowOrder, Transitions, TransitionSpec
 from ..validation import whole_number
 from .rows import to_transitions
 from .slots import SyntheticSlots
@@ -80,6 +81,7 @@ class SynthERMixin(SyntheticSlots):
         self._num_written = [0] * buffer_num
         self._write_index = np.zeros(self.maxsize, np.int64)
         self._placed: tuple[Transitions | None, Any] = (None, None)
+        self._bind_td_errors()
 
     @classmethod
     def _framework_keywords(cls) -> set[str]:
@@ -150,6 +152,7 @@ class SynthERMixin(SyntheticSlots):
         for slot, number in zip(added[0].tolist(), numbers, strict=False):
             self._write_index[slot] = self._num_written[number]
             self._num_written[number] += 1
+        self.synthetic.forget_td_errors(added[0])
         self.synthetic.observe_total(sum(self._num_written))
         return added
 
@@ -181,6 +184,7 @@ class SynthERMixin(SyntheticSlots):
         self._num_written[0] += len(slots)
         self._write_index[slots] = np.arange(self._num_written[0] - len(slots), self._num_written[0])
         self._rows_stored(slots)
+        self.synthetic.forget_td_errors(slots)
         self.synthetic.observe_total(sum(self._num_written))
         return slots
 
@@ -232,6 +236,7 @@ class SynthERMixin(SyntheticSlots):
 
     def _rows_moved(self, source: NDArray[Any], target: NDArray[Any], before: NDArray[Any]) -> None:
         self._write_index[target] = self._write_index[source]
+        self.synthetic.forget_td_errors(before)
 
     def _learn_afresh(self) -> None:
         """Forget the synthetic set and the model, and count the rows that are there."""
@@ -248,6 +253,34 @@ class SynthERMixin(SyntheticSlots):
                 slots = child.sample_indices(0) + offset
                 self._write_index[slots] = np.arange(len(slots))
                 self._num_written[number] = len(slots)
+
+    # -- TD errors ---------------------------------------------------------------------------------------------------
+
+    def __getattr__(self, key: str) -> Any:
+        # Algorithms report their TD errors to every buffer that has this method. It is there if they are of use.
+        if key == "update_weight" and "synthetic" in self.__dict__ and self._wants_td_errors:
+            return self._record_td_errors
+        return super().__getattr__(key)
+
+    @property
+    def _wants_td_errors(self) -> bool:
+        return isinstance(self.synthetic.options.guidance, TDError)
+
+    def _record_td_errors(self, index: NDArray[Any], errors: Any) -> None:
+        """Keep the TD errors of the real rows among `index`."""
+        index = np.asarray(index)
+        real = index < self.maxsize
+        self.synthetic.record_td_errors(index[real], to_numpy(errors).reshape(-1)[real])
+
+    def _bind_td_errors(self) -> None:
+        """Tell the guidance the errors that algorithms reported."""
+        if self._wants_td_errors:
+            buffer = weakref.ref(self)  # a cycle would keep the buffer, and a refresh process with it, alive
+            self.synthetic.bind_td_error(lambda rows: _errors_of(buffer()))
+
+    def _reported_td_errors(self) -> NDArray[np.float32]:
+        """In the order of `real_transitions`."""
+        return self.synthetic.recorded_td_errors(np.arange(self.maxsize)[self._real_slots()])
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -322,3 +355,10 @@ class SynthERMixin(SyntheticSlots):
             )
         super().__setstate__(state)
         self._place()
+        self._bind_td_errors()
+
+
+def _errors_of(buffer: SynthERMixin | None) -> NDArray[np.float32]:
+    if buffer is None:
+        raise RuntimeError("the buffer whose TD errors were bound is gone")
+    return buffer._reported_td_errors()

@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 import pickle
+import weakref
 from collections.abc import Sequence
 from functools import partial
 from multiprocessing.context import get_spawning_popen
@@ -14,16 +15,17 @@ from typing import Any, Unpack
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl import data as torchrl_data
 from torchrl.data import LazyTensorStorage, RandomSampler, RoundRobinWriter, replay_buffers
 
-from ..replay.holdout import RowOrder
+from ..guidance.td_error import TDError
 from ..replay.interleaving import batch_order_on
 from ..replay.options import SyntheticKeywords, lists_options, split_keywords
 from ..replay.synthetic_replay import SyntheticReplay
-from ..transitions import Transitions
+from ..transitions import RowOrder, Transitions
 from .addresses import Index, address_of, as_many, generation_of, is_same, is_synthetic, names_rows, row_of
 from .gather import Gatherer, can_gather
 from .layout import Key, Layout, normalized_keys
@@ -89,6 +91,7 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         self._num_set = self._num_forgotten = 0
         self._warned_of: set[str] = set()
         self._forget_derived()
+        self._bind_td_errors()
 
     def _forget_derived(self) -> None:
         self._leaves: dict[Key, Tensor] = {}
@@ -156,6 +159,8 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         # Not by super(), whose attributes torch.compile cannot resolve.
         LazyTensorStorage.set(self, cursor, data, set_cursor=set_cursor)
         self._num_set += num_rows
+        if self._wants_td_errors:
+            self.synthetic.forget_td_errors(self._positions(cursor))
 
     def _checked_rows(self, cursor: Any, data: Any) -> int:
         """The number of rows in `data`; raises an error unless they are transitions."""
@@ -203,6 +208,44 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         """Slots along the first dimension that the writers have counted."""
         writers = [getattr(buffer, "_writer", None) for buffer in self._attached_entities]
         return sum(int(getattr(writer, "_write_count", 0)) for writer in writers)
+
+    # -- TD errors ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _wants_td_errors(self) -> bool:
+        return isinstance(self.synthetic.options.guidance, TDError)
+
+    def record_td_errors(self, index: Tensor, errors: Tensor) -> None:
+        """Keep what a loss says of rows, for the guidance `TDError`: ``batch["index"]`` and ``batch["td_error"]``.
+
+        A `PrioritizedSampler` does so when its priorities are updated.
+
+        Args:
+            index: addresses of a batch, ``[N]`` or ``[N, ndim]``; those of synthetic rows are left out.
+            errors: ``[N]``, of any sign.
+        """
+        if not self._wants_td_errors:
+            return
+        real = ~is_synthetic(index)
+        index, errors = index[real].cpu(), errors.detach().reshape(-1)[real.to(errors.device)].cpu()
+        if index.ndim > 1:
+            strides = [math.prod(self._total_shape[dim + 1 :]) for dim in range(self.ndim)]
+            index = (index * torch.tensor(strides)).sum(1)
+        self.synthetic.record_td_errors(index.numpy(), errors.numpy())
+
+    def _positions(self, cursor: Any) -> NDArray[np.int64]:
+        """Of the rows that are written at a cursor, in the order of `real_transitions`."""
+        if isinstance(cursor, slice):
+            cursor = range(*cursor.indices(self.max_size))
+        slots = np.atleast_1d(cursor.cpu().numpy() if isinstance(cursor, Tensor) else np.asarray(cursor))
+        rows = self._rows_per_slot()
+        return (slots.reshape(-1, 1) * rows + np.arange(rows)).reshape(-1)
+
+    def _bind_td_errors(self) -> None:
+        """Tell the guidance the errors that were recorded."""
+        if self._wants_td_errors:
+            storage = weakref.ref(self)  # a cycle would keep the storage, and a refresh process with it, alive
+            self.synthetic.bind_td_error(lambda rows: _errors_of(storage(), len(rows)))
 
     # -- drawing -----------------------------------------------------------------------------------------------------
 
@@ -390,3 +433,11 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         super().__setstate__(state)
         if isinstance(self.synthetic, bytes):
             self.synthetic = pickle.loads(self.synthetic)
+        self._bind_td_errors()
+
+
+def _errors_of(storage: SynthERStorageMixin | None, num_rows: int) -> NDArray[np.float32]:
+    """The recorded errors of the rows of a storage, in the order of `real_transitions`."""
+    if storage is None:
+        raise RuntimeError("the storage whose TD errors were bound is gone")
+    return storage.synthetic.recorded_td_errors(np.arange(num_rows))

@@ -61,6 +61,9 @@ class SynthERPrioritizedSampler(PrioritizedSampler):  # type: ignore[misc]  # To
             priority: ``[N]``, or one for all.
             storage: where the rows are.
         """
+        if hasattr(storage, "record_td_errors") and isinstance(index, Tensor) and index.ndim > 0:
+            errors = torch.as_tensor(priority)
+            storage.record_td_errors(index, errors.expand(len(index)) if errors.numel() == 1 else errors)
         if isinstance(index, Tensor) and index.ndim > 0:
             real = ~is_synthetic(index)
             if not bool(real.all()):

@@ -10,7 +10,9 @@ from adapters import Adapter, Training
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
-from synther_buffers.sb3 import SynthERBuffer
+from synther_buffers.sb3 import SynthERBuffer, SynthERCallback
+
+from synther_buffers import TDError
 
 FIELDS = {
     "observation": "observations",
@@ -93,7 +95,7 @@ class SB3(Adapter):
             return batch
 
         model.replay_buffer.sample = recording
-        model.learn(num_steps)
+        model.learn(num_steps, callback=SynthERCallback() if isinstance(kwargs.get("guidance"), TDError) else None)
         parameters = torch.cat([tensor.double().flatten() for tensor in model.policy.state_dict().values()])
         return Training(
             parameters.numpy(), batches, model.replay_buffer, lambda obs: model.predict(obs, deterministic=True)[0]

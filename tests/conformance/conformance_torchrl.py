@@ -107,6 +107,8 @@ class TorchRL(Adapter):
                 batch = buffer.sample()
                 batches.append(self._rows(batch))
                 losses = loss(batch)
+                if not plain:
+                    storage.record_td_errors(batch["index"], batch["td_error"])
                 optimizer.zero_grad()
                 (losses["loss_actor"] + losses["loss_qvalue"] + losses["loss_alpha"]).backward()
                 optimizer.step()

@@ -17,7 +17,8 @@ from batches import assert_every_slice_is_fair, synthetic_places
 from gymnasium import spaces
 from toys import SPEC, TINY, equal, fails_at, global_state
 
-from synther_buffers import FitReport, Transitions
+from synther_buffers import Curiosity, FitReport, Novelty, ReturnToGo, TDError, Transitions
+from synther_buffers.guidance import drawing
 from synther_buffers.replay.refresh import run_refresh
 from synther_buffers.upsampling.diffusion_upsampler import DiffusionUpsampler
 from synther_buffers.upsampling.presets import resolve_config
@@ -413,6 +414,21 @@ def test_14_rows_with_the_policys_actions_come_in_batches_and_follow_the_policy(
     check(0.5)
     write(139, 140)
     check(-0.25)
+
+
+@pytest.mark.parametrize(
+    "guidance",
+    [Curiosity(steps=20), Novelty(), ReturnToGo(), TDError(), TDError(by="resampling")],
+    ids=lambda guidance: f"{type(guidance).__name__}-{guidance.by}",
+)
+def test_15_each_guidance_trains(adapter, guidance, monkeypatch, log):
+    monkeypatch.setattr(drawing, "_REGRESSION_STEPS", 20)
+    options = {"upsampler": TINY, "retrain_every": 120, "num_synthetic": 200, "progress_bar": False}
+    trained = adapter.train("Pendulum-v1", 250, guidance=guidance, **options)
+    reports = adapter.synthetic(trained.buffer).reports
+    assert [report.guidance for report in reports] == [type(guidance).__name__] * 2
+    assert np.isfinite(trained.parameters).all()
+    assert "does not work" not in log.text
 
 
 def test_5_a_failed_refresh_leaves_the_last_set_in_service(adapter, log):

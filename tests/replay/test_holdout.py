@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synther_buffers.replay.holdout import HoldOut, RowOrder
+from synther_buffers import RowOrder
+from synther_buffers.replay.holdout import HoldOut
 
 
 class Rings:

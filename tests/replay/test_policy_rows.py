@@ -14,7 +14,7 @@ from gymnasium import spaces
 from toys import SPEC, TINY, Resampler, equal, gaussian
 
 from synther_buffers import ConditioningConfig, SyntheticOptions, SyntheticReplay, Transitions, TransitionSpec
-from synther_buffers.replay.policy_rows import kept_random_streams
+from synther_buffers.replay.random_streams import kept_random_streams
 from synther_buffers.replay.synthetic_set import SyntheticSet
 
 #: Enough to learn s' = 0.9 s + 0.1 a + noise and r = s0.

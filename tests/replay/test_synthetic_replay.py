@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import SPEC, TINY, Resampler, equal, fails_at, gaussian, global_state, walk
 
-from synther_buffers import PRESETS, RowBudget, Transitions
-from synther_buffers.replay.holdout import RowOrder
+from synther_buffers import PRESETS, RowBudget, RowOrder, Transitions
 from synther_buffers.replay.reports import RefreshReport
 from synther_buffers.replay.synthetic_replay import SyntheticReplay
 

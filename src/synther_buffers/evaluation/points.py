@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,9 +49,18 @@ class Units:
 
     def points(self, rows: Transitions) -> Tensor:
         """Rows as points ``[N, D]`` float64 on the CPU, with Euclidean distances in these units."""
-        flat, parts = rows.flat(), []
-        for field in self.spec.fields:
-            value = element_columns(flat[field.name])
+        return self.columns(self.spec.fields, rows.flat())
+
+    def columns(self, fields: Sequence[Field], values: Mapping[str, Tensor]) -> Tensor:
+        """Some fields of the spec as points ``[N, D]`` float64 on the CPU.
+
+        Args:
+            fields: of the spec.
+            values: by the field's name, ``[N, *shape]``.
+        """
+        parts = []
+        for field in fields:
+            value = element_columns(values[field.name])
             if field.kind == "continuous":
                 # Centred, because distances from matrix products lose precision far from 0.
                 value = (value - self.mean[field.name]) / self.std[field.name]

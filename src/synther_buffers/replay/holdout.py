@@ -13,51 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..transitions import RowOrder
+
 #: Share of all rows ever written that is held out, and the largest share of the rows now in the buffer; the latter can
 #: be higher while runs of several streams begin at once.
 SHARE = 0.04
 _LARGEST_SHARE = 0.05
 _LONGEST_RUN = 50
-
-
-@dataclass(frozen=True)
-class RowOrder:
-    """When each real row was written; identifies a row whatever its slot in the ring buffer.
-
-    Attributes:
-        write_index: ``[N]`` int64, counts the writes of the row's stream from 0; never reused.
-        stream: ``[N]`` int64, the environment that wrote the row.
-        episode_end: ``[N]`` bool, an episode ended with this row (terminated or truncated); all False if unknown.
-    """
-
-    write_index: NDArray[np.int64]
-    stream: NDArray[np.int64]
-    episode_end: NDArray[np.bool_]
-
-    @classmethod
-    def appended(cls, num_rows: int) -> RowOrder:
-        """The order of rows that one stream wrote and that were not overwritten."""
-        return cls(np.arange(num_rows), np.zeros(num_rows, np.int64), np.zeros(num_rows, np.bool_))
-
-    @classmethod
-    def of_ring(cls, episode_end: NDArray[np.bool_], next_slot: int, num_written: int) -> RowOrder:
-        """The order of the rows of a ring buffer, read slot by slot, the streams of a slot one after the other.
-
-        Args:
-            episode_end: ``[slots, streams]``, of the slots that were written.
-            next_slot: where the next row will be written; in a full ring, the slot of the oldest row.
-            num_written: slots ever written, overwritten ones included.
-
-        Returns:
-            The order of ``slots * streams`` rows.
-        """
-        num_slots, num_streams = episode_end.shape
-        age = (np.arange(num_slots) - next_slot) % max(num_slots, 1)
-        return cls(
-            np.repeat(age + num_written - num_slots, num_streams),
-            np.tile(np.arange(num_streams), num_slots),
-            episode_end.reshape(-1),
-        )
 
 
 @dataclass

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..transitions import Transitions
-from .holdout import RowOrder
+from ..transitions import RowOrder, Transitions
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +27,15 @@ class LearnableRows:
     Attributes:
         train: rows to learn, in memory of their own.
         held_out: rows that judge the model, in memory of their own.
+        finite: which of all real rows are finite, ``[N]`` bool.
+        learned: which of all real rows are in `train`, ``[N]`` bool.
         num_dropped: rows that are not finite.
     """
 
     train: Transitions
     held_out: Transitions
+    finite: NDArray[np.bool_]
+    learned: NDArray[np.bool_]
     num_dropped: int
 
 
@@ -74,11 +77,11 @@ def learnable_rows(
             "rows", f"Synthetic refresh skipped: {num_finite} real rows are too few to learn from, wanted {MIN_ROWS}."
         )
         return None
-    reaches = reaches_held_out(held, order, max_steps)
+    learned = finite & ~reaches_held_out(held, order, max_steps)
     # Copies: what an upsampler does to its rows must not reach the buffer's.
-    train = real[torch.from_numpy(np.flatnonzero(finite & ~reaches))]
+    train = real[torch.from_numpy(np.flatnonzero(learned))]
     held_out = real[torch.from_numpy(np.flatnonzero(finite & held))]
-    return LearnableRows(train, held_out, num_dropped)
+    return LearnableRows(train, held_out, finite, learned, num_dropped)
 
 
 def finite_rows(rows: Transitions) -> NDArray[np.bool_]:

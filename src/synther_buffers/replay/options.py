@@ -16,6 +16,8 @@ from typing import Any, Literal, ParamSpec, TypedDict, TypeVar
 
 import torch
 
+from ..guidance.base import Guidance, GuidanceOption, resolve_guidance
+from ..guidance.names import NAMES
 from ..public_paths import public
 from ..upsampling.factory import UpsamplerOption, resolve_factory, with_conditions
 from ..upsampling.presets import resolve_device
@@ -48,6 +50,7 @@ class SyntheticKeywords(TypedDict, total=False):
     share_schedule: ShareSchedule | None
     policy_share: float
     redraw_every: int | None
+    guidance: GuidanceOption
 
 
 @public
@@ -85,6 +88,9 @@ class SyntheticOptions:
             policy's action for it and the model's outcome; needs a policy, see `SyntheticReplay.bind_policy`. The model
             then learns conditions as well (`ConditioningConfig`).
         redraw_every: real transitions between two draws of these rows; None for a fifth of `retrain_every`.
+        guidance: which rows are worth generating: a `Guidance` or its name (``curiosity``, ``novelty``, ``return``,
+            ``td-error``), or a function from real rows (`Transitions`) to the relevance of each, ``[N]``. The set then
+            has more rows like the relevant ones. None for rows like the data.
 
     Raises:
         ValueError: a value out of range, an unknown preset or an unusable device.
@@ -106,6 +112,7 @@ class SyntheticOptions:
     share_schedule: ShareSchedule | None = None
     policy_share: float = 0.0
     redraw_every: int | None = None
+    guidance: GuidanceOption = None
 
     def __post_init__(self) -> None:
         """Check every value and fill in the defaults that depend on others.
@@ -142,6 +149,7 @@ class SyntheticOptions:
             "redraw_every": max(every // 5, 1)
             if self.redraw_every is None
             else whole_number("redraw_every", self.redraw_every, 1),
+            "guidance": resolve_guidance(self.guidance, NAMES),
         }
         if self.num_synthetic is not None:
             resolved["num_synthetic"] = whole_number("num_synthetic", self.num_synthetic, 1)
@@ -184,10 +192,17 @@ class SyntheticOptions:
         """The factory of the upsampler, with its configuration resolved for the device.
 
         Raises:
-            ValueError: rows with the policy's actions, from an upsampler that takes no conditions.
+            ValueError: rows with the policy's actions or of a wanted relevance, from an upsampler that takes no
+                conditions.
         """
         factory = resolve_factory(self.upsampler, resolve_device(self.upsampler_device))
-        return with_conditions(factory) if self.policy_share > 0 else factory
+        if self.policy_share > 0:
+            return with_conditions(factory, "policy_share", "policy_share=0")
+        if isinstance(self.guidance, Guidance) and self.guidance.by == "condition":
+            return with_conditions(
+                factory, "guidance by a condition", 'by="resampling" in the guidance', given_share=0.0
+            )
+        return factory
 
 
 _PLACES = ("here", "process")

@@ -6,6 +6,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..guidance.drawing import GuidedDraw
 from ..transitions import Transitions, TransitionSpec
 from ..upsampling.protocol import UpsamplerFactory
 from .refresh import RefreshJob, RefreshResult, run_refresh
@@ -82,6 +83,7 @@ class PendingRefresh:
             "spec": self.job.spec.to_dict(),
             "train": self.job.train.flat(),
             "held_out": self.job.held_out.flat(),
+            "guided": None if self.job.guided is None else self.job.guided.state_dict(),
             **{name: getattr(self.job, name) for name in _PLAIN},
         }
 
@@ -94,6 +96,7 @@ class PendingRefresh:
             progress_bar=False,
             train=Transitions.from_flat(state["train"]),
             held_out=Transitions.from_flat(state["held_out"]),
+            guided=GuidedDraw.from_state(state["guided"]) if state.get("guided") else None,
             **{name: state[name] for name in _PLAIN},
         )
         return cls(job, state["serve_from"])

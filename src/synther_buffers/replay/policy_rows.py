@@ -8,10 +8,7 @@ end. They are drawn again more often than the model is trained, because the poli
 
 from __future__ import annotations
 
-import contextlib
-import random
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,6 +20,7 @@ from ..transitions.fields import Field
 from ..upsampling.condition import Condition
 from ..upsampling.fitted_model import FittedModel
 from ..upsampling.seeds import derive_seed, generator
+from .random_streams import kept_random_streams
 
 #: Chooses actions ``[n, *shape]`` for observations ``[n, *shape]`` (a dict of them for a Dict space). Both are as the
 #: buffer stores them; the observations are tensors on the CPU.
@@ -87,25 +85,3 @@ def _as_stored(action: Any, field: Field, count: int) -> Tensor:
     if action.numel() != count * field.size:
         raise ValueError(f"the policy returned actions of shape {tuple(action.shape)}; wanted {wanted}")
     return action.reshape(wanted).to(field.torch_dtype)
-
-
-@contextlib.contextmanager
-def kept_random_streams() -> Iterator[None]:
-    """Whatever is drawn inside from Python's, NumPy's and torch's global streams, they go on as if it was not.
-
-    In another thread than the main one (TorchRL's ``prefetch``) they are left alone: what the main thread draws
-    meanwhile would be drawn twice.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)

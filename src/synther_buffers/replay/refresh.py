@@ -16,11 +16,15 @@ from ..console import is_seen, log_line
 from ..evaluation.copies import ClosestRecord, closest_record
 from ..evaluation.fidelity import MAX_ROWS, Fidelity, measure_fidelity
 from ..evaluation.outcome_gap import outcome_gap
+from ..guidance.drawing import GuidedDraw
 from ..transitions import Transitions, TransitionSpec
+from ..upsampling.condition import Condition
 from ..upsampling.cost import expected_seconds
+from ..upsampling.diffusion_upsampler import DiffusionUpsampler
 from ..upsampling.factory import make_upsampler
 from ..upsampling.presets import resolve_device
-from ..upsampling.protocol import UpsamplerFactory
+from ..upsampling.protocol import FitReport, Upsampler, UpsamplerFactory
+from ..upsampling.seeds import derive_seed
 from .reports import RefreshReport
 from .upsampler_checks import checked_config, checked_fit, checked_rows, checked_state
 
@@ -50,6 +54,7 @@ class RefreshJob:
         refresh: number of this refresh, from 1.
         num_observed: real transitions written so far.
         num_dropped: real rows left out because they are not finite.
+        guided: how rows are chosen by their relevance, None for rows like the data.
     """
 
     spec: TransitionSpec
@@ -65,6 +70,7 @@ class RefreshJob:
     refresh: int
     num_observed: int
     num_dropped: int
+    guided: GuidedDraw | None = None
 
 
 @dataclass(frozen=True)
@@ -131,9 +137,9 @@ def run_refresh(job: RefreshJob) -> RefreshResult:
         upsampler = make_upsampler(
             job.factory, job.spec, device=job.device, seed=job.seed, progress_bar=job.progress_bar, state=job.state
         )
-        fit = checked_fit(upsampler, upsampler.fit(job.train, held_out=job.held_out))
+        fit = checked_fit(upsampler, _fit(job, upsampler))
         fitted = time.perf_counter()
-        rows = checked_rows(upsampler, upsampler.sample(job.num_synthetic), job.spec, job.num_synthetic)
+        rows = _draw(job, upsampler)
         sampled = time.perf_counter()
         fidelity, fidelity_real = _fidelity(job, rows)
         closest = _closest(job, rows)
@@ -154,8 +160,31 @@ def run_refresh(job: RefreshJob) -> RefreshResult:
         fidelity_real=fidelity_real,
         closest=closest,
         outcome_gap=gap,
+        guidance="" if job.guided is None else job.guided.name,
     )
     return RefreshResult(job.spec, rows, state, config, report)
+
+
+def _fit(job: RefreshJob, upsampler: Upsampler) -> FitReport:
+    if job.guided is None:
+        return upsampler.fit(job.train, held_out=job.held_out)
+    return job.guided.fit(upsampler, job.train, job.held_out)
+
+
+def _draw(job: RefreshJob, upsampler: Upsampler) -> Transitions:
+    """The synthetic set; every draw of the upsampler is checked."""
+
+    def draw(num_rows: int, condition: Condition | None = None) -> Transitions:
+        if condition is not None and isinstance(upsampler, DiffusionUpsampler):
+            rows = upsampler.sample(num_rows, condition=condition)
+        else:
+            rows = upsampler.sample(num_rows)
+        return checked_rows(upsampler, rows, job.spec, num_rows)
+
+    if job.guided is None:
+        return draw(job.num_synthetic)
+    seed = derive_seed(job.seed, "guidance", job.refresh)
+    return job.guided.rows(draw, job.train, job.spec, job.num_synthetic, seed)
 
 
 def _fidelity(job: RefreshJob, synthetic: Transitions) -> tuple[Fidelity, Fidelity]:

@@ -49,6 +49,7 @@ class RefreshReport:
             model copies. None where too few rows are held out.
         outcome_gap: how much less a regression explains of the synthetic outcomes than of real ones, from 0 to 1
             (`synther_buffers.evaluation.outcome_gap`); NaN where it cannot tell.
+        guidance: name of the guidance that chose the rows; empty for rows like the data.
     """
 
     refresh: int
@@ -65,6 +66,7 @@ class RefreshReport:
     fidelity_real: Fidelity
     closest: ClosestRecord | None = None
     outcome_gap: float = math.nan
+    guidance: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -122,8 +124,9 @@ def log_report(report: RefreshReport, *, shown: bool) -> None:
         figures = f"marginal similarity {report.fidelity.marginal:.3f} (real {report.fidelity_real.marginal:.3f})"
     loss = f", loss {report.fit.loss:.4f}" if math.isfinite(report.fit.loss) else ""
     log_line(
-        logger, "Synthetic refresh %d done in %.1f s: %s synthetic rows%s, %s%s; %s.",
-        report.refresh, report.seconds, f"{report.num_synthetic:,}", loss, figures, _copies(report), report.fit.spent(),
+        logger, "Synthetic refresh %d done in %.1f s: %s synthetic rows%s%s, %s%s; %s.",
+        report.refresh, report.seconds, f"{report.num_synthetic:,}",
+        report.guidance and f" chosen by {report.guidance}", loss, figures, _copies(report), report.fit.spent(),
         shown=shown,
     )  # fmt: skip
     if report.closest is not None and report.closest.share_closer > MAX_COPY_SHARE:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import cloudpickle
 import torch
 
+from ..guidance.td_error import RecordedErrors
 from ..transitions import TransitionSpec
 from ..upsampling.factory import DiffusionFactory, make_upsampler
 from ..upsampling.fitted_model import codec_options
@@ -18,7 +19,7 @@ from ..upsampling.presets import UpsamplerConfig, resolve_device
 from ..upsampling.protocol import Upsampler, UpsamplerFactory
 from .holdout import HoldOut
 from .migration import STATE_VERSION, migrate_pickle, migrate_state
-from .options import ShareSchedule, SyntheticOptions
+from .options import SyntheticOptions
 from .pending import PendingRefresh
 from .reports import RefreshReport
 from .schedule import RefreshSchedule
@@ -46,6 +47,7 @@ class SavedReplay:
     _num_batches: int
     _num_told: int
     _next_redraw: int
+    _recorded: RecordedErrors
     _warned: set[str]
     _too_small: str | None
     _update_advice: str
@@ -76,6 +78,7 @@ class SavedReplay:
             "config": self._factory.config.to_dict() if isinstance(self._factory, DiffusionFactory) else None,
             "pending": None if self._pending is None else self._pending.state_dict(),
             "next_redraw": self._next_redraw,
+            "td_errors": torch.from_numpy(self._recorded.errors.copy()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -104,10 +107,10 @@ class SavedReplay:
         model, waiting = state["upsampler"], state.get("pending")
         if isinstance(factory, DiffusionFactory) and state["config"] is not None:
             saved = UpsamplerConfig.from_dict(state["config"])
-            if saved.conditioning is None and self.options.policy_share > 0:
+            if saved.conditioning is None and factory.config.conditioning is not None:
                 logger.warning(
-                    "The saved model learned no conditions, which policy_share needs. The synthetic rows are kept, "
-                    "and the next refresh trains anew."
+                    "The saved model learned no conditions, which the present settings ask for. The synthetic rows "
+                    "are kept, and the next refresh trains anew."
                 )
                 model = waiting = None
             elif _shape(saved) != _shape(factory.config) and isinstance(self.options.upsampler, str):
@@ -143,16 +146,19 @@ class SavedReplay:
         self._num_told, self._share = len(reports), None
         self._schedule.num_observed, self._schedule.next_refresh = state["num_observed"], state["next_refresh"]
         self._num_batches, self._warned = state["num_batches"], set(state["warned"])
-        self._next_redraw = state.get("next_redraw", 0)  # older files have none
+        # Older files have neither.
+        self._next_redraw = state.get("next_redraw", 0)
+        errors = state.get("td_errors")
+        self._recorded = RecordedErrors(None if errors is None else errors.numpy().copy())
 
     def __getstate__(self) -> dict[str, Any]:
         """Options and `state_dict`, so that a pickle loads on a machine without this one's devices."""
         options = _without_executor(self.options)
-        if options.share_schedule is not None:
-            options = replace(options, share_schedule=None)
+        if options.share_schedule is not None or options.guidance is not None:
+            options = replace(options, share_schedule=None, guidance=None)
         return {
             "options": options,
-            "share_schedule": _pickled_schedule(self.options),
+            **{name: _pickled_function(name, getattr(self.options, name)) for name in _LOST_WITHOUT},
             "spec": self.spec,
             "infers_spec": self._infers_spec,
             "num_synthetic": self.num_synthetic,
@@ -168,8 +174,9 @@ class SavedReplay:
         if not _usable(options.upsampler_device):
             logger.warning("The upsampler's device %s is not here; it goes on on 'auto'.", options.upsampler_device)
             options = replace(options, upsampler_device="auto")
-        if pickled.get("share_schedule") is not None:
-            options = replace(options, share_schedule=_read_schedule(pickled["share_schedule"]))
+        read = {name: _read_function(name, pickled[name]) for name in _LOST_WITHOUT if pickled.get(name) is not None}
+        if read:
+            options = replace(options, **read)
         self.options, self.num_synthetic = options, pickled["num_synthetic"]
         self.spec, self._infers_spec = pickled["spec"], pickled["infers_spec"]
         self._too_small = pickled.get("too_small")
@@ -179,25 +186,29 @@ class SavedReplay:
         self.load_state_dict(pickled["state"])
 
 
-def _pickled_schedule(options: SyntheticOptions) -> bytes | None:
-    """The schedule as a pickle of its own, so that one that cannot be read costs nothing else.
+#: Options that refer to a user's own functions, and what is loaded does without them.
+_LOST_WITHOUT = {"share_schedule": "batches have the full share", "guidance": "synthetic rows are like the data"}
+
+
+def _pickled_function(name: str, value: Any) -> bytes | None:
+    """An option as a pickle of its own, so that one that cannot be read costs nothing else.
 
     cloudpickle has what is defined in a script by value.
     """
-    if options.share_schedule is None:
+    if value is None:
         return None
     try:
-        return cast(bytes, cloudpickle.dumps(options.share_schedule))
+        return cast(bytes, cloudpickle.dumps(value))
     except Exception as error:  # of whatever the function refers to
-        logger.warning("share_schedule cannot be saved (%s); what is loaded serves the full share.", error)
+        logger.warning("%s cannot be saved (%s); in what is loaded, %s.", name, error, _LOST_WITHOUT[name])
         return None
 
 
-def _read_schedule(pickled: bytes) -> ShareSchedule | None:
+def _read_function(name: str, pickled: bytes) -> Any:
     try:
-        return cast(ShareSchedule, pickle.loads(pickled))
+        return pickle.loads(pickled)
     except Exception as error:
-        logger.warning("The saved share_schedule cannot be read (%s); batches have the full share.", error)
+        logger.warning("The saved %s cannot be read (%s); %s.", name, error, _LOST_WITHOUT[name])
         return None
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..console import log_line
+from ..guidance.td_error import RecordedErrors
 from ..public_paths import public
 from ..transitions import Transitions, TransitionSpec
 from ..upsampling.factory import make_upsampler, most_synthetic
@@ -88,6 +89,7 @@ class SyntheticReplay(RefreshingReplay):
         self._hold_out = HoldOut()
         self._num_batches = 0
         self._next_redraw = 0
+        self._recorded = RecordedErrors()
         self._update_ratio = UpdateRatio()
         self._warned: set[str] = set()
 

@@ -2,8 +2,9 @@
 
 from ..public_paths import exported_from
 from .fields import SEPARATOR, Field
+from .row_order import RowOrder
 from .transitions import Observation, Transitions, TransitionSpec
 
-__all__ = ["SEPARATOR", "Field", "Observation", "TransitionSpec", "Transitions"]
+__all__ = ["SEPARATOR", "Field", "Observation", "RowOrder", "TransitionSpec", "Transitions"]
 
 exported_from(__name__, Field)

@@ -60,20 +60,29 @@ def resolve_factory(upsampler: UpsamplerOption, device: torch.device) -> Upsampl
     return factory
 
 
-def with_conditions(factory: UpsamplerFactory) -> UpsamplerFactory:
+def with_conditions(
+    factory: UpsamplerFactory, what: str, instead: str, *, given_share: float | None = None
+) -> UpsamplerFactory:
     """The same factory, whose models learn conditions.
+
+    Args:
+        factory: of any upsampler.
+        what: needs them, for the error.
+        instead: what else to set, for the error.
+        given_share: see `ConditioningConfig`; None for its default. A configuration that has conditions keeps its own.
 
     Raises:
         ValueError: they are not of this library.
     """
     if not isinstance(factory, DiffusionFactory):
         raise ValueError(
-            f"policy_share needs a model that can be asked for given actions, but upsampler is {factory!r}; use a "
-            "preset or an UpsamplerConfig, or policy_share=0."
+            f"{what} needs a model that can be asked for particular rows, but upsampler is {factory!r}; use a preset "
+            f"or an UpsamplerConfig, or {instead}."
         )
     if factory.config.conditioning is not None:
         return factory
-    return DiffusionFactory(replace(factory.config, conditioning=ConditioningConfig()))
+    conditioning = ConditioningConfig() if given_share is None else ConditioningConfig(given_share=given_share)
+    return DiffusionFactory(replace(factory.config, conditioning=conditioning))
 
 
 def make_upsampler(

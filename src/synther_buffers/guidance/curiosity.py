@@ -1,0 +1,105 @@
+"""Relevance by curiosity: rows whose next observation a model of the environment does not expect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..diffusion.network import linear
+from ..evaluation.points import Units
+from ..public_paths import public
+from ..transitions import RowOrder, Transitions, TransitionSpec
+from ..upsampling.seeds import derive_seed, generator
+from ..validation import whole_number
+from .base import Guidance
+
+#: Sizes of the networks (PGR's code has 256 units and three layers in the encoder), and how they are trained.
+_WIDTH, _BATCH, _RATE = 256, 256, 3e-4
+#: Rows whose error is computed at a time.
+_ROWS_AT_ONCE = 8_192
+
+
+@public
+@dataclass(frozen=True, kw_only=True)
+class Curiosity(Guidance):
+    """The error of an intrinsic-curiosity module (Pathak et al. 2017) that is trained on the real rows.
+
+    An encoder turns observations into features from which an inverse model can tell the action, so that what the
+    agent cannot influence does not count; a forward model predicts the next observation's features. Its mean squared
+    error is the relevance (Wang et al., "Prioritized Generative Replay", ICLR 2025, equation 6). The module is trained
+    afresh at each refresh, on the CPU: a few seconds.
+
+    Attributes:
+        steps: gradient steps, with 256 rows each.
+        seed: of its initial weights and minibatches.
+    """
+
+    steps: int = 1_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Reject values out of range with an error that names them."""
+        super().__post_init__()
+        object.__setattr__(self, "steps", whole_number("guidance.steps", self.steps, 1))
+        object.__setattr__(self, "seed", whole_number("guidance.seed", self.seed, 0))
+
+    @torch.inference_mode(False)
+    def relevance(self, transitions: Transitions, order: RowOrder) -> Tensor:
+        """The error of the forward model, ``[N]``."""
+        observation, action, next_observation = _inputs(transitions)
+        draws = generator(derive_seed(self.seed, "curiosity"))
+        module = _CuriosityModule(observation.shape[1], action.shape[1], draws)
+        optimizer = torch.optim.Adam(module.parameters(), lr=_RATE)
+        with torch.enable_grad():
+            for _ in range(self.steps):
+                index = torch.randint(len(action), (_BATCH,), generator=draws)
+                forward, inverse = module(observation[index], action[index], next_observation[index])
+                optimizer.zero_grad(set_to_none=True)
+                (forward.mean() + F.mse_loss(inverse, action[index])).backward()
+                optimizer.step()
+        parts = (tensor.split(_ROWS_AT_ONCE) for tensor in (observation, action, next_observation))
+        with torch.no_grad():
+            return torch.cat([module(*part)[0] for part in zip(*parts, strict=True)])
+
+
+class _CuriosityModule(nn.Module):
+    """Encoder, inverse model and forward model."""
+
+    def __init__(self, observation: int, action: int, draws: torch.Generator) -> None:
+        super().__init__()
+        self.encoder = _mlp((observation, _WIDTH, _WIDTH, _WIDTH), draws)
+        self.inverse = _mlp((2 * _WIDTH, _WIDTH, _WIDTH, action), draws)
+        self.dynamics = _mlp((_WIDTH + action, _WIDTH, _WIDTH, _WIDTH), draws)
+
+    def forward(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> tuple[Tensor, Tensor]:
+        """The forward model's error of each row ``[n]``, and the inverse model's action ``[n, action]``."""
+        now, then = self.encoder(observation), self.encoder(next_observation)
+        expected = self.dynamics(torch.cat((now, action), 1))
+        # The features are there for the inverse model; if the forward loss reached them, they could shrink to nothing.
+        return (expected - then.detach()).square().mean(1), self.inverse(torch.cat((now, then), 1))
+
+
+def _mlp(sizes: tuple[int, ...], draws: torch.Generator) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(sizes):
+        layers += [linear(fan_in, fan_out, draws, "cpu"), nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _inputs(rows: Transitions) -> tuple[Tensor, Tensor, Tensor]:
+    """Observations, actions and next observations as standardised float32 columns on the CPU."""
+    spec = TransitionSpec.infer(rows)
+    units, flat = Units.measure(rows, spec), rows.flat()
+    # The next observation in the units of the observation, because the encoder takes both.
+    then = {field.name: flat[f"next_{field.name}"] for field in spec.observation}
+    columns = (
+        units.columns(spec.observation, flat),
+        units.columns((spec.action,), flat),
+        units.columns(spec.observation, then),
+    )
+    observation, action, next_observation = (column.float() for column in columns)
+    return observation, action, next_observation

@@ -1,0 +1,158 @@
+"""Synthetic rows that are chosen by their relevance: what of a guidance travels with a refresh, and the draw."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..evaluation.points import Units
+from ..regression import Ensemble
+from ..transitions import Transitions, TransitionSpec
+from ..upsampling.condition import Condition
+from ..upsampling.diffusion_upsampler import DiffusionUpsampler
+from ..upsampling.protocol import FitReport, Upsampler
+from ..upsampling.relevance import RelevanceScale
+from ..upsampling.seeds import derive_seed, generator
+from .base import Mechanism
+from .rarity import Classes
+
+logger = logging.getLogger(__name__)
+
+#: Rows that are drawn for each row of the set, by resampling, and at most for quotas.
+CANDIDATES, _MOST_CANDIDATES = 4, 8
+#: Gradient steps of the regression that tells the relevance of generated rows.
+_REGRESSION_STEPS = 400
+
+#: Draws so many rows, under a condition or, with None, like the data.
+Draw = Callable[[int, Condition | None], Transitions]
+
+
+@dataclass(frozen=True)
+class GuidedDraw:
+    """How a refresh learns and draws rows by their relevance: plain data that travels with its job.
+
+    Attributes:
+        name: of the guidance, for reports.
+        relevance: of the training rows, ``[N]`` float64 on the CPU, finite and not constant.
+        strength: see `Guidance`.
+        by: likewise.
+        classes: quotas of classes, instead of relevant rows; or None.
+    """
+
+    name: str
+    relevance: Tensor
+    strength: float
+    by: Mechanism
+    classes: Classes | None = None
+
+    def fit(self, upsampler: Upsampler, train: Transitions, held_out: Transitions) -> FitReport:
+        """Fit the upsampler, with the relevance if it is to be asked for."""
+        if self.by == "condition" and isinstance(upsampler, DiffusionUpsampler):
+            return upsampler.fit(train, held_out=held_out, relevance=self.relevance)
+        return upsampler.fit(train, held_out=held_out)
+
+    def rows(self, draw: Draw, train: Transitions, spec: TransitionSpec, num_rows: int, seed: int) -> Transitions:
+        """The synthetic set.
+
+        Args:
+            draw: of the fitted upsampler.
+            train: the rows that it learned.
+            spec: their fields.
+            num_rows: to return.
+            seed: of the choice.
+        """
+        draws = generator(derive_seed(seed, "guided rows"))
+        if self.classes is not None:
+            return self._by_quotas(self.classes, draw, num_rows, draws)
+        if self.by == "condition":
+            weights = (self.strength * RelevanceScale.measure(self.relevance).scores(self.relevance).double()).exp()
+            return draw(num_rows, Condition(relevance=self.relevance[_weighted(weights, num_rows, draws)]))
+        return self._resampled(draw, train, spec, num_rows, draws)
+
+    def _resampled(
+        self, draw: Draw, train: Transitions, spec: TransitionSpec, num_rows: int, draws: torch.Generator
+    ) -> Transitions:
+        units = Units.measure(train, spec)
+        scores = RelevanceScale.measure(self.relevance).scores(self.relevance)
+        ensemble = Ensemble.fit(units.points(train).float(), scores[:, None], draws, _REGRESSION_STEPS)
+        parts = []
+        for number in range(CANDIDATES):
+            candidates = draw(num_rows, None)
+            expected = ensemble.predict(units.points(candidates).float())[:, 0]
+            # A regression's answers vary less than what it learned; their ranks do not.
+            rank = (expected.argsort().argsort().double() + 0.5) / num_rows
+            # The largest of these keys are a draw without replacement by softmax (Gumbel top-k; Vieira 2014).
+            noise = -torch.empty(num_rows, dtype=torch.float64).exponential_(generator=draws).log()
+            wanted = num_rows * (number + 1) // CANDIDATES - num_rows * number // CANDIDATES
+            best = (self.strength * torch.special.ndtri(rank) + noise).topk(wanted).indices
+            parts.append(candidates[best.to(candidates.device)])
+        return _joined(parts)
+
+    def _by_quotas(self, classes: Classes, draw: Draw, num_rows: int, draws: torch.Generator) -> Transitions:
+        lacking = classes.counts(num_rows)
+        found: list[list[Transitions]] = [[] for _ in lacking]
+        budget = _MOST_CANDIDATES * num_rows
+        while int(lacking.sum()) > 0 and budget > 0:
+            count = min(max(math.ceil(1.2 * int(lacking.sum())), num_rows // 4, 1), budget)
+            condition = None
+            if self.by == "condition":
+                asked = _weighted(lacking.double(), count, draws)
+                condition = Condition(relevance=classes.rarity[asked])
+            candidates = draw(count, condition)
+            budget -= count
+            belongs = classes.of(candidates)
+            for number in lacking.nonzero()[:, 0].tolist():
+                rows = (belongs == number).nonzero()[:, 0][: int(lacking[number])]
+                if len(rows):
+                    found[number].append(candidates[rows.to(candidates.device)])
+                    lacking[number] -= len(rows)
+        parts = [_joined(rows) for rows in found if rows]
+        if not parts:
+            raise ValueError(f"no generated row is of a class that the quotas of {', '.join(classes.names)} want")
+        for number, generated in enumerate(found):
+            if generated and (short := int(lacking[number])):
+                rows = _joined(generated)
+                parts.append(rows[_weighted(torch.ones(len(rows)), short, draws).to(rows.device)])
+                lacking[number] = 0
+                logger.warning(
+                    "%d of the synthetic rows of the class %s are repeated: the model seldom generates it.",
+                    short, classes.values[number].tolist(),
+                )  # fmt: skip
+        if short := int(lacking.sum()):
+            rows = _joined(parts)
+            parts = [rows, rows[_weighted(torch.ones(len(rows)), short, draws).to(rows.device)]]
+            missing = classes.values[lacking > 0].tolist()
+            logger.warning("No synthetic row is of the classes %s: the model does not generate them.", missing)
+        rows = _joined(parts)
+        return rows[torch.randperm(num_rows, generator=draws).to(rows.device)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data and tensors."""
+        classes = None if self.classes is None else {**vars(self.classes), "names": list(self.classes.names)}
+        return {**vars(self), "classes": classes}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> GuidedDraw:
+        """What `state_dict` returned."""
+        classes = state["classes"]
+        if classes is not None:
+            classes = Classes(**{**classes, "names": tuple(classes["names"])})
+        return cls(**{**state, "classes": classes})
+
+
+def _weighted(weights: Tensor, count: int, draws: torch.Generator) -> Tensor:
+    """`count` indices with replacement, with probabilities in proportion to float weights ``[n]``."""
+    total = weights.double().cumsum(0)
+    chance = torch.rand(count, generator=draws, dtype=torch.float64) * total[-1]
+    return torch.searchsorted(total, chance, right=True).clamp(max=len(weights) - 1)
+
+
+def _joined(parts: list[Transitions]) -> Transitions:
+    columns = [part.flat() for part in parts]
+    return Transitions.from_flat({name: torch.cat([flat[name] for flat in columns]) for name in columns[0]})

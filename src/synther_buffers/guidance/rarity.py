@@ -1,0 +1,148 @@
+"""Rare values of a column, such as a task with few rows, get their share of the synthetic set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..public_paths import public
+from ..transitions import RowOrder, Transitions
+from .base import Guidance
+
+#: More distinct values than this are no classes.
+_MOST_CLASSES = 256
+
+
+@public
+@dataclass(frozen=True, kw_only=True)
+class Rarity(Guidance):
+    """Quotas for the values of some columns: for the tasks of a multi-task agent, of which some have little data.
+
+    `strength` has no effect: the quotas are met exactly. Rows are drawn until they are, at most eight times as many as
+    the set has; a class that still lacks rows has some of its rows more than once.
+
+    Attributes:
+        of: names of the elements that make the classes, as reports have them (``"observation[3]"``, ``"reward"``), or
+            of a whole field (``"observation.task"``, ``"action"``). Rows with the same values there are of one class.
+        quotas: share of the set for each class, by its value or tuple of values; None for equal shares. Classes that
+            are left out get none.
+    """
+
+    of: str | Sequence[str]
+    quotas: Mapping[Any, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Reject values out of range with an error that names them."""
+        super().__post_init__()
+        names = (self.of,) if isinstance(self.of, str) else tuple(self.of)
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"guidance.of is {self.of!r}; wanted the name of an element or a field, or several.")
+        object.__setattr__(self, "of", names)
+        if self.quotas is None:
+            return
+        quotas = {_as_tuple(value): float(share) for value, share in self.quotas.items()}
+        total = sum(quotas.values())
+        if any(not share >= 0 for share in quotas.values()) or not math.isclose(total, 1.0, abs_tol=1e-6):
+            raise ValueError(
+                f"guidance.quotas is {dict(self.quotas)}, which sums to {total:g}; wanted shares of at least 0 "
+                "that sum to 1."
+            )
+        object.__setattr__(self, "quotas", quotas)
+
+    def relevance(self, transitions: Transitions, order: RowOrder) -> Tensor:
+        """How rare a row's class is: minus the logarithm of its share, ``[N]``.
+
+        Raises:
+            ValueError: a column that is not there, or too many classes.
+        """
+        return self.classes(transitions).rarity_of(transitions)
+
+    def classes(self, transitions: Transitions) -> Classes:
+        """The classes of real rows, and their quotas.
+
+        Raises:
+            ValueError: a column that is not there, too many classes, or a quota for one without rows.
+        """
+        names = tuple(self.of)
+        values, counts = columns_named(transitions, names).unique(dim=0, return_counts=True)
+        if len(values) > _MOST_CLASSES:
+            raise ValueError(f"{', '.join(names)} has {len(values):,} values; wanted at most {_MOST_CLASSES} classes")
+        if self.quotas is None:
+            quotas = torch.full((len(values),), 1.0 / len(values), dtype=torch.float64)
+        else:
+            known = {tuple(row): number for number, row in enumerate(values.tolist())}
+            quotas = torch.zeros(len(values), dtype=torch.float64)
+            for value, share in self.quotas.items():
+                if value not in known and share > 0:
+                    raise ValueError(
+                        f"guidance.quotas has {value}, of which there is no real row; there are {list(known)}"
+                    )
+                if value in known:
+                    quotas[known[value]] = share
+        return Classes(names, values, counts.double() / len(transitions), quotas)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Classes of rows and their quotas, as plain data.
+
+    Attributes:
+        names: of the elements that make them.
+        values: of each class, ``[k, m]`` float64.
+        shares: of the real rows, ``[k]``.
+        quotas: of the synthetic rows, ``[k]``.
+    """
+
+    names: tuple[str, ...]
+    values: Tensor
+    shares: Tensor
+    quotas: Tensor
+
+    def of(self, rows: Transitions) -> Tensor:
+        """The class of each row, ``[n]``; -1 for none."""
+        same = (columns_named(rows, self.names)[:, None] == self.values).all(2)
+        return torch.where(same.any(1), same.int().argmax(1), -1)
+
+    def rarity_of(self, rows: Transitions) -> Tensor:
+        """How rare each row's class is among the real rows, ``[n]``."""
+        return self.rarity[self.of(rows)]
+
+    @property
+    def rarity(self) -> Tensor:
+        """Minus the logarithm of the share, ``[k]``."""
+        return -self.shares.log()
+
+    def counts(self, num_rows: int) -> Tensor:
+        """Rows of each class in a set of `num_rows`, ``[k]`` int64: quotas, the rest to the largest remainders."""
+        exact = self.quotas * num_rows
+        counts = exact.floor().long()
+        rest = num_rows - int(counts.sum())
+        counts[(exact - counts).argsort(descending=True, stable=True)[:rest]] += 1
+        return counts
+
+
+def columns_named(rows: Transitions, names: Sequence[str]) -> Tensor:
+    """Elements of rows by their names, ``[N, m]`` float64 on the CPU.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    found, flat = [], rows.flat()
+    for name in names:
+        field, _, element = name.partition("[")
+        value = flat.get(field)
+        size = 0 if value is None else value[:1].numel()
+        index = list(range(size)) if not element else [int(element[:-1])] if element[:-1].isdigit() else []
+        if value is None or not index or index[-1] >= size:
+            raise ValueError(f"guidance.of has {name!r}, which the rows do not have; they have {', '.join(flat)}")
+        found.append(value.reshape(len(value), -1)[:, index].double().cpu())
+    return torch.cat(found, dim=1)
+
+
+def _as_tuple(value: Any) -> tuple[float, ...]:
+    return tuple(float(part) for part in value) if isinstance(value, tuple | list) else (float(value),)

@@ -1,0 +1,228 @@
+"""A replay whose synthetic rows are chosen by a guidance: when it is asked, what travels, what goes wrong."""
+
+import logging
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from toys import SPEC, TINY, Resampler, equal, gaussian, global_state
+
+from synther_buffers import (
+    Curiosity,
+    FunctionGuidance,
+    Guidance,
+    Rarity,
+    ReturnToGo,
+    RowOrder,
+    SyntheticOptions,
+    SyntheticReplay,
+    TDError,
+    Transitions,
+)
+from synther_buffers.guidance import drawing
+
+ROWS = gaussian(1_000)
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch):
+    """A regression that is good enough for r = s0."""
+    monkeypatch.setattr(drawing, "_REGRESSION_STEPS", 60)
+
+
+def first(rows: Transitions) -> torch.Tensor:
+    return rows.observation[:, 0]
+
+
+def make(**options) -> SyntheticReplay:
+    defaults = {
+        "upsampler": Resampler,
+        "guidance": FunctionGuidance(function=first, by="resampling"),
+        "retrain_every": 400,
+        "num_synthetic": 300,
+        "seed": 0,
+        "progress_bar": False,
+    }
+    return SyntheticReplay(SPEC, **defaults | options)
+
+
+def refreshed(replay: SyntheticReplay, total: int = 400, rows: Transitions = ROWS) -> SyntheticReplay:
+    replay.observe_total(total)
+    replay.refresh(rows[torch.arange(total)])
+    return replay
+
+
+def mean_of(replay: SyntheticReplay) -> float:
+    return float(replay.rows.observation[:, 0].mean())
+
+
+def test_a_function_of_rows_is_a_guidance():
+    plain, guided = refreshed(make(guidance=None)), refreshed(make())
+    assert mean_of(guided) > mean_of(plain) + 0.5
+    assert guided.reports[-1].guidance == "FunctionGuidance"
+    assert plain.reports[-1].guidance == ""
+    conditioned = make(upsampler=replace(TINY, train_steps=400), guidance=first)
+    assert conditioned.options.guidance.by == "condition"
+    assert mean_of(refreshed(conditioned)) > mean_of(plain) + 0.5
+
+
+def test_a_model_that_is_asked_by_condition_learns_relevance_alone():
+    factory = make(upsampler=TINY, guidance="curiosity").options.factory()
+    assert factory.config.conditioning.given_share == 0.0
+    both = make(upsampler=TINY, guidance="curiosity", policy_share=0.5).options.factory()
+    assert both.config.conditioning.given_share == 0.5
+
+
+def test_an_upsampler_that_takes_no_conditions_is_refused_at_once():
+    with pytest.raises(ValueError, match=r'guidance by a condition needs a model .* by="resampling"'):
+        make(guidance="curiosity")
+
+
+def test_a_guidance_sees_finite_rows_in_their_order_and_the_relevance_stays_with_its_row():
+    rows = Transitions.from_flat({name: tensor.clone() for name, tensor in ROWS[:400].flat().items()})
+    rows.observation[7] = torch.nan
+    seen = {}
+
+    class Spy(Guidance):
+        def relevance(self, transitions, order):
+            seen["rows"], seen["order"] = transitions, order
+            return transitions.observation[:, 0]
+
+    replay = make(guidance=Spy(by="resampling"))
+    replay.observe_total(400)
+    job = replay.prepare_refresh(rows, RowOrder.appended(400))
+    assert len(seen["rows"]) == 399
+    assert seen["order"].write_index.tolist() == [*range(7), *range(8, 400)]
+    assert torch.equal(job.guided.relevance, job.train.observation[:, 0])
+    assert len(job.train) < 399  # some are held out
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda rows: rows.reward[:5], "wanted a number for each row"),
+        (lambda rows: torch.full((len(rows),), torch.nan), "not finite"),
+        (lambda rows: torch.ones(len(rows)), "in all rows"),
+        (lambda rows: 1 / 0, "division by zero"),
+        (lambda rows: "high", "wanted a number for each row"),
+    ],
+)
+def test_a_guidance_that_does_not_work_is_said_once_and_the_agent_goes_on(function, reason, caplog):
+    replay = make(guidance=FunctionGuidance(function=function, by="resampling"))
+    with caplog.at_level(logging.WARNING):
+        refreshed(refreshed(replay), 800)
+    (message,) = [record.message for record in caplog.records if "guidance" in record.message]
+    assert reason in message
+    assert "the synthetic rows are like the data meanwhile" in message
+    assert equal(replay.rows, refreshed(refreshed(make(guidance=None)), 800).rows)
+    assert replay.reports[-1].guidance == ""
+
+
+def test_a_missing_column_or_quota_is_a_warning_too(caplog):
+    with caplog.at_level(logging.WARNING):
+        refreshed(make(guidance=Rarity(of="observation[4]", by="resampling")))
+    assert "observation[4]" in caplog.text
+
+
+def test_an_unbound_td_error_says_what_to_bind_once(caplog):
+    replay = make(guidance=TDError(by="resampling"))
+    with caplog.at_level(logging.WARNING):
+        refreshed(refreshed(replay), 800)
+    assert caplog.text.count("synthetic.bind_td_error(function), in SB3 pass callback=SynthERCallback()") == 1
+    replay.bind_td_error(first)
+    replay.observe_total(1_000)
+    replay.refresh(ROWS)
+    assert replay.reports[-1].guidance == "TDError"
+    assert mean_of(replay) > 0.5
+    with pytest.raises(TypeError, match="function is 3"):
+        replay.bind_td_error(3)
+
+
+def test_a_guidance_may_draw_random_numbers_and_the_agents_streams_go_on():
+    def noisy(rows):
+        np.random.rand(3)  # noqa: NPY002
+        return torch.randn(len(rows))
+
+    replay, before = make(guidance=FunctionGuidance(function=noisy, by="resampling")), global_state()
+    refreshed(replay)
+    assert replay.reports[-1].guidance
+    assert global_state() == before
+
+
+def test_it_is_saved_and_goes_on_as_if_nothing_had_happened():
+    replay = refreshed(make())
+    again = pickle.loads(pickle.dumps(replay))
+    assert again.options.guidance == replay.options.guidance
+    assert equal(refreshed(replay, 800).rows, refreshed(again, 800).rows)
+
+
+def test_a_function_of_a_script_is_saved_and_one_that_cannot_be_is_left_out(caplog):
+    again = pickle.loads(
+        pickle.dumps(make(guidance=FunctionGuidance(function=lambda rows: rows.reward, by="resampling")))
+    )
+    assert torch.equal(again.options.guidance.function(ROWS), ROWS.reward)
+    lock = __import__("threading").Lock()
+    broken = FunctionGuidance(function=lambda rows: lock, by="resampling")
+    with caplog.at_level(logging.WARNING):
+        again = pickle.loads(pickle.dumps(make(guidance=broken)))
+    assert again.options.guidance is None
+    assert "guidance cannot be saved" in caplog.text
+    assert "synthetic rows are like the data" in caplog.text
+
+
+def test_reported_td_errors_are_saved():
+    replay = refreshed(make(guidance=TDError(by="resampling")))
+    replay.record_td_errors([0, 2], [1.0, -3.0])
+    again = pickle.loads(pickle.dumps(replay))
+    assert again.recorded_td_errors([0, 1, 2]).tolist() == [1, 2, 3]
+    assert again.td_error is None
+    again.reset()
+    with pytest.raises(RuntimeError, match="no TD error"):
+        again.recorded_td_errors([0])
+
+
+def test_a_refresh_that_is_saved_in_flight_has_its_relevance():
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        replay = make(refresh_on=pool, refresh_lag=100)
+        refreshed(replay)
+        state = replay.state_dict()
+        assert state["pending"]["guided"]["name"] == "FunctionGuidance"
+        replay.observe_total(500)
+        assert replay.refresh_due
+        replay.refresh(ROWS[:500])
+        loaded = make(refresh_on=pool, refresh_lag=100)
+        loaded.load_state_dict(state)
+        loaded.observe_total(500)
+        assert loaded.refresh_due
+        loaded.refresh(ROWS[:500])
+    assert equal(loaded.rows, replay.rows)
+    assert equal(loaded.rows, refreshed(make()).rows)
+
+
+def test_in_a_process_the_rows_are_the_same():
+    options = {"upsampler": TINY, "guidance": Curiosity(steps=20)}
+    here = refreshed(make(**options))
+    there = refreshed(make(**options, refresh_on="process", refresh_lag=0))
+    assert equal(here.rows, there.rows)
+    assert there.reports[-1].guidance == "Curiosity"
+
+
+def test_n_step_rows_and_return_to_go_fall_back(caplog):
+    spec = replace(SPEC, discounts=(0.9, 0.81))
+    rows = Transitions.from_flat({**ROWS[:400].flat(), "discount": torch.full((400,), 0.9)})
+    replay = SyntheticReplay(
+        spec, upsampler=TINY, guidance=ReturnToGo(), retrain_every=400, num_synthetic=200, seed=0, progress_bar=False
+    )
+    with caplog.at_level(logging.WARNING):
+        refreshed(replay, 400, rows)
+    assert "does not take n-step rows" in caplog.text
+    assert replay.rows is not None
+
+
+def test_names_stand_for_guidances():
+    assert SyntheticOptions(guidance="td-error").guidance == TDError()
+    assert SyntheticOptions(guidance="return").guidance == ReturnToGo()
