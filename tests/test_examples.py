@@ -47,3 +47,15 @@ def test_an_example_runs_without_synthetic_rows(script, tmp_path):
     assert "final evaluation: " in output
     assert not (tmp_path / "refreshes.jsonl").exists()
     assert not (tmp_path / "result.png").exists()
+
+
+@pytest.mark.slow
+def test_the_rare_task_gets_its_share():
+    pytest.importorskip("sbx")
+    command = [sys.executable, EXAMPLES / "multi_task.py", "--steps", "1200", "--utd", "1", "--retrain-every", "1100"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MUJOCO_GL": "disable", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr[-3_000:]
+    found = json.loads(result.stdout.splitlines()[-1])
+    np.testing.assert_allclose(found["shares"], [1 / 3] * 3, atol=1e-3)
+    assert set(found["returns"]) == {"forwards", "backwards", "heavy"}

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
-from synther_buffers.sb3 import SynthERBuffer, policy_of
+from synther_buffers.sb3 import SynthERBuffer, policy_of, td_error_of
 
+from synther_buffers import TDError
 from synther_buffers.replay.synthetic_replay import SyntheticReplay
 
 from .arms import Arm, buffer_kwargs
@@ -70,6 +71,8 @@ class _Sb3Interface:
     def train(self, steps: int, on_step: Callable[[int], None]) -> None:
         if self.synthetic.options.policy_share > 0:
             self.synthetic.bind_policy(policy_of(self.model))
+        if isinstance(self.synthetic.options.guidance, TDError):
+            self.synthetic.bind_td_error(td_error_of(self.model))
 
         class Tell(BaseCallback):
             def _on_step(self) -> bool:

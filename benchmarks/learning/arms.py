@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from synther_buffers import PRESETS, UpsamplerConfig
+from synther_buffers.guidance.names import NAMES
 from synther_buffers.upsampling.augmentation import Bootstrap
 
 from .tasks import Task
@@ -28,6 +29,8 @@ class Arm:
         num_synthetic: rows of the synthetic set; None for the preset's.
         synthetic_fraction: share of each batch.
         policy_share: share of the synthetic rows with the present policy's actions.
+        guidance: name of what chooses the synthetic rows; None for rows like the data.
+        guided_by: how, see `synther_buffers.Guidance`.
     """
 
     utd: int | None = None
@@ -39,6 +42,8 @@ class Arm:
     num_synthetic: int | None = None
     synthetic_fraction: float = 0.5
     policy_share: float = 0.0
+    guidance: str | None = None
+    guided_by: str = "condition"
 
     def for_task(self, task: Task) -> Arm:
         """With the update rule of the task's control where it has none of its own, and tiny on a toy task."""
@@ -48,14 +53,23 @@ class Arm:
             arm = replace(arm, synthetic_fraction=0.0)
         if not task.toy:
             return arm
-        # One toy run stands for all arms that differ in a share.
-        return replace(arm, retrain_every=100, num_synthetic=200, policy_share=0.5 if self.policy_share else 0.0)
+        # One toy run stands for all arms that differ in a share, or in what guides them.
+        return replace(
+            arm,
+            retrain_every=100,
+            num_synthetic=200,
+            policy_share=0.5 if self.policy_share else 0.0,
+            guidance="td-error" if self.guidance else None,
+        )
 
     def settings(self) -> dict[str, Any]:
         """Plain data that a line holds."""
         settings = asdict(self) | {"changes": dict(self.changes)}
-        if not self.policy_share:  # lines from before it was one
+        # Lines from before these were settings do not have them.
+        if not self.policy_share:
             del settings["policy_share"]
+        if self.guidance is None:
+            del settings["guidance"], settings["guided_by"]
         return settings
 
 
@@ -105,6 +119,17 @@ ARMS: dict[str, Arm] = {
         f"policy-{share}": Arm(upsampler="diffusion", retrain_every=500, policy_share=share)
         for share in (0.05, 0.2, 0.5)
     },
+    # More of the rows that a relevance of the real rows wants (docs/guidance.md), in both ways.
+    **{
+        f"guided-{guidance}": Arm(upsampler="diffusion", retrain_every=500, guidance=guidance)
+        for guidance in ("curiosity", "novelty", "return", "td-error")
+    },
+    **{
+        f"resampled-{guidance}": Arm(
+            upsampler="diffusion", retrain_every=500, guidance=guidance, guided_by="resampling"
+        )
+        for guidance in ("curiosity", "td-error")
+    },
     # With fewer updates, and real rows alone under that rule.
     "passes-utd4": Arm(4, 1, upsampler="diffusion", changes=_PASSES),
     "utd4": Arm(4, 1),
@@ -133,6 +158,8 @@ def buffer_kwargs(arm: Arm, task: Task, seed: int) -> dict[str, Any]:
     }
     if arm.policy_share:
         kwargs["policy_share"] = arm.policy_share
+    if arm.guidance is not None:
+        kwargs["guidance"] = replace(NAMES[arm.guidance](), by=arm.guided_by)
     if arm.num_synthetic is not None:
         kwargs["num_synthetic"] = arm.num_synthetic
     if arm.upsampler is None:

@@ -99,7 +99,9 @@ def test_curiosity_is_about_what_cannot_be_predicted_and_can_be_influenced():
     )
     found = Curiosity(steps=250).relevance(rows, RowOrder.appended(2_000))
     is_random = observation[:, 0] > 0
-    assert float(found[is_random].mean()) > 3 * float(found[~is_random].mean())
+    # Apart, the halves would have mean ranks of 0.75 and 0.25.
+    assert float(found[is_random].mean()) > 0.65
+    assert float(found[~is_random].mean()) < 0.35
 
 
 def test_curiosity_takes_categories_and_dicts():

@@ -150,6 +150,10 @@ def test_every_arm_runs_from_end_to_end(tmp_path):
         "default-delay",
         "policy-0.2",
         "policy-0.5",
+        "guided-novelty",
+        "guided-return",
+        "guided-td-error",
+        "resampled-td-error",
     }
     assert set(lines) == {
         *(("sbx", arm) for arm in ARMS if arm not in only_other_models),

@@ -126,6 +126,19 @@ def test_a_missing_column_or_quota_is_a_warning_too(caplog):
     assert "observation[4]" in caplog.text
 
 
+@pytest.mark.parametrize("by", ["resampling", "condition"])
+def test_quotas_are_met_in_the_set(by):
+    # The shares of the classes differ between all rows and those that are learned.
+    rows = ROWS[:400]
+    task = (torch.arange(400) % 10 == 0).double()
+    observation = torch.stack((rows.observation[:, 0], task), 1)
+    following = torch.stack((rows.next_observation[:, 0], task), 1)
+    rows = Transitions(observation, rows.action, rows.reward, following, rows.terminated)
+    upsampler = Resampler if by == "resampling" else replace(TINY, train_steps=200)
+    replay = refreshed(make(upsampler=upsampler, guidance=Rarity(of="observation[1]", by=by)), 400, rows)
+    assert replay.rows.observation[:, 1].sum() == 150
+
+
 def test_an_unbound_td_error_says_what_to_bind_once(caplog):
     replay = make(guidance=TDError(by="resampling"))
     with caplog.at_level(logging.WARNING):

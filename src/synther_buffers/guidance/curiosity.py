@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,8 +20,8 @@ from .base import Guidance
 
 #: Sizes of the networks (PGR's code has 256 units and three layers in the encoder), and how they are trained.
 _WIDTH, _BATCH, _RATE = 256, 256, 3e-4
-#: Rows whose error is computed at a time.
-_ROWS_AT_ONCE = 8_192
+#: Rows whose error is computed at a time, and consecutive rows, which resemble each other, that go to one half.
+_ROWS_AT_ONCE, _RUN = 8_192, 25
 
 
 @public
@@ -30,15 +31,16 @@ class Curiosity(Guidance):
 
     An encoder turns observations into features from which an inverse model can tell the action, so that what the
     agent cannot influence does not count; a forward model predicts the next observation's features. Its mean squared
-    error is the relevance (Wang et al., "Prioritized Generative Replay", ICLR 2025, equation 6). The module is trained
-    afresh at each refresh, on the CPU: a few seconds.
+    error is the relevance (Wang et al., "Prioritized Generative Replay", ICLR 2025, equation 6). Two modules are
+    trained afresh at each refresh, on the CPU, on half of the rows each, and each row is judged by the module that did
+    not learn it: what a network has memorised does not surprise it. It takes a few seconds.
 
     Attributes:
-        steps: gradient steps, with 256 rows each.
-        seed: of its initial weights and minibatches.
+        steps: gradient steps of each module, with 256 rows.
+        seed: of the initial weights and minibatches.
     """
 
-    steps: int = 1_000
+    steps: int = 500
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -47,23 +49,43 @@ class Curiosity(Guidance):
         object.__setattr__(self, "steps", whole_number("guidance.steps", self.steps, 1))
         object.__setattr__(self, "seed", whole_number("guidance.seed", self.seed, 0))
 
-    @torch.inference_mode(False)
     def relevance(self, transitions: Transitions, order: RowOrder) -> Tensor:
-        """The error of the forward model, ``[N]``."""
-        observation, action, next_observation = _inputs(transitions)
-        draws = generator(derive_seed(self.seed, "curiosity"))
-        module = _CuriosityModule(observation.shape[1], action.shape[1], draws)
+        """The rank of the error among the rows of its half, from 0 to 1, ``[N]``."""
+        half = torch.arange(len(transitions)) // _RUN % 2
+        found = torch.empty(len(transitions))
+        for number in (0, 1):
+            learned, judged = (half == number).nonzero()[:, 0], (half != number).nonzero()[:, 0]
+            if len(judged):
+                train = transitions[learned] if len(learned) else transitions
+                error = self.trained(train, number)(transitions[judged])
+                # Ranks, because the features of the two modules have scales of their own.
+                found[judged] = (error.argsort().argsort() + 0.5) / len(judged)
+        return found
+
+    @torch.inference_mode(False)
+    def trained(self, transitions: Transitions, number: int = 0) -> Callable[[Transitions], Tensor]:
+        """A module that is trained on these rows, as the function that tells its error on any rows."""
+        spec = TransitionSpec.infer(transitions)
+        units = Units.measure(transitions, spec)
+        columns = _inputs(transitions, spec, units)
+        draws = generator(derive_seed(self.seed, "curiosity", number))
+        module = _CuriosityModule(columns[0].shape[1], columns[1].shape[1], draws)
         optimizer = torch.optim.Adam(module.parameters(), lr=_RATE)
         with torch.enable_grad():
             for _ in range(self.steps):
-                index = torch.randint(len(action), (_BATCH,), generator=draws)
-                forward, inverse = module(observation[index], action[index], next_observation[index])
+                index = torch.randint(len(columns[0]), (_BATCH,), generator=draws)
+                observation, action, next_observation = (column[index] for column in columns)
+                forward, inverse = module(observation, action, next_observation)
                 optimizer.zero_grad(set_to_none=True)
-                (forward.mean() + F.mse_loss(inverse, action[index])).backward()
+                (forward.mean() + F.mse_loss(inverse, action)).backward()
                 optimizer.step()
-        parts = (tensor.split(_ROWS_AT_ONCE) for tensor in (observation, action, next_observation))
-        with torch.no_grad():
+
+        @torch.no_grad()
+        def error(rows: Transitions) -> Tensor:
+            parts = (column.split(_ROWS_AT_ONCE) for column in _inputs(rows, spec, units))
             return torch.cat([module(*part)[0] for part in zip(*parts, strict=True)])
+
+        return error
 
 
 class _CuriosityModule(nn.Module):
@@ -90,16 +112,13 @@ def _mlp(sizes: tuple[int, ...], draws: torch.Generator) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def _inputs(rows: Transitions) -> tuple[Tensor, Tensor, Tensor]:
+def _inputs(rows: Transitions, spec: TransitionSpec, units: Units) -> tuple[Tensor, Tensor, Tensor]:
     """Observations, actions and next observations as standardised float32 columns on the CPU."""
-    spec = TransitionSpec.infer(rows)
-    units, flat = Units.measure(rows, spec), rows.flat()
+    flat = rows.flat()
     # The next observation in the units of the observation, because the encoder takes both.
     then = {field.name: flat[f"next_{field.name}"] for field in spec.observation}
-    columns = (
-        units.columns(spec.observation, flat),
-        units.columns((spec.action,), flat),
-        units.columns(spec.observation, then),
+    return (
+        units.columns(spec.observation, flat).float(),
+        units.columns((spec.action,), flat).float(),
+        units.columns(spec.observation, then).float(),
     )
-    observation, action, next_observation = (column.float() for column in columns)
-    return observation, action, next_observation

@@ -254,8 +254,11 @@ class RefreshingReplay(SavedReplay):
             return None
         try:
             with kept_random_streams():
-                relevance = self._relevance(guidance, real, order, learnable)
-            classes = guidance.classes(learnable.train) if isinstance(guidance, Rarity) else None
+                classes = guidance.classes(learnable.train) if isinstance(guidance, Rarity) else None
+                if classes is None:
+                    relevance = self._relevance(guidance, real, order, learnable)
+                else:
+                    relevance = classes.rarity_of(learnable.train)
             RelevanceScale.measure(relevance)
         except Exception as error:  # of a user's own function too
             self._warn_once(

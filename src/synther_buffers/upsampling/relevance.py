@@ -53,7 +53,7 @@ class RelevanceScale:
         Raises:
             ValueError: outside the range of the training rows, or not finite.
         """
-        value, table = relevance.detach().double().cpu(), self.quantiles
+        value, table = relevance.detach().double().cpu().contiguous(), self.quantiles
         low, high = float(table[0]), float(table[-1])
         inside = (value >= low) & (value <= high)
         if not bool(inside.all()):
