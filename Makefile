@@ -67,6 +67,7 @@ bench-smoke: $(VENV)/.installed
 	$(BIN)/python benchmarks/joint_structure.py --toy --out build/bench/joint_structure.json
 	$(BIN)/python benchmarks/known_rewards.py --toy --out build/bench/known_rewards.json
 	$(BIN)/python benchmarks/policy_rows.py --toy --out build/bench/policy_rows.json
+	$(BIN)/python benchmarks/guided_rows.py --toy --out build/bench/guided_rows.json
 	rm -f build/bench/few_rows.jsonl
 	$(BIN)/python benchmarks/few_rows.py --toy --out build/bench/few_rows.jsonl
 	$(BIN)/python benchmarks/precision.py --toy --out build/bench/precision.json

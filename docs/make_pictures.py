@@ -3,17 +3,21 @@
     python examples/collect.py --env Walker2d-v5 --steps 50000
     python docs/make_pictures.py --only model --data data/Walker2d-v5-50000-s0.npz
     make demo && python docs/make_pictures.py --only demo
+    python docs/make_pictures.py --only guidance
 
 ``model``: nine tenths of the rows are learned with the preset `cpu`; the rest is what the marginals are compared with.
-``demo``: the pictures of the run that `make demo` left in ``runs/demo``.
+``demo``: the pictures of the run that `make demo` left in ``runs/demo``. ``guidance``: from what
+`benchmarks/guided_rows.py` has measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 
 from synther_buffers import DiffusionUpsampler
@@ -46,18 +50,38 @@ def draw_demo(logdir: Path) -> None:
     refreshes(logdir / "with-synthetic" / "refreshes.jsonl").savefig(IMAGES / "refreshes.png", dpi=150)
 
 
+def draw_guidance() -> None:
+    """Where guided rows lie: the forward speed of real rows, and of synthetic ones by what they were chosen by."""
+    run = json.loads((ROOT / "benchmarks" / "results" / "guided_rows.json").read_text())["runs"][0]
+    names = {"none": "like the data", "condition": "by condition", "resampling": "by resampling"}
+    colours = {"none": "#999999", "condition": "#0072B2", "resampling": "#D55E00"}
+    figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
+    for found in run["sets"]:
+        if found["relevance"] == "speed" and found["by"] in names:
+            axes.stairs(found["density"], found["edges"], label=names[found["by"]], color=colours[found["by"]], lw=1.5)
+        elif found["relevance"] == "speed" and found["by"] == "real":
+            axes.stairs(found["density"], found["edges"], label="real rows", color="#dddddd", fill=True)
+    axes.set_xlabel("forward speed, the relevance (m/s)")
+    axes.set_ylabel("density")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(IMAGES / "guidance.png", dpi=150)
+
+
 def main() -> None:
     """Draw what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=["model", "demo"], help="default: both")
+    parser.add_argument("--only", choices=["model", "demo", "guidance"], help="default: all")
     parser.add_argument("--data", type=Path, default=Path("data/Walker2d-v5-50000-s0.npz"))
     parser.add_argument("--logdir", type=Path, default=Path("runs/demo"), help="of the demo")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    if args.only != "demo":
+    if args.only in (None, "model"):
         draw_model(args.data, args.seed)
-    if args.only != "model":
+    if args.only in (None, "demo"):
         draw_demo(args.logdir)
+    if args.only in (None, "guidance"):
+        draw_guidance()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
@@ -19,8 +20,9 @@ _ROWS_AT_ONCE = 4_096
 def td_error_of(model: BaseAlgorithm) -> CriticError:
     """What `SyntheticReplay.bind_td_error` takes, for an algorithm of SB3, sb3-contrib or sbx.
 
-    The error of a row is that of the algorithm's own update: the mean over the critics of the absolute difference from
-    the target (for quantile critics, of their means). It refers to the algorithm weakly.
+    The error of a row is the mean over the critics of the absolute difference from the target of the algorithm's own
+    update (for quantile critics, of their means; in TD3 without the noise on the target's action). It refers to the
+    algorithm weakly.
 
     Raises:
         TypeError: an algorithm whose critic is not known; bind a function of your own.
@@ -86,8 +88,14 @@ def _error(algorithm: Any, batch: Any) -> Tensor:
     else:
         action = algorithm.actor_target(batch.next_observations)
     # CrossQ has no target network.
-    target = _values(getattr(algorithm, "critic_target", algorithm.critic), batch.next_observations, action)
-    wanted = batch.rewards + follows * (target.min(1, keepdim=True).values - entropy)
+    critic = getattr(algorithm, "critic_target", algorithm.critic)
+    target = critic(batch.next_observations, action)
+    if isinstance(target, Tensor):  # TQC: of the quantiles of all critics, the largest are left out
+        kept = target[0].numel() - algorithm.top_quantiles_to_drop_per_net * target.shape[1]
+        target = target.flatten(1).sort().values[:, :kept].mean(1, keepdim=True)
+    else:
+        target = torch.cat(tuple(target), dim=1).min(1, keepdim=True).values
+    wanted = batch.rewards + follows * (target - entropy)
     return (_values(algorithm.critic, batch.observations, batch.actions) - wanted).abs().mean(1).cpu()
 
 
@@ -112,9 +120,16 @@ def _is_known_of_sbx(algorithm: Any) -> bool:
     return hasattr(policy, "actor_state") and hasattr(state, "target_params") and not hasattr(state, "batch_stats")
 
 
+def _flat(algorithm: Any, observations: Any) -> NDArray[Any]:
+    """Observations as sbx's networks take them: those of a Dict space side by side."""
+    if isinstance(observations, dict):
+        return np.concatenate([observations[key].numpy() for key in algorithm.observation_space], axis=1)
+    return observations.numpy()
+
+
 def _error_of_sbx(algorithm: Any, batch: Any) -> Tensor:
     state, actor = algorithm.policy.qf_state, algorithm.policy.actor_state
-    observations, next_observations = np.asarray(batch.observations), np.asarray(batch.next_observations)
+    observations, next_observations = (_flat(algorithm, part) for part in (batch.observations, batch.next_observations))
     entropy: Any = 0.0
     if hasattr(algorithm, "ent_coef_state"):
         drawn = actor.apply_fn(actor.params, next_observations)
@@ -127,6 +142,7 @@ def _error_of_sbx(algorithm: Any, batch: Any) -> Tensor:
     keys = {"dropout": algorithm.key}
     target = np.asarray(state.apply_fn(state.target_params, next_observations, action, rngs=keys))
     values = np.asarray(state.apply_fn(state.params, observations, np.asarray(batch.actions), rngs=keys))
-    follows = (1 - batch.dones.numpy()) * algorithm.gamma
+    discounts = getattr(batch, "discounts", None)
+    follows = (1 - batch.dones.numpy()) * (algorithm.gamma if discounts is None else discounts.numpy().reshape(-1, 1))
     wanted = batch.rewards.numpy() + follows * (target.min(0) - entropy)
     return torch.from_numpy(np.abs(values - wanted).mean(0)[:, 0].astype(np.float32))

@@ -53,7 +53,7 @@ class SynthERPrioritizedReplayBuffer(SynthERMixin, PrioritizedVectorReplayBuffer
     def update_weight(self, index: NDArray[Any], new_weight: NDArray[Any] | torch.Tensor) -> None:
         """Set the priorities of the real rows among `index` to their TD errors."""
         index, new_weight = np.asarray(index), to_numpy(new_weight)
-        if self._wants_td_errors:
+        if self._keeps_td_errors:
             self._record_td_errors(index, new_weight)
         real = index < self.maxsize
         if real.any():

@@ -7,8 +7,9 @@ import weakref
 from typing import Any, Self, Unpack
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from tianshou.data import Batch, ReplayBuffer, ReplayBufferManager, to_numpy
+from tianshou.data import Batch, ReplayBuffer, ReplayBufferManager
 from tianshou.data.batch import create_value
 from tianshou.data.types import RolloutBatchProtocol
 
@@ -257,26 +258,28 @@ class SynthERMixin(SyntheticSlots):
     # -- TD errors ---------------------------------------------------------------------------------------------------
 
     def __getattr__(self, key: str) -> Any:
-        # Algorithms report their TD errors to every buffer that has this method. It is there if they are of use.
-        if key == "update_weight" and "synthetic" in self.__dict__ and self._wants_td_errors:
+        # Algorithms report their TD errors to every buffer that has this method, and those without any log a warning
+        # at each update. So it is there only if it is of use.
+        if key == "update_weight" and "synthetic" in self.__dict__ and self._keeps_td_errors:
             return self._record_td_errors
         return super().__getattr__(key)
 
     @property
-    def _wants_td_errors(self) -> bool:
-        return isinstance(self.synthetic.options.guidance, TDError)
+    def _keeps_td_errors(self) -> bool:
+        """Whether the guidance asks for the errors that are reported here, and no function of the user's is bound."""
+        return isinstance(self.synthetic.td_error, _ReportedErrors)
 
     def _record_td_errors(self, index: NDArray[Any], errors: Any) -> None:
         """Keep the TD errors of the real rows among `index`."""
         index = np.asarray(index)
         real = index < self.maxsize
-        self.synthetic.record_td_errors(index[real], to_numpy(errors).reshape(-1)[real])
+        errors = errors.detach().cpu().float() if isinstance(errors, torch.Tensor) else np.asarray(errors)
+        self.synthetic.record_td_errors(index[real], errors.reshape(-1)[real])
 
     def _bind_td_errors(self) -> None:
         """Tell the guidance the errors that algorithms reported."""
-        if self._wants_td_errors:
-            buffer = weakref.ref(self)  # a cycle would keep the buffer, and a refresh process with it, alive
-            self.synthetic.bind_td_error(lambda rows: _errors_of(buffer()))
+        if isinstance(self.synthetic.options.guidance, TDError):
+            self.synthetic.bind_td_error(_ReportedErrors(self))
 
     def _reported_td_errors(self) -> NDArray[np.float32]:
         """In the order of `real_transitions`."""
@@ -358,7 +361,14 @@ class SynthERMixin(SyntheticSlots):
         self._bind_td_errors()
 
 
-def _errors_of(buffer: SynthERMixin | None) -> NDArray[np.float32]:
-    if buffer is None:
-        raise RuntimeError("the buffer whose TD errors were bound is gone")
-    return buffer._reported_td_errors()
+class _ReportedErrors:
+    """The errors that algorithms reported to a buffer; a cycle would keep it, and a refresh process with it, alive."""
+
+    def __init__(self, buffer: SynthERMixin) -> None:
+        self._buffer = weakref.ref(buffer)
+
+    def __call__(self, rows: Transitions) -> NDArray[np.float32]:
+        buffer = self._buffer()
+        if buffer is None:
+            raise RuntimeError("the buffer whose TD errors were bound is gone")
+        return buffer._reported_td_errors()

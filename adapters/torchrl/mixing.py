@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import math
@@ -160,7 +161,7 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         LazyTensorStorage.set(self, cursor, data, set_cursor=set_cursor)
         self._num_set += num_rows
         if self._wants_td_errors:
-            self.synthetic.forget_td_errors(self._positions(cursor))
+            self._forget_td_errors(cursor)
 
     def _checked_rows(self, cursor: Any, data: Any) -> int:
         """The number of rows in `data`; raises an error unless they are transitions."""
@@ -226,20 +227,27 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         """
         if not self._wants_td_errors:
             return
+        index, errors = index.detach().cpu(), errors.detach().cpu().float().reshape(-1)
         real = ~is_synthetic(index)
-        index, errors = index[real].cpu(), errors.detach().reshape(-1)[real.to(errors.device)].cpu()
+        index, errors = index[real], errors[real]
         if index.ndim > 1:
-            strides = [math.prod(self._total_shape[dim + 1 :]) for dim in range(self.ndim)]
-            index = (index * torch.tensor(strides)).sum(1)
-        self.synthetic.record_td_errors(index.numpy(), errors.numpy())
+            position = index[:, 0]
+            for dim in range(1, self.ndim):
+                position = position * self._total_shape[dim] + index[:, dim]
+            index = position
+        self.synthetic.record_td_errors(index.numpy(), errors)
 
-    def _positions(self, cursor: Any) -> NDArray[np.int64]:
-        """Of the rows that are written at a cursor, in the order of `real_transitions`."""
-        if isinstance(cursor, slice):
-            cursor = range(*cursor.indices(self.max_size))
-        slots = np.atleast_1d(cursor.cpu().numpy() if isinstance(cursor, Tensor) else np.asarray(cursor))
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _forget_td_errors(self, cursor: Any) -> None:
+        """Other rows are at a cursor now: an index of any kind, whose first part is of the first dimension."""
+        if isinstance(cursor, tuple) and cursor:
+            cursor = cursor[0]
         rows = self._rows_per_slot()
-        return (slots.reshape(-1, 1) * rows + np.arange(rows)).reshape(-1)
+        slots = np.arange(self.max_size // rows)
+        cursor = cursor.cpu().numpy() if isinstance(cursor, Tensor) else cursor
+        with contextlib.suppress(IndexError, TypeError, ValueError):  # then of all slots
+            slots = np.atleast_1d(slots[list(cursor) if isinstance(cursor, range) else cursor]).reshape(-1)
+        self.synthetic.forget_td_errors((slots[:, None] * rows + np.arange(rows)).reshape(-1))
 
     def _bind_td_errors(self) -> None:
         """Tell the guidance the errors that were recorded."""

@@ -62,8 +62,7 @@ class SynthERPrioritizedSampler(PrioritizedSampler):  # type: ignore[misc]  # To
             storage: where the rows are.
         """
         if hasattr(storage, "record_td_errors") and isinstance(index, Tensor) and index.ndim > 0:
-            errors = torch.as_tensor(priority)
-            storage.record_td_errors(index, errors.expand(len(index)) if errors.numel() == 1 else errors)
+            self._record(index, torch.as_tensor(priority), storage)
         if isinstance(index, Tensor) and index.ndim > 0:
             real = ~is_synthetic(index)
             if not bool(real.all()):
@@ -73,6 +72,14 @@ class SynthERPrioritizedSampler(PrioritizedSampler):  # type: ignore[misc]  # To
                 if priority.numel() > 1:
                     priority = priority.reshape(len(real))[real.to(priority.device)]
         super().update_priority(index, priority, storage=storage)
+
+    def _record(self, index: Tensor, priority: Tensor, storage: SynthERStorageMixin) -> None:
+        """Tell the storage the TD errors that priorities are made of; new rows have the default one, which is none."""
+        if priority.numel() != len(index):
+            return
+        default = torch.as_tensor(self.default_priority, dtype=priority.dtype, device=priority.device)
+        if not bool(torch.isclose(priority, default).all()):
+            storage.record_td_errors(index, priority)
 
 
 def adopt(sampler: Any) -> bool:

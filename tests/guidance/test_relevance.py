@@ -158,8 +158,9 @@ def test_classes_of_several_elements_are_their_combinations():
         (lambda: ReturnToGo(discount=1.0), "must be below 1"),
         (lambda: Curiosity(steps=0), "guidance.steps is 0"),
         (lambda: Curiosity(strength=-1.0), "guidance.strength is -1.0"),
+        (lambda: Curiosity(strength=float("inf")), "wanted a finite number"),
         (lambda: Curiosity(by="resample"), "Did you mean 'resampling'"),
-        (lambda: resolve_guidance("curiousity", NAMES), "Did you mean 'curiosity'"),
+        (lambda: resolve_guidance("curiosityy", NAMES), "Did you mean 'curiosity'"),
     ],
 )
 def test_bad_settings_are_named(make, message):
@@ -176,6 +177,34 @@ def test_what_is_no_guidance_is_refused(guidance, message):
         resolve_guidance(guidance, NAMES)
     with pytest.raises(TypeError, match=r"guidance\.function is 3"):
         FunctionGuidance(function=3)
+
+
+def test_quotas_of_a_float32_column_are_found_by_their_number():
+    rows = rows_of([0.0, 0.0])
+    rows = Transitions(rows.observation, rows.action, torch.tensor([0.1, 0.2]), rows.next_observation, rows.terminated)
+    classes = Rarity(of="reward", quotas={0.1: 0.25, 0.2: 0.75}).classes(rows)
+    assert classes.quotas.tolist() == [0.25, 0.75]
+
+
+def test_quotas_that_sum_to_nearly_1_make_whole_sets():
+    rows = rows_of([7.0, 2.0])
+    classes = Rarity(of="observation", quotas={7: 0.4999996, 2: 0.5}).classes(rows)
+    assert classes.counts(5_000_000).tolist() == [2_500_001, 2_499_999]
+
+
+@pytest.mark.parametrize(("kwargs", "error"), [({"of": 5}, ValueError), ({"of": "reward", "quotas": [1]}, TypeError),
+                                               ({"of": "reward", "quotas": {"a": 1.0}}, TypeError)])  # fmt: skip
+def test_what_is_no_quota_is_named(kwargs, error):
+    with pytest.raises(error, match=r"guidance\.(of|quotas) is"):
+        Rarity(**kwargs)
+
+
+def test_return_to_go_of_pieces_of_very_different_length():
+    reward = torch.ones(1_000).tolist()
+    terminated = [number in (0, 3) for number in range(999)] + [True]
+    found = ReturnToGo(discount=0.9).relevance(rows_of([0.0] * 1_000, reward, terminated), RowOrder.appended(1_000))
+    lengths = np.array([1, 3, 2, 1, *range(996, 0, -1)])
+    np.testing.assert_allclose(found, (1 - 0.9**lengths) / 0.1, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

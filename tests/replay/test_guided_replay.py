@@ -22,6 +22,7 @@ from synther_buffers import (
     Transitions,
 )
 from synther_buffers.guidance import drawing
+from synther_buffers.replay.quality_gate import judge
 
 ROWS = gaussian(1_000)
 
@@ -50,7 +51,7 @@ def make(**options) -> SyntheticReplay:
 
 def refreshed(replay: SyntheticReplay, total: int = 400, rows: Transitions = ROWS) -> SyntheticReplay:
     replay.observe_total(total)
-    replay.refresh(rows[torch.arange(total)])
+    replay.refresh(rows[torch.arange(total, device="cpu")])
     return replay
 
 
@@ -137,6 +138,58 @@ def test_quotas_are_met_in_the_set(by):
     upsampler = Resampler if by == "resampling" else replace(TINY, train_steps=200)
     replay = refreshed(make(upsampler=upsampler, guidance=Rarity(of="observation[1]", by=by)), 400, rows)
     assert replay.rows.observation[:, 1].sum() == 150
+
+
+@pytest.mark.parametrize("by", ["resampling", "condition"])
+def test_classes_of_the_same_size_have_quotas_too(by):
+    rows = ROWS[:400]
+    task = torch.cat((torch.zeros(200), torch.ones(200))).double()
+    observation = torch.stack((rows.observation[:, 0], task), 1)
+    following = torch.stack((rows.next_observation[:, 0], task), 1)
+    rows = Transitions(observation, rows.action, rows.reward, following, rows.terminated)
+    replay = make(upsampler=TINY, guidance=Rarity(of="observation[1]", quotas={0: 0.9, 1: 0.1}, by=by))
+    replay.observe_total(400)
+    # Nothing is held out, so that the classes are of the same size.
+    replay._hold_out.mask = lambda order: np.zeros(400, np.bool_)
+    replay.refresh(rows)
+    assert replay.rows.observation[:, 1].sum() == 30
+
+
+def test_guided_rows_are_not_judged_by_how_they_differ_from_the_data(caplog):
+    with caplog.at_level(logging.WARNING):
+        replay = refreshed(make(guidance=FunctionGuidance(function=first, by="resampling", strength=3.0)), 1_000)
+    report = replay.reports[-1]
+    assert report.fidelity_real.marginal - report.fidelity.marginal > 0.1
+    assert "far from the real ones" not in caplog.text
+    assert "similarity" not in judge(report).reason
+
+
+@pytest.mark.parametrize("guidance", [Curiosity(steps=5), Curiosity(steps=5, by="resampling"), Rarity(of="terminated")])
+def test_another_default_device_changes_nothing(guidance):
+    plain = refreshed(make(upsampler=TINY, guidance=guidance))
+    with torch.device("meta"):
+        other = refreshed(make(upsampler=TINY, guidance=guidance))
+    assert other.reports[-1].guidance
+    assert equal(plain.rows, other.rows)
+
+
+def test_a_model_that_learned_conditions_goes_on_where_nothing_asks_for_them():
+    guided = refreshed(make(upsampler=TINY, guidance=FunctionGuidance(function=first)))
+    plain = make(upsampler=TINY, guidance=None)
+    plain.load_state_dict(guided.state_dict())
+    assert equal(plain.rows, guided.rows)
+    assert refreshed(plain, 800).reports[-1].fit.warm
+
+
+def test_what_an_algorithm_reports_cannot_stop_it(caplog):
+    replay = make(guidance=TDError(by="resampling"))
+    replay.record_td_errors(np.array([0, -1]), torch.tensor([1.0, 9.0], dtype=torch.bfloat16, requires_grad=True))
+    assert replay.recorded_td_errors([0]).tolist() == [1]
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            replay.record_td_errors([0, 1], torch.ones(3))
+            replay.record_td_errors([0], ["high"])
+    assert caplog.text.count("cannot be kept") == 2
 
 
 def test_an_unbound_td_error_says_what_to_bind_once(caplog):

@@ -9,7 +9,7 @@ from stable_baselines3 import DQN, SAC, TD3
 from synther_buffers.sb3 import SynthERBuffer, SynthERCallback, SynthERNStepBuffer, td_error_of
 from toys import TINY, global_state
 
-from synther_buffers import TDError
+from synther_buffers import TDError, Transitions
 
 OPTIONS = {"upsampler": TINY, "retrain_every": 200, "num_synthetic": 200, "progress_bar": False}
 
@@ -81,7 +81,23 @@ def test_of_sac_it_has_the_entropy_term():
     torch.testing.assert_close(found, (values - rows.reward[:, None] - 0.99 * target).abs().mean(1))
 
 
-@pytest.mark.parametrize("name", ["TQC", "QRDQN", "CrossQ"])
+def test_of_tqc_the_largest_quantiles_of_the_target_are_left_out():
+    model = trained(pytest.importorskip("sb3_contrib").TQC)
+    rows = model.replay_buffer.real_transitions()
+    torch.manual_seed(5)
+    found = errors(model)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        action, log_prob = model.actor.action_log_prob(rows.next_observation)
+        pooled = model.critic_target(rows.next_observation, action).flatten(1).sort().values
+        # Two critics of 25 quantiles; two are left out for each.
+        target = pooled[:, : 50 - 2 * 2].mean(1) - model.log_ent_coef.exp() * log_prob
+        values = model.critic(rows.observation, rows.action).mean(2)
+    wanted = (values - (rows.reward + 0.99 * target)[:, None]).abs().mean(1)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["QRDQN", "CrossQ"])
 def test_the_algorithms_of_sb3_contrib_have_one(name):
     algorithm = getattr(pytest.importorskip("sb3_contrib"), name)
     model = trained(algorithm, "CartPole-v1" if name == "QRDQN" else "Pendulum-v1")
@@ -99,6 +115,15 @@ def test_sbx_has_one_too_and_learning_goes_on_the_same(name):
     assert guided.replay_buffer.synthetic.reports[0].guidance == "TDError"
     observation = np.zeros((4, 3), np.float32)
     np.testing.assert_array_equal(*(model.predict(observation, deterministic=True)[0] for model in (plain, guided)))
+
+
+def test_sbx_with_n_step_rows_has_their_discount():
+    sbx = pytest.importorskip("sbx")
+    model = trained(sbx.TD3, buffer=SynthERNStepBuffer, n_steps=3)
+    rows = model.replay_buffer.real_transitions()
+    one_step = Transitions.from_flat({**rows.flat(), "discount": torch.full((len(rows),), 0.99)})
+    ratio = td_error_of(model)(rows) - td_error_of(model)(one_step)
+    assert float(ratio.abs().max()) > 0
 
 
 def test_other_algorithms_of_sbx_say_that_they_have_none(caplog):

@@ -37,6 +37,12 @@ def test_a_buffer_without_the_guidance_is_told_nothing():
     assert hasattr(filled(3), "update_weight")
 
 
+def test_with_a_function_of_the_users_nothing_is_asked_of_the_algorithm():
+    buffer = filled(3)
+    buffer.synthetic.bind_td_error(lambda rows: rows.reward)
+    assert not hasattr(buffer, "update_weight")
+
+
 @pytest.mark.parametrize("envs", [1, 2])
 def test_reported_errors_belong_to_their_rows(envs):
     buffer = filled(20, envs=envs)  # with two environments, rows 0 to 19 and 100 to 119

@@ -63,6 +63,19 @@ def test_a_row_that_is_overwritten_loses_its_error():
         errors(storage)
 
 
+@pytest.mark.parametrize(
+    "cursor",
+    [1, -199, range(1, 2), slice(1, 2), torch.tensor([1]), [1], torch.arange(200) == 1, (torch.tensor([1]), 0)],
+    ids=str,
+)
+def test_an_index_of_any_kind_is_forgotten(cursor):
+    storage = SynthERStorage(200, **OPTIONS)
+    TensorDictReplayBuffer(storage=storage, batch_size=4).extend(rows(0, 200))
+    storage.record_td_errors(torch.tensor([0, 1, 5]), torch.tensor([4.0, 2.0, 6.0]))
+    storage._forget_td_errors(cursor)
+    assert errors(storage)[[0, 1, 5]].tolist() == [4, 5, 6]
+
+
 def test_a_storage_of_two_dimensions_has_them_by_row():
     storage = SynthERStorage(100, ndim=2, **OPTIONS | {"retrain_every": 100})
     buffer = TensorDictReplayBuffer(storage=storage, batch_size=4)
@@ -86,6 +99,9 @@ def test_a_prioritized_sampler_records_what_its_priorities_are_made_of():
     found = errors(storage)
     for index in batch["index"].tolist():
         assert found[index] == index + 1
+    others = [index for index in range(20) if index not in batch["index"].tolist()]
+    mean = (batch["index"].unique() + 1.0).mean()
+    assert found[others].tolist() == pytest.approx([float(mean)] * len(others))
 
 
 def test_without_the_guidance_nothing_is_kept():

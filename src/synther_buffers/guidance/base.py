@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,14 +26,15 @@ class Guidance(ABC):
 
     Only the ranks of the relevance count, so it may have any unit. With z the normal score of a row's rank (the
     value that a standard normal distribution has at that rank), rows are wanted with a probability in proportion to
-    ``exp(strength * z)``: at strength 1 the mean rank of the set is 76 % instead of 50 %, at 2 it is 92 %.
+    ``exp(strength * z)``: at strength 1 the mean rank of the set would be 76 % instead of 50 %, at 2 it would be 92 %.
 
     Attributes:
         strength: see above; 0 leaves the set as it is.
         by: ``"condition"``: the model learns the relevance with the rows and is asked for relevant ones, as in
             "Prioritized Generative Replay" (Wang et al., ICLR 2025); needs a model of this library. ``"resampling"``:
             four times as many rows are drawn, a regression on the real rows says how relevant each is, and the set is
-            chosen from them; works with every upsampler.
+            chosen from them, each at most once, which reaches a mean rank of 70 % at strength 1 and at most 87 %; works
+            with every upsampler.
     """
 
     strength: float = 1.0
@@ -41,6 +43,8 @@ class Guidance(ABC):
     def __post_init__(self) -> None:
         """Reject values out of range with an error that names them."""
         object.__setattr__(self, "strength", not_negative("guidance.strength", self.strength))
+        if not math.isfinite(self.strength):
+            raise ValueError(f"guidance.strength is {self.strength}; wanted a finite number.")
         if self.by not in get_args(Mechanism):
             close = suggestion(self.by, get_args(Mechanism)) if isinstance(self.by, str) else ""
             raise ValueError(f"guidance.by is {self.by!r}; wanted 'condition' or 'resampling'.{close}")
@@ -115,7 +119,9 @@ def checked_relevance(relevance: Any, num_rows: int) -> Tensor:
         ValueError: another number of them.
     """
     try:
-        value = torch.as_tensor(relevance).detach().to("cpu", torch.float64)
+        # A tensor by itself, because `as_tensor` moves it to the default device.
+        tensor = relevance if isinstance(relevance, Tensor) else torch.as_tensor(relevance, device="cpu")
+        value = tensor.detach().to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"the relevance is {type(relevance).__name__}; wanted a number for each row") from error
     if value.ndim == 2 and value.shape[1] == 1:

@@ -20,6 +20,8 @@ from .base import Guidance
 
 #: Sizes of the networks (PGR's code has 256 units and three layers in the encoder), and how they are trained.
 _WIDTH, _BATCH, _RATE = 256, 256, 3e-4
+#: Rows that a module can see in its steps, at most.
+_MOST_ROWS = 100_000
 #: Rows whose error is computed at a time, and consecutive rows, which resemble each other, that go to one half.
 _ROWS_AT_ONCE, _RUN = 8_192, 25
 
@@ -51,13 +53,15 @@ class Curiosity(Guidance):
 
     def relevance(self, transitions: Transitions, order: RowOrder) -> Tensor:
         """The rank of the error among the rows of its half, from 0 to 1, ``[N]``."""
-        half = torch.arange(len(transitions)) // _RUN % 2
-        found = torch.empty(len(transitions))
+        half = torch.arange(len(transitions), device="cpu") // _RUN % 2
+        found = torch.empty(len(transitions), device="cpu")
         for number in (0, 1):
             learned, judged = (half == number).nonzero()[:, 0], (half != number).nonzero()[:, 0]
             if len(judged):
-                train = transitions[learned] if len(learned) else transitions
-                error = self.trained(train, number)(transitions[judged])
+                draws = generator(derive_seed(self.seed, "curious rows", number))
+                chosen = torch.randperm(len(learned), generator=draws, device="cpu")[:_MOST_ROWS]
+                train = transitions[learned[chosen].to(transitions.device)] if len(learned) else transitions
+                error = self.trained(train, number)(transitions[judged.to(transitions.device)])
                 # Ranks, because the features of the two modules have scales of their own.
                 found[judged] = (error.argsort().argsort() + 0.5) / len(judged)
         return found
@@ -71,9 +75,9 @@ class Curiosity(Guidance):
         draws = generator(derive_seed(self.seed, "curiosity", number))
         module = _CuriosityModule(columns[0].shape[1], columns[1].shape[1], draws)
         optimizer = torch.optim.Adam(module.parameters(), lr=_RATE)
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast("cpu", enabled=False):
             for _ in range(self.steps):
-                index = torch.randint(len(columns[0]), (_BATCH,), generator=draws)
+                index = torch.randint(len(columns[0]), (_BATCH,), generator=draws, device="cpu")
                 observation, action, next_observation = (column[index] for column in columns)
                 forward, inverse = module(observation, action, next_observation)
                 optimizer.zero_grad(set_to_none=True)
@@ -82,8 +86,11 @@ class Curiosity(Guidance):
 
         @torch.no_grad()
         def error(rows: Transitions) -> Tensor:
-            parts = (column.split(_ROWS_AT_ONCE) for column in _inputs(rows, spec, units))
-            return torch.cat([module(*part)[0] for part in zip(*parts, strict=True)])
+            starts = range(0, len(rows), _ROWS_AT_ONCE)
+            with torch.autocast("cpu", enabled=False):
+                return torch.cat(
+                    [module(*_inputs(rows[start : start + _ROWS_AT_ONCE], spec, units))[0] for start in starts]
+                )
 
         return error
 

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 CANDIDATES, _MOST_CANDIDATES = 4, 8
 #: Gradient steps of the regression that tells the relevance of generated rows.
 _REGRESSION_STEPS = 400
+#: Rows that are converted to points at a time.
+_ROWS_AT_ONCE = 65_536
 
 #: Draws so many rows, under a condition or, with None, like the data.
 Draw = Callable[[int, Condition | None], Transitions]
@@ -71,7 +73,8 @@ class GuidedDraw:
         if self.classes is not None:
             return self._by_quotas(self.classes, draw, num_rows, draws)
         if self.by == "condition":
-            weights = (self.strength * RelevanceScale.measure(self.relevance).scores(self.relevance).double()).exp()
+            scores = self.strength * RelevanceScale.measure(self.relevance).scores(self.relevance).double()
+            weights = (scores - scores.max()).exp()
             return draw(num_rows, Condition(relevance=self.relevance[_weighted(weights, num_rows, draws)]))
         return self._resampled(draw, train, spec, num_rows, draws)
 
@@ -80,17 +83,22 @@ class GuidedDraw:
     ) -> Transitions:
         units = Units.measure(train, spec)
         scores = RelevanceScale.measure(self.relevance).scores(self.relevance)
-        ensemble = Ensemble.fit(units.points(train).float(), scores[:, None], draws, _REGRESSION_STEPS)
+        regression: Ensemble | None = None
         parts = []
         for number in range(CANDIDATES):
             candidates = draw(num_rows, None)
-            expected = ensemble.predict(units.points(candidates).float())[:, 0]
+            if regression is None:
+                device = candidates.device  # the upsampler's
+                own = generator(derive_seed(draws.initial_seed(), "regression"), device)
+                inputs = _points(units, train).to(device)
+                regression = Ensemble.fit(inputs, scores[:, None].to(device), own, _REGRESSION_STEPS)
+            expected = regression.predict(_points(units, candidates).to(candidates.device))[:, 0].cpu()
             # A regression's answers vary less than what it learned; their ranks do not.
             rank = (expected.argsort().argsort().double() + 0.5) / num_rows
             # The largest of these keys are a draw without replacement by softmax (Gumbel top-k; Vieira 2014).
-            noise = -torch.empty(num_rows, dtype=torch.float64).exponential_(generator=draws).log()
+            chance = torch.empty(num_rows, dtype=torch.float64, device="cpu").exponential_(generator=draws)
             wanted = num_rows * (number + 1) // CANDIDATES - num_rows * number // CANDIDATES
-            best = (self.strength * torch.special.ndtri(rank) + noise).topk(wanted).indices
+            best = (self.strength * torch.special.ndtri(rank) - chance.log()).topk(wanted).indices
             parts.append(candidates[best.to(candidates.device)])
         return _joined(parts)
 
@@ -118,7 +126,7 @@ class GuidedDraw:
         for number, generated in enumerate(found):
             if generated and (short := int(lacking[number])):
                 rows = _joined(generated)
-                parts.append(rows[_weighted(torch.ones(len(rows)), short, draws).to(rows.device)])
+                parts.append(rows[_weighted(torch.ones(len(rows), device="cpu"), short, draws).to(rows.device)])
                 lacking[number] = 0
                 logger.warning(
                     "%d of the synthetic rows of the class %s are repeated: the model seldom generates it.",
@@ -126,11 +134,11 @@ class GuidedDraw:
                 )  # fmt: skip
         if short := int(lacking.sum()):
             rows = _joined(parts)
-            parts = [rows, rows[_weighted(torch.ones(len(rows)), short, draws).to(rows.device)]]
+            parts = [rows, rows[_weighted(torch.ones(len(rows), device="cpu"), short, draws).to(rows.device)]]
             missing = classes.values[lacking > 0].tolist()
             logger.warning("No synthetic row is of the classes %s: the model does not generate them.", missing)
         rows = _joined(parts)
-        return rows[torch.randperm(num_rows, generator=draws).to(rows.device)]
+        return rows[torch.randperm(num_rows, generator=draws, device="cpu").to(rows.device)]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data and tensors."""
@@ -149,8 +157,14 @@ class GuidedDraw:
 def _weighted(weights: Tensor, count: int, draws: torch.Generator) -> Tensor:
     """`count` indices with replacement, with probabilities in proportion to float weights ``[n]``."""
     total = weights.double().cumsum(0)
-    chance = torch.rand(count, generator=draws, dtype=torch.float64) * total[-1]
+    chance = torch.rand(count, generator=draws, dtype=torch.float64, device="cpu") * total[-1]
     return torch.searchsorted(total, chance, right=True).clamp(max=len(weights) - 1)
+
+
+def _points(units: Units, rows: Transitions) -> Tensor:
+    """Rows as float32 points on the CPU, in parts, because float64 takes twice the memory."""
+    starts = range(0, len(rows), _ROWS_AT_ONCE)
+    return torch.cat([units.points(rows[start : start + _ROWS_AT_ONCE]).float() for start in starts])
 
 
 def _joined(parts: list[Transitions]) -> Transitions:

@@ -46,9 +46,9 @@ class Novelty(Guidance):
         units = Units.measure(transitions, spec)
         points = units.columns((*spec.observation, spec.action), transitions.flat()).float()
         draws = generator(derive_seed(self.seed, "novelty"))
-        chosen = torch.randperm(len(points), generator=draws)[:_RECORDS]
-        place = torch.full((len(points),), -1)
-        place[chosen] = torch.arange(len(chosen))
+        chosen = torch.randperm(len(points), generator=draws, device="cpu")[:_RECORDS]
+        place = torch.full((len(points),), -1, device="cpu")
+        place[chosen] = torch.arange(len(chosen), device="cpu")
         count = min(self.neighbours, len(chosen) - 1)
         found = []
         for part, own in zip(points.split(CHUNK), place.split(CHUNK), strict=True):

@@ -14,8 +14,8 @@ from ..public_paths import public
 from ..transitions import RowOrder, Transitions
 from .base import Guidance
 
-#: More distinct values than this are no classes.
-_MOST_CLASSES = 256
+#: More distinct values than this are no classes; rows whose class is looked up at a time.
+_MOST_CLASSES, _ROWS_AT_ONCE = 256, 65_536
 
 
 @public
@@ -39,13 +39,18 @@ class Rarity(Guidance):
     def __post_init__(self) -> None:
         """Reject values out of range with an error that names them."""
         super().__post_init__()
-        names = (self.of,) if isinstance(self.of, str) else tuple(self.of)
+        names = (self.of,) if isinstance(self.of, str) else tuple(self.of) if isinstance(self.of, Sequence) else ()
         if not names or not all(isinstance(name, str) for name in names):
             raise ValueError(f"guidance.of is {self.of!r}; wanted the name of an element or a field, or several.")
         object.__setattr__(self, "of", names)
         if self.quotas is None:
             return
-        quotas = {_as_tuple(value): float(share) for value, share in self.quotas.items()}
+        try:
+            quotas = {_as_tuple(value): float(share) for value, share in self.quotas.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise TypeError(
+                f"guidance.quotas is {self.quotas!r}; wanted a mapping from a number, or a tuple of them, to a share."
+            ) from error
         total = sum(quotas.values())
         if any(not share >= 0 for share in quotas.values()) or not math.isclose(total, 1.0, abs_tol=1e-6):
             raise ValueError(
@@ -73,17 +78,18 @@ class Rarity(Guidance):
         if len(values) > _MOST_CLASSES:
             raise ValueError(f"{', '.join(names)} has {len(values):,} values; wanted at most {_MOST_CLASSES} classes")
         if self.quotas is None:
-            quotas = torch.full((len(values),), 1.0 / len(values), dtype=torch.float64)
+            quotas = torch.full((len(values),), 1.0 / len(values), dtype=torch.float64, device="cpu")
         else:
-            known = {tuple(row): number for number, row in enumerate(values.tolist())}
-            quotas = torch.zeros(len(values), dtype=torch.float64)
+            quotas = torch.zeros(len(values), dtype=torch.float64, device="cpu")
             for value, share in self.quotas.items():
-                if value not in known and share > 0:
+                # A float32 column does not have 0.1 itself.
+                same = torch.isclose(values, torch.tensor(value, dtype=torch.float64, device="cpu"), 1e-6, 1e-9).all(1)
+                if share > 0 and not bool(same.any()):
                     raise ValueError(
-                        f"guidance.quotas has {value}, of which there is no real row; there are {list(known)}"
+                        f"guidance.quotas has {value}, of which there is no real row; there are {values.tolist()}"
                     )
-                if value in known:
-                    quotas[known[value]] = share
+                quotas[same] = share
+            quotas /= quotas.sum()
         return Classes(names, values, counts.double() / len(transitions), quotas)
 
 
@@ -105,8 +111,11 @@ class Classes:
 
     def of(self, rows: Transitions) -> Tensor:
         """The class of each row, ``[n]``; -1 for none."""
-        same = (columns_named(rows, self.names)[:, None] == self.values).all(2)
-        return torch.where(same.any(1), same.int().argmax(1), -1)
+        found = []
+        for part in columns_named(rows, self.names).split(_ROWS_AT_ONCE):
+            same = (part[:, None] == self.values).all(2)
+            found.append(torch.where(same.any(1), same.byte().argmax(1), -1))
+        return torch.cat(found)
 
     def rarity_of(self, rows: Transitions) -> Tensor:
         """How rare each row's class is among the real rows, ``[n]``."""

@@ -64,13 +64,17 @@ def _discounted(
 ) -> NDArray[np.float64]:
     """Discounted sums within pieces that end where `last` is True, from `after` beyond their last row."""
     ends = np.flatnonzero(last)
-    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = np.diff(ends, prepend=-1)
+    longest_first = np.argsort(-lengths, kind="stable")
+    ends, lengths = ends[longest_first], lengths[longest_first]
     total = np.empty(len(reward))
     value = after[ends]
-    # All pieces at once, one step back at a time.
-    for back in range(int((ends - starts).max()) + 1):
-        going = ends - back >= starts
-        at = ends[going] - back
-        value[going] = reward[at] + discount * value[going]
-        total[at] = value[going]
+    # All pieces at once, one step back at a time; the first `going` ones are longer than that.
+    going = len(ends)
+    for back in range(int(lengths[0])):
+        while lengths[going - 1] <= back:
+            going -= 1
+        at = ends[:going] - back
+        value = reward[at] + discount * value[:going]
+        total[at] = value
     return total

@@ -20,8 +20,9 @@ class TDError(Guidance):
     """The absolute temporal-difference error of the agent's critic, as prioritised replay uses it.
 
     The buffer has to be told the errors. Stable-Baselines3 and sbx: pass ``callback=SynthERCallback()``. Tianshou:
-    nothing to do, its algorithms report them. TorchRL: ``storage.record_td_errors(batch["index"], batch["td_error"])``
-    after the loss, or a `PrioritizedSampler`. Anywhere: ``synthetic.bind_td_error(function)``.
+    nothing to do with most algorithms, which report them. TorchRL: after the loss
+    ``storage.record_td_errors(batch["index"], batch["td_error"])``, or a `PrioritizedSampler`. Anywhere:
+    ``synthetic.bind_td_error(function)``.
     """
 
     def relevance(self, transitions: Transitions, order: RowOrder) -> Tensor:
@@ -44,8 +45,10 @@ class RecordedErrors:
         self.errors = np.empty(0, np.float32) if errors is None else np.asarray(errors, np.float32)
 
     def record(self, slots: Any, errors: Any) -> None:
-        """Keep the absolute errors ``[n]`` of the rows in some slots ``[n]``."""
+        """Keep the absolute errors ``[n]`` of the rows in some slots ``[n]``; negative slots are none."""
         slots = np.asarray(slots)
+        errors = np.asarray(errors, np.float32).reshape(slots.shape)
+        slots, errors = slots[slots >= 0], errors[slots >= 0]
         if not slots.size:
             return
         missing = int(slots.max()) + 1 - len(self.errors)

@@ -47,12 +47,14 @@ class Verdict:
 def judge(report: RefreshReport) -> Verdict:
     """The share of a refresh's rows: the least over its figures; those that were not measured are left out."""
     closest = report.closest
+    # Rows that a guidance chose are meant to differ from the data.
+    is_like_data = not report.guidance
     figures = {
         "held_out_loss": report.fit.held_out_loss,
         "copies": math.nan if closest is None else closest.share_closer,
-        "off_the_data": math.nan if closest is None else closest.ratio,
-        "marginal": report.fidelity_real.marginal - report.fidelity.marginal,
-        "correlation": report.fidelity_real.correlation - report.fidelity.correlation,
+        "off_the_data": math.nan if closest is None or not is_like_data else closest.ratio,
+        "marginal": report.fidelity_real.marginal - report.fidelity.marginal if is_like_data else math.nan,
+        "correlation": report.fidelity_real.correlation - report.fidelity.correlation if is_like_data else math.nan,
         "outcomes": report.outcome_gap,
     }
     lowest = Verdict(1.0, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -257,16 +258,18 @@ class RefreshingReplay(SavedReplay):
                 classes = guidance.classes(learnable.train) if isinstance(guidance, Rarity) else None
                 if classes is None:
                     relevance = self._relevance(guidance, real, order, learnable)
+                    RelevanceScale.measure(relevance)
                 else:
                     relevance = classes.rarity_of(learnable.train)
-            RelevanceScale.measure(relevance)
         except Exception as error:  # of a user's own function too
             self._warn_once(
-                f"guidance {type(error).__name__}",
+                "guidance " + re.sub(r"\d+", "", f"{type(error).__name__} {error}"),
                 f"The guidance does not work ({error}); the synthetic rows are like the data meanwhile.",
             )
             return None
-        return GuidedDraw(type(guidance).__name__, relevance, guidance.strength, guidance.by, classes)
+        # Classes of the same size cannot be told apart by their rarity.
+        by = "resampling" if bool((relevance == relevance[0]).all()) else guidance.by
+        return GuidedDraw(type(guidance).__name__, relevance, guidance.strength, by, classes)
 
     def _relevance(self, guidance: Guidance, real: Transitions, order: RowOrder, learnable: LearnableRows) -> Tensor:
         """The relevance of the training rows, ``[n]``."""
@@ -426,9 +429,14 @@ class RefreshingReplay(SavedReplay):
 
         Args:
             slots: where the adapter stores the rows, ``[n]`` from 0.
-            errors: ``[n]``, of any sign.
+            errors: ``[n]`` numbers of any sign, an array or a tensor.
         """
-        self._recorded.record(slots, errors)
+        try:
+            if isinstance(errors, Tensor):
+                errors = errors.detach().to("cpu", torch.float32).numpy()
+            self._recorded.record(slots, errors)
+        except Exception as error:  # an algorithm may report anything, and an agent goes on
+            self._warn_once(f"td errors {error}", f"The TD errors that were reported cannot be kept ({error}).")
 
     def forget_td_errors(self, slots: Any) -> None:
         """Other rows are in these slots ``[n]`` now."""

@@ -136,7 +136,8 @@ def log_report(report: RefreshReport, *, shown: bool) -> None:
             "weight decay or dropout, or more real rows help.",
             100 * report.closest.share_closer,
         )  # fmt: skip
-    for name in ("marginal", "correlation"):
+    # Rows that a guidance chose are meant to differ from the data.
+    for name in () if report.guidance else ("marginal", "correlation"):
         synthetic, real = getattr(report.fidelity, name), getattr(report.fidelity_real, name)
         if real - synthetic > FIDELITY_GAP:
             logger.warning(

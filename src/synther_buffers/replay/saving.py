@@ -113,6 +113,9 @@ class SavedReplay:
                     "are kept, and the next refresh trains anew."
                 )
                 model = waiting = None
+            elif saved.conditioning is not None and factory.config.conditioning is None:
+                # What asked for conditions is gone, such as a guidance that could not be read; the model is as good.
+                factory = DiffusionFactory(replace(factory.config, conditioning=saved.conditioning))
             elif _shape(saved) != _shape(factory.config) and isinstance(self.options.upsampler, str):
                 logger.warning(
                     "The saved model has another configuration than %r stands for here; it goes on with its own "

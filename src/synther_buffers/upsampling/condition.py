@@ -79,7 +79,7 @@ class Condition:
                 raise ValueError(
                     "the condition has a relevance, but the model was fitted without one: fit(..., relevance=)."
                 )
-            wanted = torch.as_tensor(self.relevance, dtype=torch.float64)
+            wanted = torch.as_tensor(self.relevance, dtype=torch.float64, device="cpu")
             if tuple(wanted.shape) not in ((), (num_samples,)):
                 raise ValueError(
                     f"relevance of the condition has shape {tuple(wanted.shape)}; wanted () or ({num_samples},)."
