@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..transitions import Transitions
 _ROWS_AT_ONCE = 4_096
 
 
-def td_error_of(model: BaseAlgorithm) -> CriticError:
+def td_error_of(model: BaseAlgorithm) -> Callable[[Transitions], Tensor]:
     """What `SyntheticReplay.bind_td_error` takes, for an algorithm of SB3, sb3-contrib or sbx.
 
     The error of a row is the mean over the critics of the absolute difference from the target of the algorithm's own
