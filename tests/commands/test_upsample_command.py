@@ -96,3 +96,11 @@ def test_the_format_of_the_output_can_be_named(real):
     assert "suffix tells no format" in run(*arguments, code=2).stderr
     assert run_json(*arguments, "--input-format", "hdf5", "--output-format", "npz")["format"] == "npz"
     assert open_dataset("rows.data").format == "npz"
+
+
+@pytest.mark.parametrize("words", [["--ray"], ["--ray", "--quiet"]])
+def test_ray_without_an_address_is_the_cluster_of_this_machine(real, words):
+    # There is none, or Ray is not installed; both say so.
+    done = run("upsample", real, "-o", "cli.npz", "-n", 100, "--config", "tiny.json", *words, code=1)
+    assert "Ray" in done.stderr
+    assert "requires an argument" not in done.stderr

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ..version import __version__
 from .compare import compare
@@ -26,9 +27,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+class _OptionalAddress(TyperCommand):
+    """Has ``--ray`` without an address mean the cluster that this machine is a part of."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put in the address that was left out."""
+        given = list(args)
+        for place in reversed([place for place, word in enumerate(given) if word == "--ray"]):
+            if place + 1 == len(given) or given[place + 1].startswith("-"):
+                given.insert(place + 1, "auto")
+        return super().parse_args(ctx, given)
+
+
 # In the order of `--help`.
 app.command()(info)
-app.command()(upsample)
+app.command(cls=_OptionalAddress)(upsample)
 app.command()(evaluate)
 app.command()(plot)
 app.command()(estimate)

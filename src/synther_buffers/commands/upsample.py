@@ -111,9 +111,9 @@ def upsample(
     ray: Annotated[
         str | None,
         typer.Option(
-            metavar="ADDRESS",
-            help="Draw on a Ray cluster: host:port of its head, auto, or local to start one here. Its machines need "
-            "this library and see the folder of the output.",
+            metavar="[ADDRESS]",
+            help="Draw on a Ray cluster: host:port of its head, auto for that of this machine (if left out), or local "
+            "to start one here. Its machines need this library and see the folder of the output.",
             show_default=False,
         ),
     ] = None,
