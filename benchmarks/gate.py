@@ -3,7 +3,7 @@
     python benchmarks/gate.py [--out FILE]
 
 It reads the refreshes of the default in the learning benchmark's lines (1,000 to 5,000 rows; the arms whose model is
-that of the default) and the default's models of `few_rows.py` (5,000 rows and more). `outcome_gap` is known of the newer
+that of the default) and the models of `few_rows.py` (5,000 rows and more). `outcome_gap` is known of the newer
 lines alone; a figure that was not recorded does not count, as in the gate itself. The first refresh of a run stands
 apart.
 """
