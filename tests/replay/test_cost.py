@@ -8,15 +8,41 @@ import torch
 from gymnasium import spaces
 from toys import SPEC, TINY, Resampler, gaussian
 
-from synther_buffers import PRESETS, TransitionSpec, estimate_cost
+from synther_buffers import PRESETS, Novelty, TransitionSpec, estimate_cost
 from synther_buffers.replay.cost import _made_up
 from synther_buffers.upsampling.cost import Speed
+from synther_buffers.upsampling.fitted_model import CALIBRATION_ROWS
 
 
 @pytest.fixture
 def one_second_a_step(monkeypatch):
     """Every gradient step of the denoiser takes a second, everything else nothing."""
     monkeypatch.setattr("synther_buffers.replay.cost.measure_speed", lambda *_: Speed(1.0, 0.0, 0.0, 0.0))
+
+
+class TestRowsThatAreAskedFor:
+    """Every row takes a second to generate, everything else nothing."""
+
+    @pytest.fixture(autouse=True)
+    def one_second_a_row(self, monkeypatch):
+        monkeypatch.setattr("synther_buffers.replay.cost.measure_speed", lambda *_: Speed(0.0, 0.0, 0.0, 1.0))
+
+    def seconds(self, **options):
+        found = estimate_cost(SPEC, 1_000, upsampler=TINY, retrain_every=1_000, num_synthetic=500, **options)
+        return found.seconds - CALIBRATION_ROWS
+
+    def test_by_guidance(self):
+        assert self.seconds() == 500
+        assert self.seconds(guidance="novelty") == 2 * 500
+        assert self.seconds(guidance=Novelty(by="resampling")) == 4 * 500
+
+    def test_by_the_policy(self):
+        # At 1,000 real transitions; and at 1,000, 1,200 and 1,400 of 1,500.
+        assert self.seconds(policy_share=0.5, redraw_every=200) == 500 + 2_048
+        found = estimate_cost(
+            SPEC, 1_500, upsampler=TINY, retrain_every=1_000, num_synthetic=500, policy_share=0.5, redraw_every=200
+        )
+        assert found.seconds - CALIBRATION_ROWS == 500 + 3 * 2_048
 
 
 @pytest.mark.usefixtures("one_second_a_step")

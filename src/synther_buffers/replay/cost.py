@@ -7,6 +7,8 @@ from typing import Any, Unpack
 
 import torch
 
+from ..guidance.base import Guidance
+from ..guidance.drawing import CANDIDATES
 from ..public_paths import public
 from ..transitions import Transitions, TransitionSpec
 from ..upsampling.cost import Speed, measure_speed
@@ -16,6 +18,7 @@ from ..validation import whole_number
 from .holdout import SHARE
 from .learnable_rows import MIN_ROWS
 from .options import SyntheticKeywords, SyntheticOptions, split_keywords
+from .policy_rows import NUM_POLICY_ROWS
 from .schedule import RefreshSchedule
 
 #: Refreshes that train from scratch. The second one has twice the rows of the first, which mostly leave its
@@ -35,7 +38,7 @@ class CostEstimate:
 
     Attributes:
         num_refreshes: in the whole run.
-        seconds: wall time of all refreshes.
+        seconds: wall time of all refreshes, rows with the policy's actions between them included.
         first_seconds, last_seconds: of the first and of the last refresh; 0 if there is none.
         num_synthetic: rows of the last synthetic set.
         memory_bytes: main memory beyond the framework's own buffer, at the peak of the last refresh.
@@ -66,8 +69,8 @@ def estimate_cost(
     """What the refreshes of a run will take here. It measures the machine's speed for a few seconds.
 
     The machine should be as busy as in the run, with the same number of threads (`torch.set_num_threads`). What the
-    agent and the environment take is not in it. A refresh that stops early takes less; one whose data left the model's
-    normalisation starts from scratch and takes more.
+    agent and the environment take is not in it, nor is what a guidance takes to find out the relevance. A refresh that
+    stops early takes less; one whose data left the model's normalisation starts from scratch and takes more.
 
     Args:
         spec: of the transitions, as from `TransitionSpec.from_spaces(env.observation_space, env.action_space)`.
@@ -101,10 +104,10 @@ def estimate_cost(
         return CostEstimate(0, 0.0, 0.0, 0.0, 0, 0, str(device))
     speed = measure_speed(spec, rows, config, device)
     sizes = [chosen.num_synthetic or default_num_synthetic(factory, count) for count in learned]
-    seconds = _seconds(speed, config, learned, sizes)
+    seconds = _seconds(speed, config, learned, [_rows_drawn(chosen, size) for size in sizes])
     return CostEstimate(
         num_refreshes=len(learned),
-        seconds=sum(seconds),
+        seconds=sum(seconds) + _policy_rows(chosen, num_steps) * speed.row,
         first_seconds=seconds[0],
         last_seconds=seconds[-1],
         num_synthetic=sizes[-1],
@@ -131,6 +134,23 @@ def _seconds(speed: Speed, config: UpsamplerConfig, learned: list[int], sizes: l
         speed.refresh_seconds(config, count, size, last)
         for count, size, last in zip(learned, sizes, before, strict=True)
     ]
+
+
+def _rows_drawn(options: SyntheticOptions, num_synthetic: int) -> int:
+    """Rows whose generation takes as long as that of a set."""
+    if not isinstance(options.guidance, Guidance):
+        return num_synthetic
+    # A row that is asked for is computed with the condition and without it.
+    return num_synthetic * (CANDIDATES if options.guidance.by == "resampling" else 2)
+
+
+def _policy_rows(options: SyntheticOptions, num_steps: int) -> int:
+    """Rows with the policy's actions in the whole run."""
+    if options.policy_share == 0.0 or options.redraw_every is None:
+        return 0
+    start = options.retrain_every if options.start_after is None else options.start_after
+    # At the first refresh, and then at each interval.
+    return NUM_POLICY_ROWS * ((num_steps - start) // options.redraw_every + 1 if num_steps >= start else 0)
 
 
 def _memory(spec: TransitionSpec, num_rows: int, num_synthetic: int) -> int:
