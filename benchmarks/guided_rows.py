@@ -41,7 +41,7 @@ def relevances(train: Transitions, seed: int) -> dict[str, Callable[[Transitions
     """What tells the relevance of any rows, by name."""
     return {
         "speed": lambda rows: rows.flat()["observation"][:, _SPEED].double(),
-        "curiosity": Curiosity(seed=seed).trained(train),
+        "curiosity": Curiosity().trained(train, seed),
     }
 
 
@@ -88,7 +88,8 @@ def measure(data: ReplayData, config: UpsamplerConfig, num_rows: int, num_drawn:
     like_data = plain.sample(num_drawn)
     for name, told in relevances(train, seed).items():
         real = told(train).double()
-        weights = RelevanceScale.measure(real).scores(real).double().exp()
+        scores = RelevanceScale.measure(real).scores(real)
+        weights = scores.double().exp()
         rank = torch.empty(len(real), dtype=torch.float64)
         rank[real.argsort()] = (torch.arange(len(real), dtype=torch.float64) + 0.5) / len(real)
         found.setdefault("target", {})[name] = float((weights * rank).sum() / weights.sum())
@@ -96,12 +97,12 @@ def measure(data: ReplayData, config: UpsamplerConfig, num_rows: int, num_drawn:
         judge(name, "none", like_data, {"fit": fit_seconds}, told, real)
 
         start = time.perf_counter()
-        rows = GuidedDraw(name, real, 1.0, "resampling").rows(draw_of(plain), train, data.spec, num_drawn, seed)
+        rows = GuidedDraw(name, scores, 1.0, "resampling").rows(draw_of(plain), train, data.spec, num_drawn, seed)
         judge(name, "resampling", rows, {"draw": time.perf_counter() - start}, told, real)
         asked = DiffusionUpsampler(
             data.spec, replace(config, conditioning=ConditioningConfig(given_share=0.0)), "cpu", seed
         )
-        guided = GuidedDraw(name, real, 1.0, "condition")
+        guided = GuidedDraw(name, scores, 1.0, "condition")
         start = time.perf_counter()
         guided.fit(asked, train, held_out)
         fitted = time.perf_counter()

@@ -171,38 +171,25 @@ class SynthERNStepBuffer(SynthERMixin, NStepReplayBuffer):
         return tuple(float(np.float32(self.gamma) ** np.float32(k)) for k in range(1, self.n_steps + 1))
 
     def _mixed(self, num_real: int, num_synthetic: int, env: VecNormalize | None) -> Samples:
-        real = NStepReplayBuffer.sample(self, num_real, env)
-        assert real.discounts is not None
+        real: Any = NStepReplayBuffer.sample(self, num_real, env)
         rows, index = self._synthetic_batch_rows(), self.synthetic.draw_indices(num_synthetic)
         drawn = {name: tensor.index_select(0, index) for name, tensor in rows.items()}
-        observation, next_observation, reward = self._normalized_sides(drawn, env)
+        synthetic: Any = self._pack(drawn, drawn["terminated"], env)
         order = batch_order_on(num_real, num_synthetic, real.rewards.device)
-        pairs = (
-            (real.observations, observation),
-            (real.actions, drawn["action"]),
-            (real.next_observations, next_observation),
-            (real.dones, drawn["terminated"]),
-            (real.rewards, reward.to(real.rewards.dtype)),
-            (real.discounts, drawn["discount"].to(real.discounts.dtype)),
-        )
-        return ReplayBufferSamples(*(torch.cat(pair).index_select(0, order) for pair in pairs))
-
-    def as_batch(self, rows: Transitions, algorithm: Any) -> Any:
-        """Rows of this buffer as a batch of the algorithm that samples it, normalised as it has them."""
-        layout = {name: tensor.to(self.device) for name, tensor in self._batch_layout(rows).items()}
-        observation, next_observation, reward = self._normalized_sides(layout, algorithm._vec_normalize_env)
         return ReplayBufferSamples(
-            observation, layout["action"], next_observation, layout["terminated"], reward, layout["discount"]
+            *(
+                torch.cat((ours, theirs.to(ours.dtype))).index_select(0, order)
+                for ours, theirs in zip(real, synthetic, strict=True)
+            )
         )
 
-    def _normalized_sides(self, rows: dict[str, Tensor], env: VecNormalize | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Observations, next observations and rewards of n-step rows."""
-        observation, next_observation, reward = rows["observation"], rows["next_observation"], rows["reward"]
+    def _pack(self, batch: dict[str, Tensor], dones: Tensor, env: VecNormalize | None) -> Samples:
+        observation, next_observation, reward = batch["observation"], batch["next_observation"], batch["reward"]
         if env is not None:
             observation, next_observation = self._normalized(observation, env), self._normalized(next_observation, env)
             if env.norm_reward:
                 reward = reward / float(np.sqrt(env.ret_rms.var + env.epsilon))
-        return observation, next_observation, reward
+        return ReplayBufferSamples(observation, batch["action"], next_observation, dones, reward, batch["discount"])
 
     def real_transitions(self) -> Transitions:
         """The n-step form of every stored row, of all environments, without drawing or writing anything."""

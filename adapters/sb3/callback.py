@@ -11,8 +11,9 @@ from ..guidance.td_error import TDError
 from ..replay.reports import RefreshReport
 from ..replay.synthetic_replay import SyntheticReplay
 from .mixing import SynthERMixin
-from .policy import AlgorithmPolicy, policy_of
-from .td_error import CriticError, td_error_of
+from .of_algorithm import may_replace
+from .policy import policy_of
+from .td_error import td_error_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +41,7 @@ class SynthERCallback(BaseCallback):
             self._warn_of_a_plain_buffer()
             return
         self._recorded = _latest(replay)
-        bound = replay.policy
-        if bound is None or (isinstance(bound, AlgorithmPolicy) and not bound.is_of(self.model)):
+        if may_replace(replay.policy, self.model):
             replay.bind_policy(policy_of(self.model))
         self._bind_td_error(replay)
         # Rows that were written without `add` are not counted before the first batch.
@@ -57,10 +57,7 @@ class SynthERCallback(BaseCallback):
             )
 
     def _bind_td_error(self, replay: SyntheticReplay) -> None:
-        if not isinstance(replay.options.guidance, TDError):
-            return
-        bound = replay.td_error
-        if bound is None or (isinstance(bound, CriticError) and not bound.is_of(self.model)):
+        if isinstance(replay.options.guidance, TDError) and may_replace(replay.td_error, self.model):
             try:
                 replay.bind_td_error(td_error_of(self.model))
             except TypeError as error:

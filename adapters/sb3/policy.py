@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
 from ..replay.policy_rows import Policy
+from .of_algorithm import OfAlgorithm
 
 #: Random streams of sbx's policies, which are no global ones.
 _KEYS = ("key", "noise_key")
@@ -24,15 +24,10 @@ def policy_of(model: BaseAlgorithm) -> Policy:
     return AlgorithmPolicy(model)
 
 
-class AlgorithmPolicy:
+class AlgorithmPolicy(OfAlgorithm):
     """See `policy_of`."""
 
-    def __init__(self, model: BaseAlgorithm) -> None:
-        self._algorithm = weakref.ref(model)
-
-    def is_of(self, model: BaseAlgorithm) -> bool:
-        """Whether it is the policy of this algorithm."""
-        return self._algorithm() is model
+    what = "policy"
 
     def __call__(self, observation: Tensor | dict[str, Tensor]) -> Any:
         """The actions for observations ``[n, *shape]``.
@@ -40,9 +35,7 @@ class AlgorithmPolicy:
         Raises:
             RuntimeError: the algorithm is gone.
         """
-        algorithm = self._algorithm()
-        if algorithm is None:
-            raise RuntimeError("the algorithm whose policy was bound is gone")
+        algorithm = self.algorithm
         policy: Any = algorithm.policy
         values: Any = (
             {name: value.numpy() for name, value in observation.items()}

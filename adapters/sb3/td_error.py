@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
 from ..transitions import Transitions
+from .of_algorithm import OfAlgorithm
 
 #: Rows that the critic sees at a time.
 _ROWS_AT_ONCE = 4_096
@@ -31,8 +31,10 @@ def td_error_of(model: BaseAlgorithm) -> Callable[[Transitions], Tensor]:
     return CriticError(model)
 
 
-class CriticError:
+class CriticError(OfAlgorithm):
     """See `td_error_of`."""
+
+    what = "TD error"
 
     def __init__(self, model: BaseAlgorithm) -> None:
         known = any(hasattr(model, name) for name in ("critic", "q_net", "quantile_net"))
@@ -41,11 +43,7 @@ class CriticError:
                 f"the TD error of {type(model).__module__}.{type(model).__name__} is not known; pass a function from "
                 "rows to errors to synthetic.bind_td_error."
             )
-        self._algorithm = weakref.ref(model)
-
-    def is_of(self, model: BaseAlgorithm) -> bool:
-        """Whether it is the error of this algorithm's critic."""
-        return self._algorithm() is model
+        super().__init__(model)
 
     def __call__(self, rows: Transitions) -> Tensor:
         """The errors ``[n]`` of rows as the replay buffer stores them.
@@ -53,9 +51,7 @@ class CriticError:
         Raises:
             RuntimeError: the algorithm is gone.
         """
-        algorithm: Any = self._algorithm()
-        if algorithm is None:
-            raise RuntimeError("the algorithm whose TD error was bound is gone")
+        algorithm = self.algorithm
         error = _error_of_sbx if hasattr(algorithm.policy, "qf_state") else _error
         training = algorithm.policy.training
         algorithm.policy.set_training_mode(False)

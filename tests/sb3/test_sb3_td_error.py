@@ -45,25 +45,17 @@ def test_of_dqn_it_is_the_distance_from_the_target():
     torch.testing.assert_close(errors(model), wanted)
 
 
-def test_of_td3_it_is_the_mean_over_the_critics():
-    model = trained(TD3)
+@pytest.mark.parametrize("n_steps", [None, 3])
+def test_of_td3_it_is_the_mean_over_the_critics_with_the_discount_of_the_row(n_steps):
+    model = trained(TD3) if n_steps is None else trained(TD3, buffer=SynthERNStepBuffer, n_steps=n_steps)
     rows = model.replay_buffer.real_transitions()
+    discount = torch.full((len(rows),), 0.99) if n_steps is None else rows.discount
     with torch.no_grad():
         action = model.actor_target(rows.next_observation)
         target = torch.min(*model.critic_target(rows.next_observation, action))
         values = torch.cat(model.critic(rows.observation, rows.action), 1)
-    wanted = (values - rows.reward[:, None] - 0.99 * target).abs().mean(1)  # Pendulum never terminates
-    torch.testing.assert_close(errors(model), wanted)
-
-
-def test_of_n_step_rows_it_has_their_discount():
-    model = trained(TD3, buffer=SynthERNStepBuffer, n_steps=3)
-    rows = model.replay_buffer.real_transitions()
-    with torch.no_grad():
-        action = model.actor_target(rows.next_observation)
-        target = torch.min(*model.critic_target(rows.next_observation, action))
-        values = torch.cat(model.critic(rows.observation, rows.action), 1)
-    wanted = (values - rows.reward[:, None] - rows.discount[:, None] * target).abs().mean(1)
+    # Pendulum never terminates.
+    wanted = (values - rows.reward[:, None] - discount[:, None] * target).abs().mean(1)
     torch.testing.assert_close(errors(model), wanted)
 
 

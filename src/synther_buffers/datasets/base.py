@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..transitions import Transitions, TransitionSpec
+from ..transitions import Transitions, TransitionSpec, concatenate
 from .columns import Block, as_flags, as_scalars, native, to_tensor
 
 #: Rows that are read at a time where nobody says how many.
@@ -151,9 +151,3 @@ class Dataset(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}, {len(self)} rows)"
-
-
-def concatenate(parts: list[Transitions]) -> Transitions:
-    """Rows of several batches in one."""
-    columns = [part.flat() for part in parts]
-    return Transitions.from_flat({name: torch.cat([column[name] for column in columns]) for name in columns[0]})

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..public_paths import public
 from ..transitions import RowOrder, Transitions
 from ..validation import not_negative, suggestion
+from .classes import Classes
 
 #: How rows of a wanted relevance are made.
 Mechanism = Literal["condition", "resampling"]
@@ -59,6 +60,10 @@ class Guidance(ABC):
             transitions: all real rows of the buffer that are finite, raw; they may be views, so do not write to them.
             order: when each was written.
         """
+
+    def classes(self, transitions: Transitions) -> Classes | None:
+        """Classes of the rows that are learned, whose quotas the set has instead of relevant rows; None for none."""
+        return None
 
 
 @public

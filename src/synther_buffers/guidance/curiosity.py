@@ -39,17 +39,14 @@ class Curiosity(Guidance):
 
     Attributes:
         steps: gradient steps of each module, with 256 rows.
-        seed: of the initial weights and minibatches.
     """
 
     steps: int = 500
-    seed: int = 0
 
     def __post_init__(self) -> None:
         """Reject values out of range with an error that names them."""
         super().__post_init__()
         object.__setattr__(self, "steps", whole_number("guidance.steps", self.steps, 1))
-        object.__setattr__(self, "seed", whole_number("guidance.seed", self.seed, 0))
 
     def relevance(self, transitions: Transitions, order: RowOrder) -> Tensor:
         """The rank of the error among the rows of its half, from 0 to 1, ``[N]``."""
@@ -58,7 +55,7 @@ class Curiosity(Guidance):
         for number in (0, 1):
             learned, judged = (half == number).nonzero()[:, 0], (half != number).nonzero()[:, 0]
             if len(judged):
-                draws = generator(derive_seed(self.seed, "curious rows", number))
+                draws = generator(derive_seed(0, "curious rows", number))
                 chosen = torch.randperm(len(learned), generator=draws, device="cpu")[:_MOST_ROWS]
                 train = transitions[learned[chosen].to(transitions.device)] if len(learned) else transitions
                 error = self.trained(train, number)(transitions[judged.to(transitions.device)])
@@ -72,7 +69,7 @@ class Curiosity(Guidance):
         spec = TransitionSpec.infer(transitions)
         units = Units.measure(transitions, spec)
         columns = _inputs(transitions, spec, units)
-        draws = generator(derive_seed(self.seed, "curiosity", number))
+        draws = generator(derive_seed(0, "curiosity", number))
         module = _CuriosityModule(columns[0].shape[1], columns[1].shape[1], draws)
         optimizer = torch.optim.Adam(module.parameters(), lr=_RATE)
         with torch.enable_grad(), torch.autocast("cpu", enabled=False):

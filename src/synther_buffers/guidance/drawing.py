@@ -13,14 +13,13 @@ from torch import Tensor
 
 from ..evaluation.points import Units
 from ..regression import Ensemble
-from ..transitions import Transitions, TransitionSpec
+from ..transitions import Transitions, TransitionSpec, concatenate
 from ..upsampling.condition import Condition
 from ..upsampling.diffusion_upsampler import DiffusionUpsampler
 from ..upsampling.protocol import FitReport, Upsampler
-from ..upsampling.relevance import RelevanceScale
 from ..upsampling.seeds import derive_seed, generator
 from .base import Mechanism
-from .rarity import Classes
+from .classes import Classes
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ class GuidedDraw:
 
     Attributes:
         name: of the guidance, for reports.
-        relevance: of the training rows, ``[N]`` float64 on the CPU, finite and not constant.
+        relevance: of the training rows, ``[N]`` on the CPU: the normal scores of its ranks, or the rarity of classes.
         strength: see `Guidance`.
         by: likewise.
         classes: quotas of classes, instead of relevant rows; or None.
@@ -73,8 +72,8 @@ class GuidedDraw:
         if self.classes is not None:
             return self._by_quotas(self.classes, draw, num_rows, draws)
         if self.by == "condition":
-            scores = self.strength * RelevanceScale.measure(self.relevance).scores(self.relevance).double()
-            weights = (scores - scores.max()).exp()
+            wanted = self.strength * self.relevance.double()
+            weights = (wanted - wanted.max()).exp()
             return draw(num_rows, Condition(relevance=self.relevance[_weighted(weights, num_rows, draws)]))
         return self._resampled(draw, train, spec, num_rows, draws)
 
@@ -82,7 +81,6 @@ class GuidedDraw:
         self, draw: Draw, train: Transitions, spec: TransitionSpec, num_rows: int, draws: torch.Generator
     ) -> Transitions:
         units = Units.measure(train, spec)
-        scores = RelevanceScale.measure(self.relevance).scores(self.relevance)
         regression: Ensemble | None = None
         parts = []
         for number in range(CANDIDATES):
@@ -91,7 +89,7 @@ class GuidedDraw:
                 device = candidates.device  # the upsampler's
                 own = generator(derive_seed(draws.initial_seed(), "regression"), device)
                 inputs = _points(units, train).to(device)
-                regression = Ensemble.fit(inputs, scores[:, None].to(device), own, _REGRESSION_STEPS)
+                regression = Ensemble.fit(inputs, self.relevance[:, None].float().to(device), own, _REGRESSION_STEPS)
             expected = regression.predict(_points(units, candidates).to(candidates.device))[:, 0].cpu()
             # A regression's answers vary less than what it learned; their ranks do not.
             rank = (expected.argsort().argsort().double() + 0.5) / num_rows
@@ -100,7 +98,7 @@ class GuidedDraw:
             wanted = num_rows * (number + 1) // CANDIDATES - num_rows * number // CANDIDATES
             best = (self.strength * torch.special.ndtri(rank) - chance.log()).topk(wanted).indices
             parts.append(candidates[best.to(candidates.device)])
-        return _joined(parts)
+        return concatenate(parts)
 
     def _by_quotas(self, classes: Classes, draw: Draw, num_rows: int, draws: torch.Generator) -> Transitions:
         lacking = classes.counts(num_rows)
@@ -120,24 +118,24 @@ class GuidedDraw:
                 if len(rows):
                     found[number].append(candidates[rows.to(candidates.device)])
                     lacking[number] -= len(rows)
-        parts = [_joined(rows) for rows in found if rows]
+        parts = [concatenate(rows) for rows in found if rows]
         if not parts:
             raise ValueError(f"no generated row is of a class that the quotas of {', '.join(classes.names)} want")
         for number, generated in enumerate(found):
             if generated and (short := int(lacking[number])):
-                rows = _joined(generated)
-                parts.append(rows[_weighted(torch.ones(len(rows), device="cpu"), short, draws).to(rows.device)])
+                rows = concatenate(generated)
+                parts.append(_repeated(rows, short, draws))
                 lacking[number] = 0
                 logger.warning(
                     "%d of the synthetic rows of the class %s are repeated: the model seldom generates it.",
                     short, classes.values[number].tolist(),
                 )  # fmt: skip
         if short := int(lacking.sum()):
-            rows = _joined(parts)
-            parts = [rows, rows[_weighted(torch.ones(len(rows), device="cpu"), short, draws).to(rows.device)]]
+            rows = concatenate(parts)
+            parts = [rows, _repeated(rows, short, draws)]
             missing = classes.values[lacking > 0].tolist()
             logger.warning("No synthetic row is of the classes %s: the model does not generate them.", missing)
-        rows = _joined(parts)
+        rows = concatenate(parts)
         return rows[torch.randperm(num_rows, generator=draws, device="cpu").to(rows.device)]
 
     def state_dict(self) -> dict[str, Any]:
@@ -161,12 +159,12 @@ def _weighted(weights: Tensor, count: int, draws: torch.Generator) -> Tensor:
     return torch.searchsorted(total, chance, right=True).clamp(max=len(weights) - 1)
 
 
+def _repeated(rows: Transitions, count: int, draws: torch.Generator) -> Transitions:
+    """`count` of the rows, drawn with replacement."""
+    return rows[torch.randint(len(rows), (count,), generator=draws, device="cpu").to(rows.device)]
+
+
 def _points(units: Units, rows: Transitions) -> Tensor:
     """Rows as float32 points on the CPU, in parts, because float64 takes twice the memory."""
     starts = range(0, len(rows), _ROWS_AT_ONCE)
     return torch.cat([units.points(rows[start : start + _ROWS_AT_ONCE]).float() for start in starts])
-
-
-def _joined(parts: list[Transitions]) -> Transitions:
-    columns = [part.flat() for part in parts]
-    return Transitions.from_flat({name: torch.cat([flat[name] for flat in columns]) for name in columns[0]})

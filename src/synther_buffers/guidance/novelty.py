@@ -28,24 +28,21 @@ class Novelty(Guidance):
 
     Attributes:
         neighbours: how many of the nearest rows the mean distance is taken to.
-        seed: of the choice of these rows.
     """
 
     neighbours: int = 5
-    seed: int = 0
 
     def __post_init__(self) -> None:
         """Reject values out of range with an error that names them."""
         super().__post_init__()
         object.__setattr__(self, "neighbours", whole_number("guidance.neighbours", self.neighbours, 1))
-        object.__setattr__(self, "seed", whole_number("guidance.seed", self.seed, 0))
 
     def relevance(self, transitions: Transitions, order: RowOrder) -> Tensor:
         """The mean distance, ``[N]``."""
         spec = TransitionSpec.infer(transitions)
         units = Units.measure(transitions, spec)
         points = units.columns((*spec.observation, spec.action), transitions.flat()).float()
-        draws = generator(derive_seed(self.seed, "novelty"))
+        draws = generator(derive_seed(0, "novelty"))
         chosen = torch.randperm(len(points), generator=draws, device="cpu")[:_RECORDS]
         place = torch.full((len(points),), -1, device="cpu")
         place[chosen] = torch.arange(len(chosen), device="cpu")

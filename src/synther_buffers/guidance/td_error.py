@@ -59,6 +59,8 @@ class RecordedErrors:
 
     def forget(self, slots: Any) -> None:
         """Other rows are in these slots ``[n]`` now."""
+        if not len(self.errors):
+            return
         slots = np.asarray(slots)
         self.errors[slots[slots < len(self.errors)]] = np.nan
 

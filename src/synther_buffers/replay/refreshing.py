@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import cached_property
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from ..console import log_line
-from ..guidance.base import Guidance, checked_relevance
-from ..guidance.drawing import GuidedDraw
-from ..guidance.rarity import Rarity
-from ..guidance.td_error import TDError
 from ..transitions import RowOrder, Transitions, TransitionSpec
 from ..upsampling.diffusion_upsampler import DiffusionUpsampler
 from ..upsampling.factory import default_num_synthetic
 from ..upsampling.protocol import Upsampler
-from ..upsampling.relevance import RelevanceScale
 from ..upsampling.seeds import derive_seed
-from .learnable_rows import LearnableRows, learnable_rows
+from .guided import GuidedReplay
+from .learnable_rows import learnable_rows
 from .pending import PendingRefresh
 from .policy_rows import NUM_POLICY_ROWS, Policy, draw_policy_rows
 from .quality_gate import judge
-from .random_streams import kept_random_streams
 from .refresh import RefreshJob, RefreshResult, log_hand_over, log_start, run_refresh
 from .refresh_process import RefreshProcess
 from .refresh_worker import forget_frames
 from .reports import RefreshReport, append_to_log, log_report
-from .saving import SavedReplay
 from .update_ratio import UpdateRatio
 
 logger = logging.getLogger(__name__)
@@ -46,12 +35,11 @@ FEW_UPDATES = 5.0
 _WORTH_A_LINE = 2.0
 
 
-class RefreshingReplay(SavedReplay):
+class RefreshingReplay(GuidedReplay):
     """The part of `SyntheticReplay` that refreshes it. The attributes are explained there."""
 
     _update_ratio: UpdateRatio
     _policy: Policy | None = None
-    _td_error: Callable[[Transitions], Any] | None = None
     _num_redraws: int = 0
 
     @property
@@ -241,49 +229,6 @@ class RefreshingReplay(SavedReplay):
             guided=self._guided_draw(real, order, learnable),
         )
 
-    def _guided_draw(self, real: Transitions, order: RowOrder, learnable: LearnableRows) -> GuidedDraw | None:
-        """How the refresh chooses rows by their relevance; None without a guidance, or where it does not work."""
-        guidance = self.options.guidance
-        if not isinstance(guidance, Guidance):
-            return None
-        if isinstance(guidance, TDError) and self._td_error is None:
-            self._warn_once(
-                "guidance unbound",
-                "The guidance is TDError, but nothing tells the TD errors, so the synthetic rows are like the data. "
-                "Call synthetic.bind_td_error(function), in SB3 pass callback=SynthERCallback().",
-            )
-            return None
-        try:
-            with kept_random_streams():
-                classes = guidance.classes(learnable.train) if isinstance(guidance, Rarity) else None
-                if classes is None:
-                    relevance = self._relevance(guidance, real, order, learnable)
-                    RelevanceScale.measure(relevance)
-                else:
-                    relevance = classes.rarity_of(learnable.train)
-        except Exception as error:  # of a user's own function too
-            self._warn_once(
-                "guidance " + re.sub(r"\d+", "", f"{type(error).__name__} {error}"),
-                f"The guidance does not work ({error}); the synthetic rows are like the data meanwhile.",
-            )
-            return None
-        # Classes of the same size cannot be told apart by their rarity.
-        by = "resampling" if bool((relevance == relevance[0]).all()) else guidance.by
-        return GuidedDraw(type(guidance).__name__, relevance, guidance.strength, by, classes)
-
-    def _relevance(self, guidance: Guidance, real: Transitions, order: RowOrder, learnable: LearnableRows) -> Tensor:
-        """The relevance of the training rows, ``[n]``."""
-        if isinstance(guidance, TDError) and self._td_error is not None:
-            # Of all rows, because an adapter may know the errors by the rows' places.
-            found = checked_relevance(self._td_error(real), len(real))
-            return found[torch.from_numpy(learnable.learned)]
-        finite = np.flatnonzero(learnable.finite)
-        if len(finite) < len(real):
-            real = real[torch.from_numpy(finite)]
-            order = RowOrder(order.write_index[finite], order.stream[finite], order.episode_end[finite])
-        found = checked_relevance(guidance.relevance(real, order), len(real))
-        return found[torch.from_numpy(learnable.learned[finite])]
-
     def _num_threads(self) -> int:
         chosen = self._executor.num_threads if isinstance(self._executor, RefreshProcess) else None
         return torch.get_num_threads() if chosen is None else chosen
@@ -407,54 +352,6 @@ class RefreshingReplay(SavedReplay):
             self._next_redraw = min(self._next_redraw, self.num_observed)
         self._policy = policy
 
-    def bind_td_error(self, function: Callable[[Transitions], Any] | None) -> None:
-        """Set what tells the TD errors, for the guidance `TDError`.
-
-        It is not saved: bind it again after loading. `SynthERCallback` does so for Stable-Baselines3 and sbx, and the
-        buffers of Tianshou and TorchRL for errors that the algorithm reports to them.
-
-        Args:
-            function: takes all real rows of the buffer, not normalised, and returns the absolute TD error of each,
-                ``[N]``. It may draw from the global random streams; they are put back. None unbinds.
-
-        Raises:
-            TypeError: it cannot be called.
-        """
-        if function is not None and not callable(function):
-            raise TypeError(f"function is {function!r}; wanted a function of transitions, or None.")
-        self._td_error = function
-
-    def record_td_errors(self, slots: Any, errors: Any) -> None:
-        """Keep the errors that an algorithm reports; adapters call it.
-
-        Args:
-            slots: where the adapter stores the rows, ``[n]`` from 0.
-            errors: ``[n]`` numbers of any sign, an array or a tensor.
-        """
-        try:
-            if isinstance(errors, Tensor):
-                errors = errors.detach().to("cpu", torch.float32).numpy()
-            self._recorded.record(slots, errors)
-        except Exception as error:  # an algorithm may report anything, and an agent goes on
-            self._warn_once(f"td errors {error}", f"The TD errors that were reported cannot be kept ({error}).")
-
-    def forget_td_errors(self, slots: Any) -> None:
-        """Other rows are in these slots ``[n]`` now."""
-        self._recorded.forget(slots)
-
-    def recorded_td_errors(self, slots: Any) -> NDArray[np.float32]:
-        """The errors that were recorded for these slots ``[n]``; rows without one have the mean of the others.
-
-        Raises:
-            RuntimeError: none was.
-        """
-        return self._recorded.of(slots)
-
-    @property
-    def td_error(self) -> Callable[[Transitions], Any] | None:
-        """What `bind_td_error` has set."""
-        return self._td_error
-
     def _set_size(self, num_rows: int) -> int:
         """Rows of the synthetic set that is made of so many real ones."""
         if self.options.num_synthetic is not None:
@@ -480,8 +377,3 @@ class RefreshingReplay(SavedReplay):
                 f"The algorithm takes about {ratio:.1f} gradient steps for each real transition. Synthetic rows have "
                 f"little to gain there; they are made for many (the paper: 20). {self._update_advice}",
             )
-
-    def _warn_once(self, key: str, message: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            logger.warning(message)

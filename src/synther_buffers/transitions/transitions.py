@@ -94,6 +94,12 @@ def flatten(name: str, value: Observation) -> Iterator[tuple[str, Tensor]]:
             yield from flatten(f"{name}{SEPARATOR}{key}", child)
 
 
+def concatenate(parts: list[Transitions]) -> Transitions:
+    """Rows of several batches in one."""
+    columns = [part.flat() for part in parts]
+    return Transitions.from_flat({name: torch.cat([column[name] for column in columns]) for name in columns[0]})
+
+
 @public
 @dataclass(frozen=True)
 class TransitionSpec:
