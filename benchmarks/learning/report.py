@@ -12,10 +12,12 @@ import numpy as np
 from .arms import ARMS, FORMER_ARMS, REAL_ONLY
 from .lines import Line, read
 from .stages import CHOSEN, STAGES, Stage, jobs, missing
-from .statistics import Scores, compare, headroom, paired, student_interval
+from .statistics import Comparison, Scores, compare, headroom, paired, student_interval
 from .tasks import TASKS
 
 Rows = list[list[str]]
+#: A comparison with fewer pairs a task gets no verdict (protocol.md).
+LEAST_SEEDS = 5
 
 
 def render(results: Path, page: Path) -> None:
@@ -83,7 +85,10 @@ def _head(stage: Sequence[Line], results: Path) -> list[str]:
 
 
 def _reporting(lines: Sequence[Line], choosing: Scores) -> list[str]:
-    """The chosen arm on the seeds that chose nothing; `choosing` names the best arm of real rows alone."""
+    """The chosen arm on the seeds that chose nothing.
+
+    The choosing seeds' scores name the best arm of real rows alone and give the unit of each task.
+    """
     stage, scores = STAGES["reporting"], scores_of(lines)
     if not lines:
         return []
@@ -95,33 +100,18 @@ def _reporting(lines: Sequence[Line], choosing: Scores) -> list[str]:
         "`utd1`": dict.fromkeys(stage.tasks, "utd1"),
         "best real-only arm": best,
     }
-    verdicts, rows = [], []
-    for name, opponent in opponents.items():
-        found = compare(scores, stage.tasks, CHOSEN, opponent, control)
-        if found is None:
-            rows.append([name, "no pairs yet", "", "", "", ""])
-            continue
-        complete = found.seeds >= len(stage.seeds) and len(found.tasks) == len(stage.tasks)
-        verdict = found.verdict if complete else "too early"
-        verdicts.append(verdict)
-        told = f"[{found.low:.2f}, {found.high:.2f}]" if found.seeds > 1 else "one seed: none"
-        rows.append(
-            [
-                name,
-                f"{len(found.tasks)} x {found.seeds}",
-                f"{found.mean:.2f}",
-                told,
-                f"{found.improvement:.2f}",
-                verdict,
-            ]
-        )
+    units = {task: headroom(choosing, task, control[task]) for task in stage.tasks}
+    rows = [
+        [name, *_compared(compare(scores, CHOSEN, opponent, units), tasks=len(stage.tasks), seeds=len(stage.seeds))]
+        for name, opponent in opponents.items()
+    ]
     areas = [_areas(scores, task, stage.arms) for task in stage.tasks]
     runs = len(_unique(lines))
     wanted = len(jobs(stage))
     state = (
         "Complete."
         if runs >= wanted
-        else (f"**Partial: {runs} of {wanted} runs.** Nothing here is a result before all ten seeds are run.")
+        else f"**Partial: {runs} of {wanted} runs.** A comparison has as many seeds as its task with the fewest pairs."
     )
     return [
         "## The reporting seeds",
@@ -135,6 +125,9 @@ def _reporting(lines: Sequence[Line], choosing: Scores) -> list[str]:
         "(Student's), and in how many pairs it is above 0.",
         _table(["task", *(f"over `{arm}`" for arm in stage.arms if arm != CHOSEN)], _differences(scores, stage)),
         *_on_gpu(lines, stage),
+        "The primary comparison: paired differences of the area in units of what `oracle` gains over the control on "
+        "the choosing seeds, interquartile mean over tasks and seeds. By the protocol the arm *helps* if it is better "
+        "than all of these opponents, and is *harmless* if it is better or no worse than the control.",
         _table(["against", "tasks x seeds", "IQM of differences", "95 % interval", "P(improvement)", "verdict"], rows),
     ]
 
@@ -209,6 +202,7 @@ def _stage(lines: Sequence[Line]) -> list[str]:
 
 def _comparison(scores: Scores, tasks: Sequence[str], control: dict[str, str]) -> str:
     control = {task: control[task] for task in tasks}
+    units = {task: headroom(scores, task, control[task]) for task in tasks}
     best = {task: _best_real(scores[task]) for task in tasks if set(REAL_ONLY) <= scores.get(task, {}).keys()}
     opponents = {
         "control": control,
@@ -222,24 +216,28 @@ def _comparison(scores: Scores, tasks: Sequence[str], control: dict[str, str]) -
         for name, opponent in opponents.items():
             if arm == name.strip("`"):
                 continue
-            found = compare(scores, tuple(opponent), arm, opponent, control)
-            if found is None:
-                rows.append([f"`{arm}`", name, "no pairs yet", "", "", "", ""])
-            else:
-                # One pair a task has no spread that could be drawn anew.
-                told = f"[{found.low:.2f}, {found.high:.2f}]" if found.seeds > 1 else "one seed: none"
-                verdict = found.verdict if found.seeds >= 5 and len(found.tasks) == len(tasks) else "too early"
-                rows.append(
-                    [
-                        f"`{arm}`", name, f"{len(found.tasks)} x {found.seeds}", f"{found.mean:.2f}", told,
-                        f"{found.improvement:.2f}", verdict,
-                    ]
-                )  # fmt: skip
+            found = compare(scores, arm, opponent, {task: units[task] for task in opponent})
+            rows.append([f"`{arm}`", name, *_compared(found, tasks=len(tasks), seeds=len(STAGES["a"].seeds))])
     header = ["arm", "against", "tasks x seeds", "IQM of differences", "95 % interval", "P(improvement)", "verdict"]
     return (
         "Paired differences of the area in units of a task's headroom (1 is what `oracle` gains over the control), "
         "interquartile mean over the tasks with headroom and the seeds.\n\n" + _table(header, rows)
     )
+
+
+def _compared(found: Comparison | None, *, tasks: int, seeds: int) -> list[str]:
+    """One comparison's cells; a verdict needs all tasks and five seeds, and says where it has fewer than planned."""
+    if found is None:
+        return ["no pairs yet", "", "", "", ""]
+    # One pair a task has no spread that could be drawn anew.
+    told = f"[{found.low:.2f}, {found.high:.2f}]" if found.seeds > 1 else "one seed: none"
+    verdict = found.verdict
+    if found.seeds < LEAST_SEEDS or len(found.tasks) < tasks:
+        verdict = "too early"
+    elif found.seeds < seeds:
+        verdict += f", by {found.seeds} of {seeds} seeds"
+    size = f"{len(found.tasks)} x {found.seeds}"
+    return [size, f"{found.mean:.2f}", told, f"{found.improvement:.2f}", verdict]
 
 
 def _best_real(scores: Mapping[str, Mapping[int, float]]) -> str:

@@ -59,15 +59,14 @@ def paired(scores: Scores, task: str, arm: str, opponent: str) -> list[tuple[flo
 
 
 def differences(
-    scores: Scores, tasks: Sequence[str], arm: str, opponent: Mapping[str, str], control: Mapping[str, str]
+    scores: Scores, arm: str, opponent: Mapping[str, str], units: Mapping[str, float]
 ) -> tuple[tuple[str, ...], NDArray[np.float64]]:
     """Paired differences in units of each task's headroom, ``[seeds, tasks]``, and the tasks that have one.
 
     All tasks get as many seeds as the one with the fewest.
     """
     columns = {}
-    for task in tasks:
-        unit = headroom(scores, task, control[task])
+    for task, unit in units.items():
         pairs = paired(scores, task, arm, opponent[task])
         if unit > 0.0 and pairs:
             columns[task] = [(first - second) / unit for first, second in pairs]
@@ -111,25 +110,23 @@ def student_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def compare(
     scores: Scores,
-    tasks: Sequence[str],
     arm: str,
     opponent: Mapping[str, str],
-    control: Mapping[str, str],
+    units: Mapping[str, float],
     resamples: int = RESAMPLES,
 ) -> Comparison | None:
     """One line of the primary comparison; None where there is no pair of runs on a task with headroom.
 
     Args:
         scores: areas under the curve.
-        tasks: those with headroom by the protocol.
         arm: the treatment.
         opponent: arm by task.
-        control: arm by task.
+        units: the headroom by task; a task whose headroom is not above 0 is left out.
         resamples: of the bootstrap.
     """
     from rliable import metrics
 
-    compared, table = differences(scores, tasks, arm, opponent, control)
+    compared, table = differences(scores, arm, opponent, units)
     if not table.size:
         return None
     mean, low, high = interval(table, resamples)

@@ -16,7 +16,7 @@ from benchmarks.learning.statistics import (
     student_interval,
 )
 
-CONTROL = {"run": "utd10", "jump": "utd10"}
+CONTROL = {"run": "utd10", "jump": "utd10", "swim": "utd10"}
 SCORES = {
     # Oracle gains 6 and 10, so the unit is 8.
     "run": {
@@ -28,6 +28,9 @@ SCORES = {
     # Oracle loses, so there is no unit.
     "jump": {"utd10": {0: 5.0, 1: 5.0}, "oracle": {0: 4.0, 1: 4.0}, "model": {0: 9.0, 1: 9.0}},
 }
+
+
+UNITS = {"run": 8.0, "jump": -1.0}
 
 
 def test_headroom_is_the_mean_of_paired_gains():
@@ -44,18 +47,14 @@ def test_pairs_are_the_seeds_that_both_have():
 
 
 def test_differences_are_in_units_of_headroom_and_leave_out_tasks_without():
-    tasks, table = differences(SCORES, ["run", "jump"], "model", CONTROL, CONTROL)
+    tasks, table = differences(SCORES, "model", CONTROL, UNITS)
     assert tasks == ("run",)
     np.testing.assert_array_equal(table, [[0.5], [-0.25]])  # (8 - 4) / 8 and (0 - 2) / 8
 
 
 def test_differences_use_as_many_seeds_as_the_poorest_task_has():
-    scores = SCORES | {
-        "swim": {"utd10": {0: 0.0, 1: 0.0}, "oracle": {0: 2.0, 1: 2.0}, "model": {1: 3.0}},
-    }
-    tasks, table = differences(
-        scores, ["run", "swim"], "model", CONTROL | {"swim": "utd10"}, CONTROL | {"swim": "utd10"}
-    )
+    scores = SCORES | {"swim": {"utd10": {0: 0.0, 1: 0.0}, "model": {1: 3.0}}}
+    tasks, table = differences(scores, "model", CONTROL, {"run": 8.0, "swim": 2.0})
     assert tasks == ("run", "swim")
     np.testing.assert_array_equal(table, [[0.5, 1.5]])
 
@@ -93,13 +92,13 @@ def test_the_interval_leaves_the_global_random_stream_alone():
 
 
 def test_a_comparison_by_hand():
-    found = compare(SCORES, ["run", "jump"], "model", CONTROL, CONTROL, 2_000)
+    found = compare(SCORES, "model", CONTROL, UNITS, 2_000)
     assert found is not None
     assert (found.tasks, found.seeds, found.mean) == (("run",), 2, 0.125)
     assert (found.low, found.high) == (-0.25, 0.5)
     # 8 beats 4 and 2, 0 beats neither.
     assert found.improvement == 0.5
-    assert compare(SCORES, ["run"], "model", {"run": "bootstrap"}, CONTROL) is None
+    assert compare(SCORES, "model", {"run": "bootstrap"}, {"run": 8.0}) is None
 
 
 @pytest.mark.parametrize(
