@@ -12,10 +12,11 @@ import numpy as np
 from .arms import ARMS, FORMER_ARMS, REAL_ONLY
 from .lines import Line, read
 from .stages import CHOSEN, STAGES, Stage, jobs, missing
-from .statistics import Comparison, Scores, compare, headroom, paired, student_interval
+from .statistics import Comparison, Scores, compare, headroom, paired, told
+from .tables import Rows, table
 from .tasks import TASKS
+from .why import why
 
-Rows = list[list[str]]
 #: A comparison with fewer pairs a task gets no verdict (protocol.md).
 LEAST_SEEDS = 5
 
@@ -27,10 +28,12 @@ def render(results: Path, page: Path) -> None:
     every = [*stage, *pilot]
     choosing, elsewhere = (read(results / STAGES[name].file) for name in ("choosing", "elsewhere"))
     all_lines = _unique([*every, *choosing, *elsewhere])
+    reporting = read(results / STAGES["reporting"].file)
     text = "\n\n".join(
         [
             *_head(stage, results),
-            *_reporting(read(results / STAGES["reporting"].file), scores_of(all_lines)),
+            *_reporting(reporting, scores_of(all_lines)),
+            *why([*reporting, *all_lines], STAGES["reporting"].tasks),
             *_stage(all_lines),
             *_pilot(every),
             *_other_agents(all_lines),
@@ -117,18 +120,18 @@ def _reporting(lines: Sequence[Line], choosing: Scores) -> list[str]:
         "## The reporting seeds",
         f"`{CHOSEN}` and its opponents on seeds 100 to 109, which chose nothing. {state} "
         "`python -m benchmarks.learning --stage reporting` makes the runs that are missing.",
-        _table(["task", *(f"`{arm}`" for arm in stage.arms)], areas),
+        table(["task", *(f"`{arm}`" for arm in stage.arms)], areas),
         "The best real-only arm, by the choosing seeds: "
         + ", ".join(f"`{arm}` on {TASKS[task].env}" for task, arm in best.items())
         + ".",
         "Paired differences of the area, task by task: the mean over the seeds that both arms have, its 95 % interval "
         "(Student's), and in how many pairs it is above 0.",
-        _table(["task", *(f"over `{arm}`" for arm in stage.arms if arm != CHOSEN)], _differences(scores, stage)),
+        table(["task", *(f"over `{arm}`" for arm in stage.arms if arm != CHOSEN)], _differences(scores, stage)),
         *_on_gpu(lines, stage),
         "The primary comparison: paired differences of the area in units of what `oracle` gains over the control on "
         "the choosing seeds, interquartile mean over tasks and seeds. By the protocol the arm *helps* if it is better "
         "than all of these opponents, and is *harmless* if it is better or no worse than the control.",
-        _table(["against", "tasks x seeds", "IQM of differences", "95 % interval", "P(improvement)", "verdict"], rows),
+        table(["against", "tasks x seeds", "IQM of differences", "95 % interval", "P(improvement)", "verdict"], rows),
     ]
 
 
@@ -138,19 +141,9 @@ def _differences(scores: Scores, stage: Stage) -> Rows:
         row = [TASKS[task].env]
         for arm in stage.arms:
             if arm != CHOSEN:
-                row.append(_told([first - second for first, second in paired(scores, task, CHOSEN, arm)]))
+                row.append(told([first - second for first, second in paired(scores, task, CHOSEN, arm)]))
         rows.append(row)
     return rows
-
-
-def _told(differences: Sequence[float]) -> str:
-    """Mean, interval and signs of paired differences."""
-    if not differences:
-        return "-"
-    mean, low, high = student_interval(differences)
-    above = sum(value > 0.0 for value in differences)
-    ends = f" [{low:.3g}, {high:.3g}]" if len(differences) > 1 else ""
-    return f"{mean:.3g}{ends}, {above} of {len(differences)}"
 
 
 def _on_gpu(lines: Sequence[Line], stage: Stage) -> list[str]:
@@ -162,16 +155,16 @@ def _on_gpu(lines: Sequence[Line], stage: Stage) -> list[str]:
     for task in stage.tasks:
         of = {place: [line for line in lines if line["task"] == task and (line["seed"] in seeds) == (place == "gpu")]
               for place in ("gpu", "cpu")}  # fmt: skip
-        told = []
+        gains = []
         for place in ("gpu", "cpu"):
             pairs = paired(scores_of(of[place]), task, CHOSEN, TASKS[task].control)
-            told.append(_told([first - second for first, second in pairs]))
-        rows.append([TASKS[task].env, *told])
+            gains.append(told([first - second for first, second in pairs]))
+        rows.append([TASKS[task].env, *gains])
     named = ", ".join(map(str, sorted(seeds)))
     return [
         f"On seeds {named} `{CHOSEN}` refreshed on a GPU ([protocol](learning_protocol.md)). What it gains over the "
         "control on these seeds, and on the others:",
-        _table(["task", "refreshed on a GPU", "on a CPU"], rows),
+        table(["task", "refreshed on a GPU", "on a CPU"], rows),
     ]
 
 
@@ -186,7 +179,7 @@ def _stage(lines: Sequence[Line]) -> list[str]:
     ]
     cells = [_areas(scores, task, stage.arms)[1:] for task in tasks]
     rows = [[f"`{arm}`", *row] for arm, *row in zip(stage.arms, *cells, strict=True) if set(row) != {"-"}]
-    blocks.append(_table(["arm", *(TASKS[task].env for task in tasks)], rows))
+    blocks.append(table(["arm", *(TASKS[task].env for task in tasks)], rows))
     judged = [task for task in tasks if _has_headroom(_gains(scores, task)) != "no"]
     blocks += ["### Against the control, and what else could explain it", _comparison(scores, judged, control)]
     blocks += ["### Curves", "Mean return of five deterministic episodes, mean over the seeds there are."]
@@ -195,7 +188,7 @@ def _stage(lines: Sequence[Line]) -> list[str]:
         "### Cost, and what the critic believes",
         "CPU seconds of a run on one core, those of its refreshes, and the critic's value at the end beside the "
         "discounted return that followed (medians over the runs; the entropy bonus is in the value).",
-        _table(["task", "arm", "runs", "CPU s", "refreshes s", "value", "return that followed"], _costs(lines, stage)),
+        table(["task", "arm", "runs", "CPU s", "refreshes s", "value", "return that followed"], _costs(lines, stage)),
     ]
     return blocks
 
@@ -221,7 +214,7 @@ def _comparison(scores: Scores, tasks: Sequence[str], control: dict[str, str]) -
     header = ["arm", "against", "tasks x seeds", "IQM of differences", "95 % interval", "P(improvement)", "verdict"]
     return (
         "Paired differences of the area in units of a task's headroom (1 is what `oracle` gains over the control), "
-        "interquartile mean over the tasks with headroom and the seeds.\n\n" + _table(header, rows)
+        "interquartile mean over the tasks with headroom and the seeds.\n\n" + table(header, rows)
     )
 
 
@@ -230,14 +223,14 @@ def _compared(found: Comparison | None, *, tasks: int, seeds: int) -> list[str]:
     if found is None:
         return ["no pairs yet", "", "", "", ""]
     # One pair a task has no spread that could be drawn anew.
-    told = f"[{found.low:.2f}, {found.high:.2f}]" if found.seeds > 1 else "one seed: none"
+    ends = f"[{found.low:.2f}, {found.high:.2f}]" if found.seeds > 1 else "one seed: none"
     verdict = found.verdict
     if found.seeds < LEAST_SEEDS or len(found.tasks) < tasks:
         verdict = "too early"
     elif found.seeds < seeds:
         verdict += f", by {found.seeds} of {seeds} seeds"
     size = f"{len(found.tasks)} x {found.seeds}"
-    return [size, f"{found.mean:.2f}", told, f"{found.improvement:.2f}", verdict]
+    return [size, f"{found.mean:.2f}", ends, f"{found.improvement:.2f}", verdict]
 
 
 def _best_real(scores: Mapping[str, Mapping[int, float]]) -> str:
@@ -265,7 +258,7 @@ def _curves(lines: Sequence[Line], task: str, arms: Sequence[str]) -> list[str]:
         for arm, runs in by_arm.items()
         if runs
     ]
-    return [f"**{TASKS[task].env}**", _table(["arm (runs)", *(f"{step:,}" for step in steps)], rows)] if rows else []
+    return [f"**{TASKS[task].env}**", table(["arm (runs)", *(f"{step:,}" for step in steps)], rows)] if rows else []
 
 
 def _costs(lines: Sequence[Line], stage: Stage) -> Rows:
@@ -307,19 +300,19 @@ def _pilot(lines: Sequence[Line]) -> list[str]:
         "The pilot, with Stage A's own runs of these arms: what fresh true rows of the present policy add to the "
         "control. Mean area ± standard deviation (seeds). By the protocol a task has headroom if the mean gain is at "
         "least the standard deviation of the paired gains, over at least three seeds.",
-        _table(["task", "steps", "`utd1`", "control", "`oracle`", "mean gain", "gains by seed", "headroom"], rows),
+        table(["task", "steps", "`utd1`", "control", "`oracle`", "mean gain", "gains by seed", "headroom"], rows),
     ]
 
 
 def _other_agents(lines: Sequence[Line]) -> list[str]:
     """A table for each agent but sbx's SAC that has run, beside that one where it ran the same task."""
-    told = {
+    agents = {
         "sb3": ("The same in Stable-Baselines3", "Its own SAC: the same settings, other code, other initial networks."),
         "torchrl": ("The same in TorchRL", "SAC of its own parts: the same settings, other code, other networks."),
         "dqn": ("Discrete actions", "DQN of sbx."),
     }
     scores, blocks = scores_of(lines), []
-    for agent, (title, words) in told.items():
+    for agent, (title, words) in agents.items():
         found = scores_of(lines, agent)
         if not found:
             continue
@@ -333,7 +326,7 @@ def _other_agents(lines: Sequence[Line]) -> list[str]:
         blocks += [
             f"## {title}",
             f"{words} Areas, mean ± standard deviation (seeds); few seeds are no result.",
-            _table(["task", "agent", *(f"`{arm}`" for arm in arms)], rows),
+            table(["task", "agent", *(f"`{arm}`" for arm in arms)], rows),
         ]
     return blocks
 
@@ -352,8 +345,3 @@ def _has_headroom(gains: Sequence[float]) -> str:
 def _rest() -> list[str]:
     arms = ", ".join(f"`{arm}`" for arm in ARMS)
     return [f"Arms that can be run: {arms}. Rendered on {time.strftime('%Y-%m-%d')}."]
-
-
-def _table(header: Sequence[str], rows: Rows) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

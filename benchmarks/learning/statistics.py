@@ -108,6 +108,32 @@ def student_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def told(differences: Sequence[float]) -> str:
+    """Mean, interval and signs of paired differences."""
+    if not differences:
+        return "-"
+    mean, low, high = student_interval(differences)
+    above = sum(value > 0.0 for value in differences)
+    ends = f" [{low:.3g}, {high:.3g}]" if len(differences) > 1 else ""
+    return f"{mean:.3g}{ends}, {above} of {len(differences)}"
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> str:
+    """Spearman's correlation and its 95 % interval by Fisher's transformation, of at least five pairs.
+
+    The interval uses the standard error of Bonett and Wright (2000), ``sqrt((1 + r^2 / 2) / (n - 3))``.
+    """
+    from scipy.stats import spearmanr
+
+    if len(first) < 5:
+        return "-"
+    found = float(spearmanr(first, second).statistic)
+    half = 1.96 * math.sqrt((1 + found**2 / 2) / (len(first) - 3))
+    # A correlation of 1 has no finite transform.
+    middle = math.atanh(min(max(found, -1 + 1e-9), 1 - 1e-9))
+    return f"{found:.2f} [{math.tanh(middle - half):.2f}, {math.tanh(middle + half):.2f}], {len(first)}"
+
+
 def compare(
     scores: Scores,
     arm: str,

@@ -13,7 +13,9 @@ from benchmarks.learning.statistics import (
     headroom,
     interval,
     paired,
+    rank_correlation,
     student_interval,
+    told,
 )
 
 CONTROL = {"run": "utd10", "jump": "utd10", "swim": "utd10"}
@@ -162,13 +164,20 @@ def test_students_interval_of_three_values():
     assert np.isnan([low, high]).all()
 
 
+def test_rank_correlation():
+    assert rank_correlation([1, 2, 3, 4, 5], [2, 4, 9, 16, 25]) == "1.00 [1.00, 1.00], 5"
+    # Ranks 1 to 5 against 2, 1, 4, 3, 5: 1 - 6 * 4 / (5 * 24) = 0.8; atanh 1.0986 less and more 1.96 * sqrt(1.32 / 2).
+    assert rank_correlation([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == "0.80 [-0.46, 0.99], 5"
+    assert rank_correlation([1, 2], [1, 2]) == "-"
+
+
 def test_the_page_tells_differences_task_by_task_and_those_of_runs_with_a_gpu():
-    from benchmarks.learning.report import _on_gpu, _told
+    from benchmarks.learning.report import _on_gpu
     from benchmarks.learning.stages import CHOSEN, STAGES
 
-    assert _told([1.0, 2.0, 3.0]) == "2 [-0.484, 4.48], 3 of 3"
-    assert _told([-1.0]) == "-1, 0 of 1"
-    assert _told([]) == "-"
+    assert told([1.0, 2.0, 3.0]) == "2 [-0.484, 4.48], 3 of 3"
+    assert told([-1.0]) == "-1, 0 of 1"
+    assert told([]) == "-"
     lines = [
         {"task": "pusher", "agent": "sbx", "arm": arm, "seed": seed, "area": area, "gpu": gpu}
         for arm, seed, area, gpu in [
@@ -178,7 +187,7 @@ def test_the_page_tells_differences_task_by_task_and_those_of_runs_with_a_gpu():
             (CHOSEN, 103, 8.0, "a GPU"),
         ]
     ]
-    told, table = _on_gpu(lines, STAGES["reporting"])
-    assert told.startswith(f"On seeds 103 `{CHOSEN}` refreshed on a GPU")
+    words, table = _on_gpu(lines, STAGES["reporting"])
+    assert words.startswith(f"On seeds 103 `{CHOSEN}` refreshed on a GPU")
     assert "| Pusher-v5 | 7, 1 of 1 | 2, 1 of 1 |" in table
     assert _on_gpu(lines[:2], STAGES["reporting"]) == []
