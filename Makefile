@@ -59,6 +59,7 @@ release: check
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/twine check --strict dist/*
 
+# Every benchmark in a small size; that of learning is one of the tests.
 bench-smoke: $(VENV)/.installed
 	$(BIN)/python benchmarks/import_time.py --toy --out build/bench/import_time.json
 	$(BIN)/python benchmarks/buffer_overhead.py --toy --out build/bench/buffer_overhead.json
@@ -80,8 +81,6 @@ bench-smoke: $(VENV)/.installed
 	$(BIN)/python examples/offline_upsampling.py --toy --seeds 1 --arms full subset synther --learners iql --cache build/bench/offline_upsampling \
 		--out build/bench/offline_upsampling.jsonl
 	$(BIN)/python examples/offline_upsampling.py --out build/bench/offline_upsampling.jsonl --report build/bench
-	rm -f build/bench/learning.jsonl
-	$(BIN)/python -m benchmarks.learning --toy --out build/bench/learning.jsonl
 
 # Many hours. The data are files of examples/collect.py, REPLAY of so many steps and OFFLINE up to a return; the comparison
 # with the published code runs where SOURCE is a clone of it.

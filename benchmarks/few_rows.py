@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import RESULTS, machine
+from measuring import RESULTS, machine, toy
 from replay_data import ReplayData
 
 from synther_buffers import PRESETS, ConditioningConfig, DiffusionUpsampler, RowOrder, Transitions, UpsamplerConfig
@@ -206,8 +206,7 @@ def main() -> None:
     known = entries()
     if args.toy:
         args.rows, args.seeds, args.data, args.only = (200,), (0,), [], ["default"]
-        tiny = replace(known["default"].network, width=16, depth=1)
-        known["default"] = replace(known["default"], network=tiny, train_steps=50, terminal_steps=10, num_synthetic=500)
+        known["default"] = replace(toy(known["default"]), num_synthetic=500)
     paths = args.data if args.data or args.toy else sorted(Path("data").glob("*-12500-*.npz"))
     sets = [ReplayData.toy()] if args.toy else [ReplayData.read(path) for path in paths]
     if not sets:

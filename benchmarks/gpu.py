@@ -87,6 +87,7 @@ def same_rows_step(toy: bool) -> dict[str, Any]:
         sampler=replace(preset.sampler, bfloat16=False),
         train_steps=30 if toy else 1_500,
         terminal_steps=50 if toy else 500,
+        outcome_steps=20 if toy else preset.outcome_steps,
     )
     num_rows, draws, trained = 500 if toy else 10_000, {}, {}
     for name, device in {"first": _device(), "second": _device(), "cpu": torch.device("cpu")}.items():
@@ -113,6 +114,9 @@ def same_rows_step(toy: bool) -> dict[str, Any]:
 
 def refresh_step(toy: bool) -> dict[str, Any]:
     """The default refresh of 50,000 rows by phase, with graphs and without."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import measuring
+
     from synther_buffers import DiffusionUpsampler
     from synther_buffers.diffusion.cuda_graph import eager
     from synther_buffers.upsampling.presets import resolve_config
@@ -122,7 +126,7 @@ def refresh_step(toy: bool) -> dict[str, Any]:
     config = resolve_config("auto", device)
     num_synthetic = config.num_synthetic
     if toy:
-        config, num_synthetic = replace(config, train_steps=5, warm_steps=5, terminal_steps=5), 500
+        config, num_synthetic = measuring.toy(config), 500
 
     def refresh(upsampler: DiffusionUpsampler, warm: bool) -> dict[str, float]:
         phases = dict(upsampler.fit(rows, warm_start=warm).phases)
@@ -131,7 +135,7 @@ def refresh_step(toy: bool) -> dict[str, Any]:
         float(drawn.reward[-1])
         return {**phases, "sample": time.perf_counter() - start}
 
-    warm_up = replace(config, train_steps=20, terminal_steps=5)
+    warm_up = replace(config, train_steps=20, terminal_steps=5, outcome_steps=20)
     DiffusionUpsampler(spec, warm_up, device).fit(rows)  # CUDA's libraries set themselves up
     upsampler = DiffusionUpsampler(spec, config, device)
     out: dict[str, Any] = {"num_synthetic": num_synthetic, "train_steps": config.train_steps}
@@ -269,6 +273,8 @@ def profile_step(toy: bool) -> dict[str, Any]:
 
 def wide_step(toy: bool) -> dict[str, Any]:
     """A whole refresh of rows with 715 columns, as of Humanoid-v5, with its peak of memory."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import measuring
     import torch
 
     from synther_buffers import DiffusionUpsampler, Transitions
@@ -289,7 +295,7 @@ def wide_step(toy: bool) -> dict[str, Any]:
         terminated=following[:, 0] > 1.5,
     )
     config = resolve_config("auto", device)
-    config = replace(config, train_steps=5 if toy else 2_000, terminal_steps=20 if toy else config.terminal_steps)
+    config = measuring.toy(config) if toy else replace(config, train_steps=2_000)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     upsampler = DiffusionUpsampler(TransitionSpec.infer(rows), config, device)

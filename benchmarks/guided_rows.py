@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from few_rows import split
-from measuring import machine, write
+from measuring import machine, toy, write
 from replay_data import ReplayData
 from torch import Tensor
 
@@ -126,7 +126,7 @@ def main() -> None:
     print(machine())
     config = resolve_config("cpu", torch.device("cpu"))
     if args.toy:
-        config = replace(config, train_steps=20, outcome_steps=0, budget=None)
+        config = toy(config)
         args.rows, args.drawn, args.seeds = 700, 200, [0]
     data = ReplayData.toy() if args.toy else ReplayData.read(args.data)
     runs = [measure(data, config, args.rows, args.drawn, seed) for seed in args.seeds]

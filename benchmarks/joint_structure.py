@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from measuring import machine, write
+from measuring import machine, toy, write
 
-from synther_buffers import DiffusionUpsampler
+from synther_buffers import DiffusionUpsampler, UpsamplerConfig
 from synther_buffers.transitions import Transitions, TransitionSpec
 from synther_buffers.upsampling.presets import resolve_config, resolve_device
 
@@ -126,14 +126,10 @@ def without_norms(state: Any) -> Any:
     return state
 
 
-def measure(name: str, num_rows: int, num_synthetic: int, preset: str, steps: int | None, seed: int) -> dict[str, Any]:
+def measure(name: str, num_rows: int, num_synthetic: int, config: UpsamplerConfig, seed: int) -> dict[str, Any]:
     """Figures of one data set: of the synthetic rows, and of them without restored norms."""
     make, score = DATA[name]
     rows = make(num_rows, np.random.default_rng(seed))
-    config = resolve_config(preset, resolve_device("auto"))
-    config = replace(config, model_terminals=False)
-    if steps:
-        config = replace(config, train_steps=steps)
     upsampler = DiffusionUpsampler(SPEC, config, seed=seed)
     report = upsampler.fit(rows)
     raw = DiffusionUpsampler(SPEC, config, seed=seed)
@@ -157,12 +153,17 @@ def main() -> None:
     parser.add_argument("--out", help="where to write the JSON (default: benchmarks/results/joint_structure.json)")
     args = parser.parse_args()
     if args.toy:
-        args.rows, args.synthetic, args.steps, args.seeds = 1_000, 1_000, 20, 1
+        args.rows, args.synthetic, args.seeds = 1_000, 1_000, 1
+    config = replace(resolve_config(args.preset, resolve_device("auto")), model_terminals=False)
+    if args.steps:
+        config = replace(config, train_steps=args.steps)
+    if args.toy:
+        config = toy(config)
     print(machine())
     results = []
     for name in args.data:
         for seed in range(args.seeds):
-            results.append(measure(name, args.rows, args.synthetic, args.preset, args.steps, seed))
+            results.append(measure(name, args.rows, args.synthetic, config, seed))
             print(results[-1], flush=True)
     write("joint_structure", {"preset": args.preset, "steps": args.steps, "table": results}, args.out)
 

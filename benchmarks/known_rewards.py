@@ -17,9 +17,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from measuring import write
+from measuring import toy, write
 
-from synther_buffers import PRESETS, DiffusionUpsampler, Transitions, TransitionSpec
+from synther_buffers import DiffusionUpsampler, Transitions, TransitionSpec
+from synther_buffers.upsampling.presets import resolve_config
 
 #: Rows that are generated and judged.
 _JUDGED = 5_000
@@ -70,9 +71,10 @@ def main() -> None:
     held_out = len(rows) * 24 // 25
     scale = float(rows.reward.double().std())
     results: dict[str, Any] = {"rows": len(rows), "real": judge(rows, scale)}
-    for name, config in (("generated", replace(PRESETS["cpu"], outcome_steps=0)), ("default", PRESETS["cpu"])):
-        if args.toy:
-            config = replace(config, train_steps=20, outcome_steps=min(config.outcome_steps, 20))
+    default = resolve_config("cpu", torch.device("cpu"))
+    if args.toy:
+        default = toy(default)
+    for name, config in (("generated", replace(default, outcome_steps=0)), ("default", default)):
         upsampler = DiffusionUpsampler(spec, config, "cpu", seed=0)
         report = upsampler.fit(rows[:held_out], held_out=rows[held_out:])
         results[name] = judge(upsampler.sample(_JUDGED), scale)

@@ -54,6 +54,21 @@ def alternate(first: Callable[[], Any], second: Callable[[], Any], repeats: int,
     return median(times[0]), median(times[1])
 
 
+def toy(config: UpsamplerConfig) -> UpsamplerConfig:
+    """A tiny configuration with all the parts of another, to see that a benchmark runs."""
+    sampler = replace(config.sampler, solver=replace(config.sampler.solver, num_steps=3))
+    return replace(
+        config,
+        network=replace(config.network, width=16, depth=1),
+        sampler=sampler,
+        train_steps=20,
+        warm_steps=20,
+        terminal_steps=20,
+        outcome_steps=min(config.outcome_steps, 20),
+        budget=None,
+    )
+
+
 def use_settings(upsampler: DiffusionUpsampler, config: UpsamplerConfig) -> None:
     """Let later fits and draws of an upsampler follow another configuration of the same network."""
     upsampler.settings = config

@@ -9,7 +9,7 @@ import argparse
 import time
 from dataclasses import replace
 
-from measuring import machine, write
+from measuring import machine, toy, write
 from refresh import random_transitions
 
 from synther_buffers import PRESETS, DiffusionUpsampler, measure_fidelity
@@ -34,7 +34,7 @@ def main() -> None:
     table = []
     for seed in range(args.seeds):
         for bfloat16 in (False, True):
-            preset = PRESETS["cpu"]
+            preset = toy(PRESETS["cpu"]) if args.toy else PRESETS["cpu"]
             config = replace(
                 preset,
                 train_steps=args.steps,

@@ -34,7 +34,7 @@ import gymnasium as gym
 import numpy as np
 import psutil
 import torch
-from measuring import eager_step_seconds, machine, matmul_speed, use_settings, write
+from measuring import eager_step_seconds, machine, matmul_speed, toy, use_settings, write
 
 from synther_buffers import PRESETS, DiffusionUpsampler, Transitions, TransitionSpec, UpsamplerConfig
 from synther_buffers.datasets import open_dataset
@@ -171,6 +171,7 @@ def measure(
 def paper_refresh(
     spec: TransitionSpec,
     rows: Transitions,
+    paper: UpsamplerConfig,
     device: torch.device,
     steps: int,
     num_samples: int,
@@ -180,9 +181,9 @@ def paper_refresh(
 ) -> dict[str, Any]:
     """The paper's 100,000 training steps and million rows: from a timed part, the floors, and in full."""
     paper = replace(
-        PAPER,
-        training=replace(PAPER.training, bfloat16=bfloat16),
-        sampler=replace(PAPER.sampler, bfloat16=bfloat16),
+        paper,
+        training=replace(paper.training, bfloat16=bfloat16),
+        sampler=replace(paper.sampler, bfloat16=bfloat16),
     )
     upsampler = DiffusionUpsampler(spec, cheap_to_fit(paper, 1), device)
     upsampler.fit(rows)
@@ -237,7 +238,7 @@ def main() -> None:
     config = resolve_config(args.preset, device)
     if args.toy:
         args.rows, args.synthetic = 2_000, 2_000
-        config = replace(config, train_steps=20, warm_steps=20)
+        config = toy(config)
     if args.data:
         dataset = open_dataset(args.data)
         spec, rows = dataset.spec, dataset.subset(args.rows)
@@ -256,9 +257,10 @@ def main() -> None:
     }
     if device.type == "cuda" or args.toy:
         steps, num_samples = (2, 20) if args.toy else (1_000, 100_000)
+        paper = toy(PAPER) if args.toy else PAPER
         for precision, bfloat16 in {"float32": False, "bfloat16": True}.items():
             result[f"paper_{precision}"] = paper_refresh(
-                spec, rows, device, steps, num_samples, bfloat16=bfloat16, full=args.full
+                spec, rows, paper, device, steps, num_samples, bfloat16=bfloat16, full=args.full
             )
     write("refresh", result, args.out)
 

@@ -10,14 +10,13 @@ cut at 0.5, as the published code does it. Rows are those of a uniformly random 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
 import torch
-from measuring import machine, write
+from measuring import machine, toy, write
 from refresh import random_transitions
 from torch import Tensor
 
-from synther_buffers import DiffusionUpsampler
+from synther_buffers import DiffusionUpsampler, UpsamplerConfig
 from synther_buffers.upsampling.presets import resolve_config, resolve_device
 
 
@@ -39,12 +38,9 @@ def score(flag: Tensor, rule: Tensor) -> dict[str, float]:
     }
 
 
-def measure(env_id: str, num_rows: int, num_synthetic: int, preset: str, steps: int | None, seed: int) -> dict:
+def measure(env_id: str, num_rows: int, num_synthetic: int, config: UpsamplerConfig, seed: int) -> dict:
     """The three kinds of flag on one synthetic set."""
     spec, rows = random_transitions(env_id, num_rows)
-    config = resolve_config(preset, resolve_device("auto"))
-    if steps:
-        config = replace(config, train_steps=steps)
     upsampler = DiffusionUpsampler(spec, config, seed=seed, progress_bar=True)
     upsampler.fit(rows)
     synthetic = upsampler.sample(num_synthetic).to("cpu")
@@ -75,13 +71,16 @@ def main() -> None:
     args = parser.parse_args()
     if args.toy:
         args.rows, args.synthetic, args.seeds = 2_000, 2_000, 1
+    config = resolve_config(args.preset, resolve_device("auto"))
+    if args.toy:
+        config = toy(config)
     print(machine())
     header = f"{'environment':<14}{'seed':>5}{'data rate':>11}{'rule rate':>11}{'drawn':>8}{'cut 0.5':>9}"
     print(f"\n{header}{'precision':>11}{'(coin)':>8}{'recall':>8}{'(coin)':>8}")
     table = []
     for env_id in ("Hopper-v5", "Walker2d-v5"):
         for seed in range(args.seeds):
-            row = measure(env_id, args.rows, args.synthetic, args.preset, 50 if args.toy else None, seed)
+            row = measure(env_id, args.rows, args.synthetic, config, seed)
             table.append(row)
             drawn, coin = row["drawn"], row["coin"]
             print(

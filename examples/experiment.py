@@ -37,7 +37,7 @@ def parse_args(description: str, logdir: str) -> argparse.Namespace:
     parser.add_argument("--retrain-every", type=int, default=1_000, help="environment steps between refreshes")
     parser.add_argument("--num-synthetic", type=int, help="rows of the synthetic set (default: by the number of rows)")
     parser.add_argument(
-        "--train-steps", type=int, help="the upsampler's gradient steps (default: by the number of rows)"
+        "--train-steps", type=int, help="of each part of the upsampler, at most (default: by the number of rows)"
     )
     args = parser.parse_args()
     args.logdir.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,12 @@ def synther_arguments(args: argparse.Namespace) -> dict:
     if args.train_steps:
         preset = resolve_config("auto", resolve_device("auto"))
         upsampler = replace(
-            preset, train_steps=args.train_steps, warm_steps=max(2 * args.train_steps // 3, 1), budget=None
+            preset,
+            train_steps=args.train_steps,
+            warm_steps=max(2 * args.train_steps // 3, 1),
+            terminal_steps=min(args.train_steps, preset.terminal_steps),
+            outcome_steps=min(args.train_steps, preset.outcome_steps),
+            budget=None,
         )
     return {
         "upsampler": upsampler,

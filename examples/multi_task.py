@@ -71,7 +71,7 @@ def with_task(observation: np.ndarray, number: int) -> np.ndarray:
     return np.concatenate((observation, np.eye(len(TASKS))[number])).astype(np.float32)
 
 
-def evaluate(model: SAC, number: int, episodes: int = 5) -> float:
+def evaluate(model: SAC, number: int, episodes: int) -> float:
     """Mean return of the deterministic policy."""
     env, total = make_task(number), 0.0
     for seed in range(episodes):
@@ -90,6 +90,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6_000)
     parser.add_argument("--utd", type=int, default=10)
     parser.add_argument("--retrain-every", type=int, default=1_000)
+    parser.add_argument("--train-steps", type=int, help="of the upsampler's parts in place of the preset's")
+    parser.add_argument("--episodes", type=int, default=5, help="of each task at the end")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     env = MultiTask()
@@ -105,6 +107,9 @@ def main() -> None:
         replay_buffer_class=SynthERBuffer,
         replay_buffer_kwargs={
             "retrain_every": args.retrain_every,
+            "upsampler": {"train_steps": args.train_steps, "outcome_steps": args.train_steps}
+            if args.train_steps
+            else "auto",
             "synthetic_fraction": 0.0 if args.synthetic == "none" else 0.5,
             "guidance": Rarity(of=tasks) if args.synthetic == "rarity" else None,
         },
@@ -112,7 +117,7 @@ def main() -> None:
     model.learn(args.steps)
     rows = model.replay_buffer.synthetic.rows
     shares = None if rows is None else rows.observation[:, -len(TASKS) :].mean(0).tolist()
-    returns = {task: evaluate(model, number) for number, task in enumerate(TASKS)}
+    returns = {task: evaluate(model, number, args.episodes) for number, task in enumerate(TASKS)}
     print(json.dumps({"synthetic": args.synthetic, "seed": args.seed, "returns": returns, "shares": shares}))
 
 

@@ -108,7 +108,13 @@ def run(args: argparse.Namespace) -> tuple[SAC, SynthERBuffer]:
     np.random.seed(args.seed)  # noqa: NPY002  # the stream that SB3's buffers draw real rows from
     upsampler = "auto"
     if args.train_steps:  # what differs from the device's preset
-        upsampler = {"train_steps": args.train_steps, "warm_steps": max(2 * args.train_steps // 3, 1), "budget": None}
+        upsampler = {
+            "train_steps": args.train_steps,
+            "warm_steps": max(2 * args.train_steps // 3, 1),
+            "terminal_steps": args.train_steps,
+            "outcome_steps": args.train_steps,
+            "budget": None,
+        }
     env = gym.make(args.env)
     env.action_space.seed(args.seed)
     buffer = SynthERBuffer(
@@ -159,7 +165,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--retrain-every", type=int, default=1_000, help="environment steps between refreshes")
     parser.add_argument("--num-synthetic", type=int, help="default: by the number of rows")
     parser.add_argument(
-        "--train-steps", type=int, help="the upsampler's gradient steps (default: by the number of rows)"
+        "--train-steps", type=int, help="of each part of the upsampler (default: by the number of rows)"
     )
     parser.add_argument("--learning-starts", type=int, default=500, help="random steps at the start")
     parser.add_argument("--batch-size", type=int, default=256)

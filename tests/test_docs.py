@@ -25,23 +25,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+import toys
 
-from synther_buffers.upsampling.presets import PRESETS, NetworkConfig, SamplerConfig
+from synther_buffers.upsampling.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if "_build" not in path.parts)
 
-TINY = replace(
-    PRESETS["cpu"],
-    network=NetworkConfig(width=32, depth=2, embedding_dim=16),
-    training=replace(PRESETS["cpu"].training, batch_size=64, bfloat16=False),
-    sampler=SamplerConfig(replace(PRESETS["cpu"].sampler.solver, num_steps=8)),
-    train_steps=30,
-    warm_steps=10,
-    num_synthetic=1_000,
-    terminal_steps=30,
-)
+TINY = replace(toys.TINY, num_synthetic=1_000)
 
 _BLOCK = re.compile(
     r"(?P<comments>(?:^<!--(?:(?!-->).)*-->\n+)*)^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL

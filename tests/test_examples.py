@@ -53,6 +53,7 @@ def test_an_example_runs_without_synthetic_rows(script, tmp_path):
 def test_the_rare_task_gets_its_share():
     pytest.importorskip("sbx")
     command = [sys.executable, EXAMPLES / "multi_task.py", "--steps", "1200", "--utd", "1", "--retrain-every", "1100"]
+    command += ["--train-steps", "40", "--episodes", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MUJOCO_GL": "disable", "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-3_000:]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
 import math
 import pickle
-import weakref
 from collections.abc import Sequence
 from functools import partial
 from multiprocessing.context import get_spawning_popen
@@ -16,13 +14,11 @@ from typing import Any, Unpack
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl import data as torchrl_data
 from torchrl.data import LazyTensorStorage, RandomSampler, RoundRobinWriter, replay_buffers
 
-from ..guidance.td_error import TDError
 from ..replay.interleaving import batch_order_on
 from ..replay.options import SyntheticKeywords, lists_options, split_keywords
 from ..replay.synthetic_replay import SyntheticReplay
@@ -32,6 +28,7 @@ from .gather import Gatherer, can_gather
 from .layout import Key, Layout, normalized_keys
 from .prioritized import adopt
 from .saving import packed_synthetic, read_beside, restore_synthetic, write_beside
+from .td_errors import RecordsTDErrors
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +51,7 @@ class StorageKeywords(SyntheticKeywords, total=False):
     auto_cleanup: bool | None
 
 
-class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL ships no types
+class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[misc]  # TorchRL ships no types
     """Adds synthetic transitions to the lazy TorchRL storage class to its right in the bases.
 
     The storage holds real rows only: its length, slices and iteration cover no others. `RandomSampler`, which asks the
@@ -80,7 +77,11 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
 
     @lists_options
     def __init__(self, max_size: int, *, modelled_keys: Sequence[Any] = (), **options: Unpack[StorageKeywords]) -> None:
-        storage = next(base for base in type(self).__mro__ if not issubclass(base, SynthERStorageMixin))
+        storage = next(
+            base
+            for base in type(self).__mro__
+            if issubclass(base, LazyTensorStorage) and not issubclass(base, SynthERStorageMixin)
+        )
         chosen, others = split_keywords(type(self).__name__, options, inspect.signature(storage).parameters)
         super().__init__(max_size, **others)
         self.modelled_keys = normalized_keys(modelled_keys)
@@ -209,51 +210,6 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         """Slots along the first dimension that the writers have counted."""
         writers = [getattr(buffer, "_writer", None) for buffer in self._attached_entities]
         return sum(int(getattr(writer, "_write_count", 0)) for writer in writers)
-
-    # -- TD errors ---------------------------------------------------------------------------------------------------
-
-    @property
-    def _wants_td_errors(self) -> bool:
-        return isinstance(self.synthetic.options.guidance, TDError)
-
-    def record_td_errors(self, index: Tensor, errors: Tensor) -> None:
-        """Keep what a loss says of rows, for the guidance `TDError`: ``batch["index"]`` and ``batch["td_error"]``.
-
-        A `PrioritizedSampler` does so when its priorities are updated.
-
-        Args:
-            index: addresses of a batch, ``[N]`` or ``[N, ndim]``; those of synthetic rows are left out.
-            errors: ``[N]``, of any sign.
-        """
-        if not self._wants_td_errors:
-            return
-        index, errors = index.detach().cpu(), errors.detach().cpu().float().reshape(-1)
-        real = ~is_synthetic(index)
-        index, errors = index[real], errors[real]
-        if index.ndim > 1:
-            position = index[:, 0]
-            for dim in range(1, self.ndim):
-                position = position * self._total_shape[dim] + index[:, dim]
-            index = position
-        self.synthetic.record_td_errors(index.numpy(), errors)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _forget_td_errors(self, cursor: Any) -> None:
-        """Other rows are at a cursor now: an index of any kind, whose first part is of the first dimension."""
-        if isinstance(cursor, tuple) and cursor:
-            cursor = cursor[0]
-        rows = self._rows_per_slot()
-        slots = np.arange(self.max_size // rows)
-        cursor = cursor.cpu().numpy() if isinstance(cursor, Tensor) else cursor
-        with contextlib.suppress(IndexError, TypeError, ValueError):  # then of all slots
-            slots = np.atleast_1d(slots[list(cursor) if isinstance(cursor, range) else cursor]).reshape(-1)
-        self.synthetic.forget_td_errors((slots[:, None] * rows + np.arange(rows)).reshape(-1))
-
-    def _bind_td_errors(self) -> None:
-        """Tell the guidance the errors that were recorded."""
-        if self._wants_td_errors:
-            storage = weakref.ref(self)  # a cycle would keep the storage, and a refresh process with it, alive
-            self.synthetic.bind_td_error(lambda rows: _errors_of(storage(), len(rows)))
 
     # -- drawing -----------------------------------------------------------------------------------------------------
 
@@ -442,10 +398,3 @@ class SynthERStorageMixin(LazyTensorStorage):  # type: ignore[misc]  # TorchRL s
         if isinstance(self.synthetic, bytes):
             self.synthetic = pickle.loads(self.synthetic)
         self._bind_td_errors()
-
-
-def _errors_of(storage: SynthERStorageMixin | None, num_rows: int) -> NDArray[np.float32]:
-    """The recorded errors of the rows of a storage, in the order of `real_transitions`."""
-    if storage is None:
-        raise RuntimeError("the storage whose TD errors were bound is gone")
-    return storage.synthetic.recorded_td_errors(np.arange(num_rows))

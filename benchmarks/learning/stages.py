@@ -8,7 +8,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -109,8 +109,8 @@ STAGES: dict[str, Stage] = {
     ),
     # Discrete actions (`--agent dqn`) and another framework (`--agent torchrl`).
     "elsewhere": Stage(
-        ("cartpole", "acrobot", "halfcheetah"),
-        ("utd1", "utd10", "bootstrap", "few-rows-passes"),
+        ("cartpole", "halfcheetah"),
+        ("utd1", "utd10", "bootstrap", "oracle", CHOSEN),
         CHOOSING,
         "learning_elsewhere.jsonl",
     ),
@@ -123,11 +123,12 @@ def jobs(stage: Stage, agent: str = "sbx", seeds: Sequence[int] | None = None) -
 
 
 def toy_jobs() -> list[Job]:
-    """A tiny run of every agent and arm; arms that differ in the model alone, which is tiny in all, share one."""
+    """A tiny run of every agent and kind of arm; arms that differ in numbers, or in the tiny model alone, share one."""
     told_apart = {}
-    for name, arm in ARMS.items():
-        toy = replace(arm.for_task(TASKS["toy"]), preset="", changes={})
-        told_apart.setdefault(json.dumps(toy.settings()), Job("toy", name, 0))
+    for name in ARMS:
+        arm = ARMS[name].for_task(TASKS["toy"])
+        kind = (arm.upsampler, arm.policy_delay > 1, arm.policy_share > 0, arm.guidance is not None, arm.guided_by)
+        told_apart.setdefault(kind, Job("toy", name, 0))
     others = [Job("toy", "oracle", 0, "sb3"), Job("toy", "oracle", 0, "torchrl")]
     return [*told_apart.values(), *others, Job("toy-discrete", "few-rows-passes", 0, "dqn")]
 

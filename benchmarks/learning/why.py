@@ -93,7 +93,8 @@ def _against_control(excess: Scores, tasks: Sequence[str], arms: Sequence[str]) 
 
 
 def _correlations(lines: Sequence[Line], task: str) -> list[str]:
-    control: Mapping[int, float] = _scores(lines, lambda line: line["area"])[task].get(TASKS[task].control, {})
+    areas = _scores(lines, lambda line: line["area"])
+    control: Mapping[int, float] = areas.get(task, {}).get(TASKS[task].control, {})
     runs = [line for arm in MODELS for line in _of(lines, task, arm) if line["seed"] in control and line["refreshes"]]
     cells = []
     for figure in FIGURES:

@@ -9,6 +9,7 @@ TINY = {
     "train_steps": 10,
     "warm_steps": 5,
     "terminal_steps": 10,
+    "outcome_steps": 0,
     "num_synthetic": 300,
     "network": {"width": 16, "depth": 1, "embedding_dim": 8},
     "training": {"batch_size": 64, "bfloat16": False},

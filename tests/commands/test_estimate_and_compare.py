@@ -32,8 +32,10 @@ class TestEstimate:
         assert found["seconds"] > 0
 
     def test_no_refresh(self):
-        text = run("estimate", "--env", "Pendulum-v1", "--steps", 3_000).stdout
-        assert text == "no refresh in 3,000 steps: the first one would come at 10,000\n"
+        text = run("estimate", "--env", "Pendulum-v1", "--steps", 999).stdout
+        assert text == "no refresh in 999 steps: the first one would come at 1,000\n"
+        text = run("estimate", "--env", "Pendulum-v1", "--steps", 999, "--retrain-every", 5_000).stdout
+        assert text.endswith("the first one would come at 5,000\n")
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -19,6 +19,7 @@ TINY = replace(
     warm_steps=10,
     num_synthetic=200,
     terminal_steps=20,
+    outcome_steps=0,
 )
 
 

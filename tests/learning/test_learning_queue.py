@@ -7,7 +7,6 @@ import os
 
 import pytest
 from benchmarks.learning.__main__ import main
-from benchmarks.learning.arms import ARMS
 from benchmarks.learning.lines import append, read, repair
 from benchmarks.learning.prepare import HERE
 from benchmarks.learning.report import render
@@ -135,33 +134,19 @@ def test_the_best_real_only_arm_is_that_of_the_highest_mean(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_arm_runs_from_end_to_end(tmp_path):
+def test_every_kind_of_arm_runs_from_end_to_end(tmp_path):
     path = tmp_path / "lines.jsonl"
     assert main(["--toy", "--out", str(path)]) == 0
     lines = {(found["agent"], found["arm"]): found for found in read(path)}
-    only_other_models = {
-        "few-rows",
-        "few-rows-passes",
-        "passes-often",
-        "passes-wide",
-        "default",
-        "default-often",
-        "default-three-quarters",
-        "default-delay",
-        "policy-0.2",
-        "policy-0.5",
-        "guided-novelty",
-        "guided-return",
-        "guided-td-error",
-        "resampled-td-error",
-    }
+    kinds = ("utd1", "utd20-delay", "bootstrap", "oracle", "oracle-delay", "oracle-dynamics", "constant-budget")
+    kinds += ("passes-delay", "policy-0.05", "guided-curiosity", "resampled-curiosity")
     assert set(lines) == {
-        *(("sbx", arm) for arm in ARMS if arm not in only_other_models),
+        *(("sbx", arm) for arm in kinds),
         ("sb3", "oracle"),
         ("torchrl", "oracle"),
         ("dqn", "few-rows-passes"),
     }
-    first = lines["sbx", "utd10"]
+    first = lines["sbx", "utd1"]
     for (agent, arm), found in lines.items():
         assert [step for step, _ in found["evaluations"]] == [100, 200, 300]
         assert len(found["refreshes"]) == (0 if arm.startswith("utd") else 2)

@@ -73,7 +73,6 @@ def test_every_option_is_described_and_on_the_page_of_settings():
 
 def test_defaults_are_resolved():
     options = SyntheticOptions(retrain_every=7, refresh_log="log.jsonl")
-    assert options.start_after == 7
     assert options.seed == torch.initial_seed()
     assert options.refresh_log == Path("log.jsonl")
     assert options.num_synthetic is None  # an upsampler of one's own may say

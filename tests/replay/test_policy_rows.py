@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from toys import SPEC, TINY, Resampler, equal, gaussian
 
-from synther_buffers import ConditioningConfig, SyntheticOptions, SyntheticReplay, Transitions, TransitionSpec
+from synther_buffers import ConditioningConfig, SyntheticReplay, Transitions, TransitionSpec
 from synther_buffers.replay.random_streams import kept_random_streams
 from synther_buffers.replay.synthetic_set import SyntheticSet
 
@@ -174,9 +174,16 @@ def test_after_each_refresh_and_at_intervals():
     assert set(calls) == {150}
 
 
-def test_the_default_is_a_fifth_of_retrain_every():
-    assert SyntheticOptions(retrain_every=1_000).redraw_every == 200
-    assert SyntheticOptions(retrain_every=3).redraw_every == 1
+def test_the_default_is_a_fifth_of_the_interval():
+    drawn_at = []
+    replay = make(redraw_every=None)
+    replay.bind_policy(half)
+    for total in range(150, 451, 10):
+        generation = replay.generation
+        observe(replay, total)
+        if replay.generation > generation:
+            drawn_at.append(total)
+    assert drawn_at == [200, 240, 280, 320, 360, 400, 440]
 
 
 def test_none_are_drawn_where_none_are_wanted():

@@ -97,7 +97,7 @@ def test_a_long_wait_is_said(go_on, caplog, monkeypatch):
     observe(buffer, 200)
     threading.Timer(0.5, go_on.touch).start()
     observe(buffer, 300)
-    assert "s for this refresh: refresh_lag is 100, and may be up to 200" in caplog.text
+    assert "s for this refresh: refresh_lag was 100, and may be up to 200" in caplog.text
 
 
 def test_at_fraction_0_nothing_starts():

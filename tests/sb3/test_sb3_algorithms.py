@@ -304,5 +304,5 @@ def test_a_user_may_leave_everything_at_its_default():
         each.set_random_seed(0)
         each.learn(70)
     assert torch.equal(parameters(model), parameters(plain))
-    assert model.replay_buffer.synthetic.start_after == 10_000
+    assert model.replay_buffer.synthetic.start_after == 1_000
     assert all(len(tensor) == 4 for tensor in flat_batch(model.replay_buffer.sample(4)).values())

@@ -5,6 +5,7 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 import torch
+import toys
 from gymnasium import spaces
 from synther_buffers.tianshou import SynthERPrioritizedReplayBuffer, SynthERReplayBuffer
 from tianshou.algorithm.algorithm_base import policy_within_training_step
@@ -25,23 +26,13 @@ from tianshou.utils.net.continuous import (
     ContinuousCritic,
 )
 
-from synther_buffers.upsampling.presets import PRESETS, NetworkConfig, SamplerConfig
 from synther_buffers.upsampling.protocol import FitReport
 
 #: The reward of every row that `Marked` makes.
 MARK = -7.0
 
 #: The real diffusion upsampler, as small as it gets; without terminals, whose classifier takes seconds to train.
-TINY = replace(
-    PRESETS["cpu"],
-    network=NetworkConfig(width=32, depth=2, embedding_dim=16),
-    training=replace(PRESETS["cpu"].training, batch_size=64, bfloat16=False),
-    sampler=SamplerConfig(replace(PRESETS["cpu"].sampler.solver, num_steps=8)),
-    train_steps=50,
-    warm_steps=20,
-    num_synthetic=500,
-    model_terminals=False,
-)
+TINY = replace(toys.TINY, num_synthetic=500, model_terminals=False)
 
 #: The classes of ours, beside the plain one of each.
 PLAIN = {SynthERReplayBuffer: VectorReplayBuffer, SynthERPrioritizedReplayBuffer: PrioritizedVectorReplayBuffer}

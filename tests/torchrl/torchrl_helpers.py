@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import torch
+import toys
 from synther_buffers.torchrl import SynthERMemmapStorage, SynthERStorage, is_synthetic
 from tensordict import TensorDict
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, PrioritizedSampler, TensorDictReplayBuffer
 
-from synther_buffers.upsampling.presets import PRESETS, NetworkConfig, SamplerConfig
 from synther_buffers.upsampling.protocol import FitReport
 
 #: The reward of every row that `Marked` makes.
@@ -16,16 +16,7 @@ MARK = -7.0
 EPISODE = 20
 
 #: The real diffusion upsampler, as small as it gets; without terminals, whose classifier takes seconds to train.
-TINY = replace(
-    PRESETS["cpu"],
-    network=NetworkConfig(width=32, depth=2, embedding_dim=16),
-    training=replace(PRESETS["cpu"].training, batch_size=64, bfloat16=False),
-    sampler=SamplerConfig(replace(PRESETS["cpu"].sampler.solver, num_steps=8)),
-    train_steps=50,
-    warm_steps=20,
-    num_synthetic=500,
-    model_terminals=False,
-)
+TINY = replace(toys.TINY, num_synthetic=500, model_terminals=False)
 
 PLAIN = {SynthERStorage: LazyTensorStorage, SynthERMemmapStorage: LazyMemmapStorage}
 

@@ -13,7 +13,6 @@ from gymnasium import spaces
 from toys import SPEC, TINY, equal, gaussian, global_state, walk
 
 from synther_buffers import (
-    PRESETS,
     DiffusionUpsampler,
     DPMSolver,
     HeunSolver,
@@ -26,6 +25,7 @@ from synther_buffers import (
 from synther_buffers.evaluation.fidelity import measure_fidelity
 from synther_buffers.upsampling import checkpoint
 from synther_buffers.upsampling.factory import make_upsampler, resolve_factory
+from synther_buffers.upsampling.presets import resolve_config
 
 LEARNING = replace(
     TINY,
@@ -415,7 +415,8 @@ def test_terminals_agree_with_the_environments_rule(env_id):
         rows.append((observation, action, np.float32(reward), following, terminated))
         observation = env.reset()[0] if terminated or truncated else following
     real = Transitions(*(torch.from_numpy(np.array(column)) for column in zip(*rows, strict=True)))
-    config = replace(PRESETS["cpu"], network=NetworkConfig(width=128, depth=3, embedding_dim=64), train_steps=1_000)
+    preset = resolve_config("cpu", torch.device("cpu"))
+    config = replace(preset, network=NetworkConfig(width=128, depth=3, embedding_dim=64), train_steps=1_000)
     upsampler = DiffusionUpsampler(TransitionSpec.from_spaces(env.observation_space, env.action_space), config, "cpu")
     upsampler.fit(real)
     synthetic = upsampler.sample(10_000)

@@ -25,9 +25,15 @@ def estimate(
         ),
     ],
     steps: Annotated[int, typer.Option(min=1, help="Environment steps of the run.", show_default=False)],
-    retrain_every: Annotated[int, typer.Option(min=1, help="As of the buffer.")] = 10_000,
+    retrain_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="As of the buffer; by default a tenth of the rows, 500 to 10,000.", show_default=False
+        ),
+    ] = None,
     start_after: Annotated[
-        int | None, typer.Option(min=1, help="As of the buffer; by default `--retrain-every`.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="As of the buffer; by default `--retrain-every`, or 1,000.", show_default=False),
     ] = None,
     buffer_size: Annotated[int, typer.Option(min=1, help="Real rows that the buffer holds.")] = 1_000_000,
     num_synthetic: Annotated[
@@ -59,6 +65,7 @@ def estimate(
         torch.set_num_threads(threads)
     with failing():
         from ..replay.cost import estimate_cost
+        from ..replay.schedule import RefreshSchedule
 
         spec, rows, per_step = _rows(env)
         with usage():
@@ -77,7 +84,8 @@ def estimate(
         write_json({**found.to_dict(), "environment_seconds": per_step * steps})
         return
     if not found.num_refreshes:
-        typer.echo(f"no refresh in {steps:,} steps: the first one would come at {start_after or retrain_every:,}")
+        first = RefreshSchedule(retrain_every, start_after, buffer_size).first
+        typer.echo(f"no refresh in {steps:,} steps: the first one would come at {first:,}")
         return
     typer.echo(
         f"refreshes: {found.num_refreshes:,} in {steps:,} steps, {_duration(found.seconds)} in all; "

@@ -98,7 +98,8 @@ def estimate_cost(
     spec.check(rows)
     learned = [
         max(round((1.0 - SHARE) * min(observed, buffer_size)), 1)
-        for observed in (_refreshes(chosen, num_steps) if chosen.synthetic_fraction > 0.0 else [])
+        for observed, _ in (_refreshes(chosen, num_steps, buffer_size) if chosen.synthetic_fraction > 0.0 else [])
+        if observed >= MIN_ROWS  # a refresh of fewer rows is skipped
     ]
     if not learned:
         return CostEstimate(0, 0.0, 0.0, 0.0, 0, 0, str(device))
@@ -107,7 +108,7 @@ def estimate_cost(
     seconds = _seconds(speed, config, learned, [_rows_drawn(chosen, size) for size in sizes])
     return CostEstimate(
         num_refreshes=len(learned),
-        seconds=sum(seconds) + _policy_rows(chosen, num_steps) * speed.row,
+        seconds=sum(seconds) + _policy_rows(chosen, num_steps, buffer_size) * speed.row,
         first_seconds=seconds[0],
         last_seconds=seconds[-1],
         num_synthetic=sizes[-1],
@@ -116,14 +117,12 @@ def estimate_cost(
     )
 
 
-def _refreshes(options: SyntheticOptions, num_steps: int) -> list[int]:
-    """Real transitions written at each refresh."""
-    start = options.retrain_every if options.start_after is None else options.start_after
-    schedule, found = RefreshSchedule(options.retrain_every, start), []
+def _refreshes(options: SyntheticOptions, num_steps: int, buffer_size: int) -> list[tuple[int, int]]:
+    """Real transitions written at each refresh, and from it to the next one."""
+    schedule, found = RefreshSchedule(options.retrain_every, options.start_after, buffer_size), []
     while schedule.next_refresh <= num_steps:
         schedule.num_observed = schedule.next_refresh
-        if schedule.num_observed >= MIN_ROWS:  # a refresh of fewer rows is skipped
-            found.append(schedule.num_observed)
+        found.append((schedule.num_observed, schedule.interval(schedule.num_observed)))
         schedule.attempted()
     return found
 
@@ -144,13 +143,16 @@ def _rows_drawn(options: SyntheticOptions, num_synthetic: int) -> int:
     return num_synthetic * (CANDIDATES if options.guidance.by == "resampling" else 2)
 
 
-def _policy_rows(options: SyntheticOptions, num_steps: int) -> int:
+def _policy_rows(options: SyntheticOptions, num_steps: int, buffer_size: int) -> int:
     """Rows with the policy's actions in the whole run."""
-    if options.policy_share == 0.0 or options.redraw_every is None:
+    if options.policy_share == 0.0:
         return 0
-    start = options.retrain_every if options.start_after is None else options.start_after
-    # At the first refresh, and then at each interval.
-    return NUM_POLICY_ROWS * ((num_steps - start) // options.redraw_every + 1 if num_steps >= start else 0)
+    draws = 0
+    for observed, interval in _refreshes(options, num_steps, buffer_size):
+        # At the refresh, and then again and again until the next one.
+        redraw_every = options.redraw_every or max(interval // 5, 1)
+        draws += min(interval - 1, num_steps - observed) // redraw_every + 1
+    return NUM_POLICY_ROWS * draws
 
 
 def _memory(spec: TransitionSpec, num_rows: int, num_synthetic: int) -> int:

@@ -23,6 +23,7 @@ from ..upsampling.factory import UpsamplerOption, resolve_factory, with_conditio
 from ..upsampling.presets import resolve_device
 from ..upsampling.protocol import UpsamplerFactory
 from ..validation import fraction, suggestion, whole_number
+from .schedule import SHORTEST
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,7 +38,7 @@ class SyntheticKeywords(TypedDict, total=False):
 
     upsampler: UpsamplerOption
     upsampler_device: str | torch.device
-    retrain_every: int
+    retrain_every: int | None
     start_after: int | None
     num_synthetic: int | None
     synthetic_fraction: float
@@ -63,8 +64,9 @@ class SyntheticOptions:
             device's preset (``{"train_steps": 2_000, "network": {"width": 64}}``), or a picklable factory
             ``(spec, *, device, seed, progress_bar) -> Upsampler``.
         upsampler_device: where it trains; ``auto`` is CUDA where there is one.
-        retrain_every: real transitions between refreshes (the paper: 10,000).
-        start_after: real transitions before the first refresh; None for `retrain_every`.
+        retrain_every: real transitions between refreshes (the paper: 10,000); None for a tenth of the real rows that
+            the buffer holds, at least 500 and at most 10,000.
+        start_after: real transitions before the first refresh; None for `retrain_every`, or 1,000 where that is None.
         num_synthetic: rows of the synthetic set; None for ten times the number of real rows, at least 20,000 and at
             most `num_synthetic` of the upsampler's configuration, or for 100,000 with a factory of your own.
         synthetic_fraction: share of each batch that is synthetic, from 0 to 1 (the paper: 0.5). At 0 nothing is
@@ -76,9 +78,10 @@ class SyntheticOptions:
         refresh_log: file to append a JSON line to at each refresh, or None.
         refresh_on: where refreshes run. ``"here"``: in the agent's process, which waits. ``"process"``: in a process of
             its own beside the agent, a `RefreshProcess`. Or any `concurrent.futures.Executor`.
-        refresh_lag: real transitions from the start of a refresh elsewhere to its first batch, at most `retrain_every`;
+        refresh_lag: real transitions from the start of a refresh elsewhere to its first batch, at most `retrain_every`
+            (500 where that is None);
             the agent waits if the refresh is late, so the same seed gives the same run however fast the other process
-            is. None for half of `retrain_every`. ``"as-ready"`` serves it as soon as it is there, which no seed
+            is. None for half of the interval. ``"as-ready"`` serves it as soon as it is there, which no seed
             reproduces.
         quality_gate: let the share of synthetic rows follow the figures of the last refresh, from `synthetic_fraction`
             down to none for a model that learned nothing, copies, or generates rows whose outcomes are not theirs.
@@ -87,7 +90,8 @@ class SyntheticOptions:
         policy_share: share of the synthetic rows of a batch that have an observation of a real row, the current
             policy's action for it and the model's outcome; needs a policy, see `SyntheticReplay.bind_policy`. The model
             then learns conditions as well (`ConditioningConfig`).
-        redraw_every: real transitions between two draws of these rows; None for a fifth of `retrain_every`.
+        redraw_every: real transitions between two draws of these rows; None for a fifth of the interval between
+            refreshes.
         guidance: which rows are worth generating: a `Guidance` or its name (``curiosity``, ``novelty``, ``return``,
             ``td-error``), or a function from real rows (`Transitions`) to the relevance of each, ``[N]``. The set then
             has more rows like the relevant ones. None for rows like the data.
@@ -99,7 +103,7 @@ class SyntheticOptions:
 
     upsampler: UpsamplerOption = "auto"
     upsampler_device: str | torch.device = "auto"
-    retrain_every: int = 10_000
+    retrain_every: int | None = None
     start_after: int | None = None
     num_synthetic: int | None = None
     synthetic_fraction: float = 0.5
@@ -115,12 +119,18 @@ class SyntheticOptions:
     guidance: GuidanceOption = None
 
     def __post_init__(self) -> None:
-        """Check every value and fill in the defaults that depend on others.
+        """Check every value.
 
-        `num_synthetic` may stay None, because its default depends on the upsampler.
+        What follows from the upsampler or the rows may stay None: `num_synthetic`, and all that counts transitions.
         """
-        every = whole_number("retrain_every", self.retrain_every, 1)
-        start = every if self.start_after is None else whole_number("start_after", self.start_after, 1)
+        every, start, redraw = (
+            None if value is None else whole_number(name, value, 1)
+            for name, value in (
+                ("retrain_every", self.retrain_every),
+                ("start_after", self.start_after),
+                ("redraw_every", self.redraw_every),
+            )
+        )
         if not isinstance(self.refresh_log, str | Path | None):
             raise TypeError(f"refresh_log is {self.refresh_log!r}; wanted the path of a file, or None.")
         if not isinstance(self.progress_bar, bool):
@@ -146,9 +156,7 @@ class SyntheticOptions:
                 self.policy_share,
                 "between 0 (no synthetic row has the policy's action) and 1 (all have)",
             ),
-            "redraw_every": max(every // 5, 1)
-            if self.redraw_every is None
-            else whole_number("redraw_every", self.redraw_every, 1),
+            "redraw_every": redraw,
             "guidance": resolve_guidance(self.guidance, NAMES),
         }
         if self.num_synthetic is not None:
@@ -157,8 +165,8 @@ class SyntheticOptions:
             object.__setattr__(self, name, value)
         self.factory()
 
-    def _lag(self, retrain_every: int) -> RefreshLag:
-        """`refresh_lag`, checked with `refresh_on` and resolved."""
+    def _lag(self, retrain_every: int | None) -> RefreshLag:
+        """`refresh_lag`, checked with `refresh_on`."""
         where, lag = self.refresh_on, self.refresh_lag
         if not isinstance(where, str | Executor):
             raise TypeError(
@@ -176,15 +184,17 @@ class SyntheticOptions:
                 )
             return None
         if lag is None:
-            return retrain_every // 2
+            return None
         if isinstance(lag, str):
             if lag != "as-ready":
                 raise ValueError(f"refresh_lag is {lag!r}; wanted a number of transitions, 'as-ready' or None.")
             return "as-ready"
-        if whole_number("refresh_lag", lag, 0) > retrain_every:
+        most = SHORTEST if retrain_every is None else retrain_every
+        if whole_number("refresh_lag", lag, 0) > most:
+            interval = f"the shortest interval, {most}" if retrain_every is None else f"retrain_every={most}"
             raise ValueError(
-                f"refresh_lag is {lag}, more than retrain_every={retrain_every}: the next refresh would start before "
-                "this one serves. Lower refresh_lag or raise retrain_every."
+                f"refresh_lag is {lag}, more than {interval}: the next refresh would start before this one serves. "
+                "Lower refresh_lag or raise retrain_every."
             )
         return whole_number("refresh_lag", lag, 0)
 

@@ -25,6 +25,7 @@ from .refresh import RefreshJob, RefreshResult, log_hand_over, log_start, run_re
 from .refresh_process import RefreshProcess
 from .refresh_worker import forget_frames
 from .reports import RefreshReport, append_to_log, log_report
+from .schedule import SHORTEST
 from .update_ratio import UpdateRatio
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class RefreshingReplay(GuidedReplay):
                 return report
         self._warn_of_few_updates()
         started = self._attempt(lambda: self._start(real, order))
-        if self._pending is not None and self.options.refresh_lag == 0:
+        if self._pending is not None and self._pending.serve_from == self._pending.job.num_observed:
             started = self._attempt(self._hand_over, self._pending.job.num_observed)
         return report if started is None else started
 
@@ -155,11 +156,17 @@ class RefreshingReplay(GuidedReplay):
         if self._executor is None:
             log_start(job, self.reports[-1] if self.reports else None)
             return self.commit(run_refresh(job))
-        lag = self.options.refresh_lag
-        self._pending = PendingRefresh.of(job, lag if isinstance(lag, int) else None)
+        self._pending = PendingRefresh.of(job, self._lag(self.num_observed))
         log_hand_over(job, self._pending.serve_from, shown=self.options.progress_bar)
         self._pending.submit(self._executor)
         return None
+
+    def _lag(self, num_observed: int) -> int | None:
+        """Real transitions from the start of a refresh elsewhere to its first batch; None for as soon as it is done."""
+        lag = self.options.refresh_lag
+        if isinstance(lag, str):
+            return None
+        return self._schedule.interval(num_observed) // 2 if lag is None else lag
 
     def _hand_over(self) -> RefreshReport | None:
         """Put the pending refresh into service, waiting for it if it is late."""
@@ -173,11 +180,12 @@ class RefreshingReplay(GuidedReplay):
             self._pending = None
             raise
         self._pending = None
-        waited, lag = time.perf_counter() - start, self.options.refresh_lag
-        if waited > _WORTH_A_LINE and isinstance(lag, int) and lag < self.options.retrain_every:
+        waited, most = time.perf_counter() - start, self.options.retrain_every or SHORTEST
+        lag = None if pending.serve_from is None else pending.serve_from - pending.job.num_observed
+        if waited > _WORTH_A_LINE and lag is not None and lag < most:
             log_line(
-                logger, "The agent waited %.0f s for this refresh: refresh_lag is %d, and may be up to %d.",
-                waited, lag, self.options.retrain_every, shown=self.options.progress_bar,
+                logger, "The agent waited %.0f s for this refresh: refresh_lag was %d, and may be up to %d.",
+                waited, lag, most, shown=self.options.progress_bar,
             )  # fmt: skip
         return self.commit(result)
 
@@ -280,7 +288,8 @@ class RefreshingReplay(GuidedReplay):
         Args:
             real: every real row of the buffer, or what reads them; as for `refresh`.
         """
-        self._next_redraw = self.num_observed + (self.options.redraw_every or 1)
+        every = self.options.redraw_every or max(self._schedule.interval(self.num_observed) // 5, 1)
+        self._next_redraw = self.num_observed + every
         if self._policy is None:
             self._warn_once(
                 "policy",
@@ -370,7 +379,7 @@ class RefreshingReplay(GuidedReplay):
 
     def _warn_of_few_updates(self) -> None:
         """Say once that the algorithm takes too few gradient steps for synthetic rows to matter."""
-        ratio = self._update_ratio.measure(self.num_observed, self.options.retrain_every // 2)
+        ratio = self._update_ratio.measure(self.num_observed, self._schedule.interval(self.num_observed) // 2)
         if ratio is not None and ratio < FEW_UPDATES:
             self._warn_once(
                 "updates",

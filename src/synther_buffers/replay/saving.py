@@ -50,6 +50,7 @@ class SavedReplay:
     _recorded: RecordedErrors
     _warned: set[str]
     _too_small: str | None
+    _capacity: int | None
     _update_advice: str
 
     def reset(self) -> None:
@@ -167,6 +168,7 @@ class SavedReplay:
             "num_synthetic": self.num_synthetic,
             "device": str(self._set.device),
             "too_small": self._too_small,
+            "capacity": self._capacity,
             "update_advice": self._update_advice,
             "state": self.state_dict(),
         }
@@ -182,7 +184,7 @@ class SavedReplay:
             options = replace(options, **read)
         self.options, self.num_synthetic = options, pickled["num_synthetic"]
         self.spec, self._infers_spec = pickled["spec"], pickled["infers_spec"]
-        self._too_small = pickled.get("too_small")
+        self._too_small, self._capacity = pickled.get("too_small"), pickled.get("capacity")
         self._update_advice = pickled.get("update_advice", "")
         self._factory = options.factory()
         self._start_afresh(torch.device(device if _usable(device) else "cpu"))

@@ -73,6 +73,7 @@ class SyntheticReplay(RefreshingReplay):
             self._check_policy_share(spec)
             self._make_upsampler(spec)  # a factory that does not work is found out now, not at the first refresh
         self._too_small: str | None = None
+        self._capacity: int | None = None
         self._update_advice = update_advice
         self._start_afresh(resolve_device(device))
 
@@ -82,7 +83,7 @@ class SyntheticReplay(RefreshingReplay):
         self.reports: list[RefreshReport] = []
         self._num_told = 0
         self.last_batch = LastBatch()
-        self._schedule = RefreshSchedule(self.retrain_every, self.start_after)
+        self._schedule = RefreshSchedule(self.retrain_every, self.options.start_after, self._capacity)
         self._set = SyntheticSet(device, self.seed)
         self._state: dict[str, Any] | None = None
         self._upsampler: Upsampler | None = None
@@ -96,13 +97,12 @@ class SyntheticReplay(RefreshingReplay):
     # -- settings ----------------------------------------------------------------------------------------------------
 
     @property
-    def retrain_every(self) -> int:
+    def retrain_every(self) -> int | None:
         return self.options.retrain_every
 
     @property
     def start_after(self) -> int:
-        start_after = self.options.start_after
-        return self.retrain_every if start_after is None else start_after
+        return self._schedule.first
 
     @property
     def synthetic_fraction(self) -> float:
@@ -140,7 +140,10 @@ class SyntheticReplay(RefreshingReplay):
             given: its value, as the user gave it.
             capacity: rows in all, which may be others for several environments.
         """
-        if self.synthetic_fraction > 0 and self.retrain_every > capacity:
+        self._capacity = self._schedule.capacity = capacity
+        if self.num_observed == 0:
+            self._schedule.next_refresh = self._schedule.first
+        if self.synthetic_fraction > 0 and self.retrain_every is not None and self.retrain_every > capacity:
             store = f"{argument}={given}" if given == capacity else f"the {capacity} rows that {argument}={given} holds"
             self._too_small = (
                 f"retrain_every={self.retrain_every} is more than {store}: rows would be overwritten before a refresh "
@@ -261,8 +264,8 @@ class SyntheticReplay(RefreshingReplay):
     @property
     def _first_served(self) -> int:
         """Real transitions from which on the first refresh serves, if it is not late."""
-        lag = self.options.refresh_lag
-        return self.start_after + (lag if isinstance(lag, int) else 0)
+        lag = None if self.options.refresh_on == "here" else self._lag(self.start_after)
+        return self.start_after + (lag or 0)
 
     def _announce(self) -> None:
         if self.synthetic_fraction == 0.0:

@@ -1,0 +1,93 @@
+"""When refreshes are due: at intervals that were given, or that follow the rows in the buffer."""
+
+import copy
+import pickle
+
+import pytest
+from toys import SPEC, Resampler, gaussian
+
+from synther_buffers import SyntheticOptions, SyntheticReplay
+from synther_buffers.replay.schedule import RefreshSchedule
+
+
+def due_at(schedule, totals):
+    found = []
+    for schedule.num_observed in totals:
+        if schedule.due:
+            found.append(schedule.num_observed)
+            schedule.attempted()
+    return found
+
+
+def test_a_given_interval():
+    assert due_at(RefreshSchedule(200), range(900)) == [200, 400, 600, 800]
+    assert due_at(RefreshSchedule(200, 50), range(500)) == [50, 250, 450]
+
+
+def test_several_missed_ones_become_one():
+    assert due_at(RefreshSchedule(200), [900, 901, 1_099, 1_100]) == [900, 1_100]
+
+
+def test_the_default_is_500_and_then_a_tenth_of_the_rows():
+    wanted = [1_000, 1_500, 2_000, 2_500, 3_000, 3_500, 4_000, 4_500, 5_000, 5_500, 6_050, 6_655, 7_320]
+    assert due_at(RefreshSchedule(None), range(7_500)) == wanted
+    assert due_at(RefreshSchedule(None, 700), range(1_800)) == [700, 1_200, 1_700]
+
+
+def test_the_default_is_never_more_than_10_000():
+    schedule = RefreshSchedule(None)
+    assert [schedule.interval(rows) for rows in (90_000, 100_000, 1_000_000)] == [9_000, 10_000, 10_000]
+
+
+@pytest.mark.parametrize(
+    ("capacity", "first", "interval"), [(300, 300, 300), (4_000, 1_000, 500), (20_000, 1_000, 2_000)]
+)
+def test_the_default_follows_what_the_buffer_holds(capacity, first, interval):
+    schedule = RefreshSchedule(None, capacity=capacity)
+    assert schedule.first == schedule.next_refresh == first
+    assert schedule.interval(1_000_000) == interval
+
+
+def make(**options):
+    return SyntheticReplay(SPEC, **{"upsampler": Resampler, "num_synthetic": 50, "progress_bar": False} | options)
+
+
+def observe(replay, total):
+    """Whether the replay refreshed."""
+    replay.observe_total(total)
+    due = replay.refresh_due
+    if due:
+        replay.refresh(gaussian(min(total, 1_000)))
+    return due
+
+
+def test_a_small_buffer_refreshes_before_rows_are_lost():
+    replay = make()
+    replay.limit_capacity("buffer_size", 300, 300)
+    assert replay.start_after == 300
+    assert [total for total in range(0, 1_000, 10) if observe(replay, total)] == [300, 600, 900]
+
+
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, lambda replay: pickle.loads(pickle.dumps(replay))], ids=["copy", "pickle"]
+)
+def test_the_capacity_outlives_a_reset_and_a_pickle(again):
+    replay = make()
+    replay.limit_capacity("buffer_size", 300, 300)
+    observe(replay, 310)
+    loaded = again(replay)
+    assert not observe(loaded, 600)
+    assert observe(loaded, 610)
+    loaded.reset()
+    assert not observe(loaded, 290)
+    assert observe(loaded, 300)
+
+
+def test_what_follows_from_the_interval():
+    """Redraws at a fifth of it, hand-overs at half of it."""
+    assert SyntheticOptions().retrain_every is None
+    assert make(refresh_on="process")._first_served == 1_000 + 250
+    assert make(refresh_on="process", retrain_every=300)._first_served == 300 + 150
+    assert make()._first_served == 1_000
+    with pytest.raises(ValueError, match="refresh_lag is 501, more than the shortest interval, 500"):
+        SyntheticOptions(refresh_on="process", refresh_lag=501)
