@@ -137,9 +137,8 @@ def eager_step_seconds(config: UpsamplerConfig, rows: Tensor, steps: int) -> flo
     return (time.perf_counter() - start) / steps
 
 
-def matmul_speed(device: torch.device, *, bfloat16: bool = False) -> float:
-    """Operations per second of a large matrix product, in float32 unless told otherwise, the best of five."""
-    size = 8_192 if device.type == "cuda" else 2_048
+def matmul_speed(device: torch.device, size: int, *, bfloat16: bool = False) -> float:
+    """Operations per second of a product of square matrices, in float32 unless told otherwise, the best of five."""
     matrix = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bfloat16 else torch.float32)
     times = []
     for _ in range(6):

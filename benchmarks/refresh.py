@@ -193,7 +193,8 @@ def paper_refresh(
     # Sampling embeds a noise level once for all rows; a floor must not count more than is done.
     weights = sum(tensor.numel() for name, tensor in tensors.items() if tensor.dim() == 2 and "noise" not in name)
     nfe = paper.sampler.solver.num_function_evaluations
-    speed = matmul_speed(device, bfloat16=bfloat16)
+    # A CPU without instructions for bfloat16 takes minutes for a large product.
+    speed = matmul_speed(device, 8_192 if device.type == "cuda" else 256, bfloat16=bfloat16)
     step = step_seconds(spec, rows, paper, device, steps)
     row = sample_seconds(upsampler, num_samples) / num_samples
     out: dict[str, Any] = {

@@ -131,7 +131,7 @@ def main() -> None:
             )
         plain, ours = (until_done(make(config, rows), device, args.steps) for make in (eager_step, our_step))
         seconds = [total / args.steps for total in alternate(plain, ours, 1, args.rounds)]
-        speed = matmul_speed(device, bfloat16=config.training.bfloat16)
+        speed = matmul_speed(device, 8_192 if device.type == "cuda" else 2_048, bfloat16=config.training.bfloat16)
         floor = 6 * num_weights(config, rows) * config.training.batch_size / speed
         module, blocks, num_rows = evaluations(config, rows)
         module_seconds, block_seconds = alternate(
