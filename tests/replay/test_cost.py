@@ -43,6 +43,9 @@ class TestRowsThatAreAskedFor:
             SPEC, 1_500, upsampler=TINY, retrain_every=1_000, num_synthetic=500, policy_share=0.5, redraw_every=200
         )
         assert found.seconds - CALIBRATION_ROWS == 500 + 3 * 2_048
+        # At 1,000, and at each fifth of the interval of 500 up to 1,300.
+        found = estimate_cost(SPEC, 1_300, upsampler=TINY, num_synthetic=500, policy_share=0.5)
+        assert found.seconds - CALIBRATION_ROWS == 500 + 4 * 2_048
 
 
 @pytest.mark.usefixtures("one_second_a_step")
@@ -55,6 +58,13 @@ class TestArithmetic:
 
     def test_the_last_step_counts(self):
         assert estimate_cost(SPEC, 5_000, upsampler=TINY, retrain_every=1_000).num_refreshes == 5
+
+    def test_the_default_interval(self):
+        # At 1,000 to 5,000 every 500, and at 5,500, 6,050, 6,655, 7,320, 8,052, 8,857 and 9,742.
+        assert estimate_cost(SPEC, 10_000, upsampler=TINY).num_refreshes == 16
+        # At 300, 600 and 900; and none of a buffer that is too small.
+        assert estimate_cost(SPEC, 1_000, upsampler=TINY, buffer_size=300).num_refreshes == 3
+        assert estimate_cost(SPEC, 1_000, upsampler=TINY, buffer_size=50).num_refreshes == 0
 
     def test_a_start_of_its_own(self):
         # Refreshes at 300, 1,300 and 2,300.

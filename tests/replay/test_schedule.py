@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import Executor, Future
 
 import pytest
 from toys import SPEC, Resampler, gaussian
@@ -78,16 +79,63 @@ def test_the_capacity_outlives_a_reset_and_a_pickle(again):
     loaded = again(replay)
     assert not observe(loaded, 600)
     assert observe(loaded, 610)
+    assert not observe(loaded, 900)
+    assert observe(loaded, 910)
     loaded.reset()
     assert not observe(loaded, 290)
     assert observe(loaded, 300)
 
 
-def test_what_follows_from_the_interval():
-    """Redraws at a fifth of it, hand-overs at half of it."""
-    assert SyntheticOptions().retrain_every is None
+def test_the_first_refresh_serves_half_an_interval_later_elsewhere():
     assert make(refresh_on="process")._first_served == 1_000 + 250
     assert make(refresh_on="process", retrain_every=300)._first_served == 300 + 150
     assert make()._first_served == 1_000
-    with pytest.raises(ValueError, match="refresh_lag is 501, more than the shortest interval, 500"):
-        SyntheticOptions(refresh_on="process", refresh_lag=501)
+
+
+class AtOnce(Executor):
+    """Does what it is given at once."""
+
+    def submit(self, function, /, *args, **kwargs):
+        future = Future()
+        future.set_result(function(*args, **kwargs))
+        return future
+
+
+@pytest.mark.parametrize(("lag", "served"), [(None, 21_000), (600, 20_600), (5_000, 22_000)])
+def test_a_lag_is_half_the_interval_or_what_was_given_and_at_most_the_interval(lag, served):
+    replay = make(refresh_on=AtOnce(), refresh_lag=lag)
+    observe(replay, 20_000)
+    assert replay._pending.serve_from == served
+
+
+def test_a_long_wait_is_said_with_the_interval(caplog, monkeypatch):
+    monkeypatch.setattr("synther_buffers.replay.refreshing._WORTH_A_LINE", -1.0)
+    caplog.set_level("INFO")
+    replay = make(refresh_on=AtOnce())
+    observe(replay, 20_000)
+    observe(replay, 21_000)
+    assert "refresh_lag was 1000, and may be up to 2000" in caplog.text
+
+
+def test_a_lag_is_no_longer_than_a_given_interval():
+    with pytest.raises(ValueError, match="refresh_lag is 501, more than retrain_every=500"):
+        SyntheticOptions(refresh_on="process", refresh_lag=501, retrain_every=500)
+
+
+def test_a_buffer_too_small_for_any_refresh_is_refused_at_the_first_row():
+    replay = make()
+    replay.limit_capacity("buffer_size", 50, 50)
+    with pytest.raises(ValueError, match=r"at least 100 rows, which is more than buffer_size=50\. Raise buffer_size"):
+        replay.check_capacity()
+    plain = make(synthetic_fraction=0.0)
+    plain.limit_capacity("buffer_size", 50, 50)
+    plain.check_capacity()
+
+
+def test_a_state_of_a_longer_interval_follows_the_present_one():
+    former = make(retrain_every=10_000)
+    former.observe_total(3_000)
+    replay = make()
+    replay.load_state_dict(former.state_dict())
+    assert not observe(replay, 3_499)
+    assert observe(replay, 3_500)

@@ -96,11 +96,8 @@ def estimate_cost(
     if rows is None:
         rows = _made_up(spec)
     spec.check(rows)
-    learned = [
-        max(round((1.0 - SHARE) * min(observed, buffer_size)), 1)
-        for observed, _ in (_refreshes(chosen, num_steps, buffer_size) if chosen.synthetic_fraction > 0.0 else [])
-        if observed >= MIN_ROWS  # a refresh of fewer rows is skipped
-    ]
+    refreshes = _refreshes(chosen, num_steps, buffer_size) if chosen.synthetic_fraction > 0.0 else []
+    learned = [max(round((1.0 - SHARE) * min(observed, buffer_size)), 1) for observed, _ in refreshes]
     if not learned:
         return CostEstimate(0, 0.0, 0.0, 0.0, 0, 0, str(device))
     speed = measure_speed(spec, rows, config, device)
@@ -108,7 +105,7 @@ def estimate_cost(
     seconds = _seconds(speed, config, learned, [_rows_drawn(chosen, size) for size in sizes])
     return CostEstimate(
         num_refreshes=len(learned),
-        seconds=sum(seconds) + _policy_rows(chosen, num_steps, buffer_size) * speed.row,
+        seconds=sum(seconds) + _policy_rows(chosen, num_steps, refreshes) * speed.row,
         first_seconds=seconds[0],
         last_seconds=seconds[-1],
         num_synthetic=sizes[-1],
@@ -122,7 +119,8 @@ def _refreshes(options: SyntheticOptions, num_steps: int, buffer_size: int) -> l
     schedule, found = RefreshSchedule(options.retrain_every, options.start_after, buffer_size), []
     while schedule.next_refresh <= num_steps:
         schedule.num_observed = schedule.next_refresh
-        found.append((schedule.num_observed, schedule.interval(schedule.num_observed)))
+        if min(schedule.num_observed, buffer_size) >= MIN_ROWS:  # a refresh of fewer rows is skipped
+            found.append((schedule.num_observed, schedule.interval(schedule.num_observed)))
         schedule.attempted()
     return found
 
@@ -143,12 +141,12 @@ def _rows_drawn(options: SyntheticOptions, num_synthetic: int) -> int:
     return num_synthetic * (CANDIDATES if options.guidance.by == "resampling" else 2)
 
 
-def _policy_rows(options: SyntheticOptions, num_steps: int, buffer_size: int) -> int:
+def _policy_rows(options: SyntheticOptions, num_steps: int, refreshes: list[tuple[int, int]]) -> int:
     """Rows with the policy's actions in the whole run."""
     if options.policy_share == 0.0:
         return 0
     draws = 0
-    for observed, interval in _refreshes(options, num_steps, buffer_size):
+    for observed, interval in refreshes:
         # At the refresh, and then again and again until the next one.
         redraw_every = options.redraw_every or max(interval // 5, 1)
         draws += min(interval - 1, num_steps - observed) // redraw_every + 1

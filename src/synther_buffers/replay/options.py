@@ -23,7 +23,6 @@ from ..upsampling.factory import UpsamplerOption, resolve_factory, with_conditio
 from ..upsampling.presets import resolve_device
 from ..upsampling.protocol import UpsamplerFactory
 from ..validation import fraction, suggestion, whole_number
-from .schedule import SHORTEST
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,8 +64,9 @@ class SyntheticOptions:
             ``(spec, *, device, seed, progress_bar) -> Upsampler``.
         upsampler_device: where it trains; ``auto`` is CUDA where there is one.
         retrain_every: real transitions between refreshes (the paper: 10,000); None for a tenth of the real rows that
-            the buffer holds, at least 500 and at most 10,000.
-        start_after: real transitions before the first refresh; None for `retrain_every`, or 1,000 where that is None.
+            the buffer holds, at least 500 and at most 10,000, and never more than it can hold.
+        start_after: real transitions before the first refresh; None for `retrain_every`, or where that is None for
+            1,000, or as many as the buffer can hold.
         num_synthetic: rows of the synthetic set; None for ten times the number of real rows, at least 20,000 and at
             most `num_synthetic` of the upsampler's configuration, or for 100,000 with a factory of your own.
         synthetic_fraction: share of each batch that is synthetic, from 0 to 1 (the paper: 0.5). At 0 nothing is
@@ -78,11 +78,10 @@ class SyntheticOptions:
         refresh_log: file to append a JSON line to at each refresh, or None.
         refresh_on: where refreshes run. ``"here"``: in the agent's process, which waits. ``"process"``: in a process of
             its own beside the agent, a `RefreshProcess`. Or any `concurrent.futures.Executor`.
-        refresh_lag: real transitions from the start of a refresh elsewhere to its first batch, at most `retrain_every`
-            (500 where that is None);
-            the agent waits if the refresh is late, so the same seed gives the same run however fast the other process
-            is. None for half of the interval. ``"as-ready"`` serves it as soon as it is there, which no seed
-            reproduces.
+        refresh_lag: real transitions from the start of a refresh elsewhere to its first batch, at most the interval to
+            the next refresh; the agent waits if the refresh is late, so the same seed gives the same run however fast
+            the other process is. None for half of the interval. ``"as-ready"`` serves it as soon as it is there, which
+            no seed reproduces.
         quality_gate: let the share of synthetic rows follow the figures of the last refresh, from `synthetic_fraction`
             down to none for a model that learned nothing, copies, or generates rows whose outcomes are not theirs.
         share_schedule: share of `synthetic_fraction` that batches have at a number of real transitions, a function from
@@ -189,14 +188,13 @@ class SyntheticOptions:
             if lag != "as-ready":
                 raise ValueError(f"refresh_lag is {lag!r}; wanted a number of transitions, 'as-ready' or None.")
             return "as-ready"
-        most = SHORTEST if retrain_every is None else retrain_every
-        if whole_number("refresh_lag", lag, 0) > most:
-            interval = f"the shortest interval, {most}" if retrain_every is None else f"retrain_every={most}"
+        lag = whole_number("refresh_lag", lag, 0)
+        if retrain_every is not None and lag > retrain_every:
             raise ValueError(
-                f"refresh_lag is {lag}, more than {interval}: the next refresh would start before this one serves. "
-                "Lower refresh_lag or raise retrain_every."
+                f"refresh_lag is {lag}, more than retrain_every={retrain_every}: the next refresh would start before "
+                "this one serves. Lower refresh_lag or raise retrain_every."
             )
-        return whole_number("refresh_lag", lag, 0)
+        return lag
 
     def factory(self) -> UpsamplerFactory:
         """The factory of the upsampler, with its configuration resolved for the device.

@@ -25,7 +25,6 @@ from .refresh import RefreshJob, RefreshResult, log_hand_over, log_start, run_re
 from .refresh_process import RefreshProcess
 from .refresh_worker import forget_frames
 from .reports import RefreshReport, append_to_log, log_report
-from .schedule import SHORTEST
 from .update_ratio import UpdateRatio
 
 logger = logging.getLogger(__name__)
@@ -166,7 +165,8 @@ class RefreshingReplay(GuidedReplay):
         lag = self.options.refresh_lag
         if isinstance(lag, str):
             return None
-        return self._schedule.interval(num_observed) // 2 if lag is None else lag
+        interval = self._schedule.interval(num_observed)
+        return interval // 2 if lag is None else min(lag, interval)
 
     def _hand_over(self) -> RefreshReport | None:
         """Put the pending refresh into service, waiting for it if it is late."""
@@ -180,7 +180,7 @@ class RefreshingReplay(GuidedReplay):
             self._pending = None
             raise
         self._pending = None
-        waited, most = time.perf_counter() - start, self.options.retrain_every or SHORTEST
+        waited, most = time.perf_counter() - start, self._schedule.interval(pending.job.num_observed)
         lag = None if pending.serve_from is None else pending.serve_from - pending.job.num_observed
         if waited > _WORTH_A_LINE and lag is not None and lag < most:
             log_line(

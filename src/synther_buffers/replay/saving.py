@@ -148,7 +148,10 @@ class SavedReplay:
         self.spec, self._factory, self._upsampler, self._state = spec, factory, upsampler, model
         self._set, self._hold_out, self.reports = served, hold_out, reports
         self._num_told, self._share = len(reports), None
-        self._schedule.num_observed, self._schedule.next_refresh = state["num_observed"], state["next_refresh"]
+        schedule = self._schedule
+        schedule.num_observed = observed = state["num_observed"]
+        # Not later than the present options say, which may be other ones.
+        schedule.next_refresh = min(state["next_refresh"], max(schedule.first, observed + schedule.interval(observed)))
         self._num_batches, self._warned = state["num_batches"], set(state["warned"])
         # Older files have neither.
         self._next_redraw = state.get("next_redraw", 0)

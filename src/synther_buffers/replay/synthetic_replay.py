@@ -18,6 +18,7 @@ from ..upsampling.protocol import Upsampler
 from ..validation import fraction
 from .holdout import HoldOut
 from .last_batch import LastBatch
+from .learnable_rows import MIN_ROWS
 from .options import ShareSchedule, SyntheticKeywords, SyntheticOptions, lists_options, split_keywords
 from .quality_gate import judge
 from .refreshing import RefreshingReplay
@@ -143,8 +144,15 @@ class SyntheticReplay(RefreshingReplay):
         self._capacity = self._schedule.capacity = capacity
         if self.num_observed == 0:
             self._schedule.next_refresh = self._schedule.first
-        if self.synthetic_fraction > 0 and self.retrain_every is not None and self.retrain_every > capacity:
-            store = f"{argument}={given}" if given == capacity else f"the {capacity} rows that {argument}={given} holds"
+        if self.synthetic_fraction == 0:
+            return
+        store = f"{argument}={given}" if given == capacity else f"the {capacity} rows that {argument}={given} holds"
+        if self.retrain_every is None and capacity < MIN_ROWS:
+            self._too_small = (
+                f"a refresh needs at least {MIN_ROWS} rows, which is more than {store}. Raise {argument}, or set "
+                "synthetic_fraction=0."
+            )
+        elif self.retrain_every is not None and self.retrain_every > capacity:
             self._too_small = (
                 f"retrain_every={self.retrain_every} is more than {store}: rows would be overwritten before a refresh "
                 f"could learn them. Lower retrain_every or raise {argument}."
@@ -154,7 +162,7 @@ class SyntheticReplay(RefreshingReplay):
         """Check that the store can hold what a refresh learns; adapters call it before they write.
 
         Raises:
-            ValueError: it is smaller than `retrain_every`.
+            ValueError: it is smaller than `retrain_every`, or than what a refresh needs.
         """
         if self._too_small is not None:
             raise ValueError(self._too_small)
