@@ -53,8 +53,8 @@ def why(lines: Sequence[Line], tasks: Sequence[str]) -> list[str]:
         "pairs above 0. (A better return alone makes the excess smaller; the values above fall too.)",
         table(["task", *(f"`{arm}`" for arm in opponents)], _against_control(excess, tasks, opponents)),
         "**The model.** Rank correlation, over the runs of the arms whose batches are half synthetic under the "
-        "control's rule (they differ in the model and in how often it is refreshed), of the gain over the control on "
-        "the same seed with the mean of a figure over the run's refreshes (95 % interval, runs). Runs of one seed share "
+        "control's rule (these differ in the model and in how often it is refreshed), of the gain over the control on "
+        "the same seed with the mean of a figure over the run's refreshes (95 % interval, runs). Runs of a seed share "
         "their control, so the intervals are a little too narrow.",
         table(["task", *FIGURES.values()], [[TASKS[task].env, *_correlations(lines, task)] for task in tasks]),
     ]
