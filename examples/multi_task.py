@@ -90,7 +90,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6_000)
     parser.add_argument("--utd", type=int, default=10)
     parser.add_argument("--retrain-every", type=int, default=1_000)
-    parser.add_argument("--train-steps", type=int, help="of the upsampler in place of the preset's")
+    parser.add_argument(
+        "--train-steps", type=int, help="of the upsampler, for 10,000 rows and more, in place of the preset's"
+    )
     parser.add_argument("--episodes", type=int, default=5, help="of each task at the end")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -107,7 +109,7 @@ def main() -> None:
         replay_buffer_class=SynthERBuffer,
         replay_buffer_kwargs={
             "retrain_every": args.retrain_every,
-            "upsampler": {"train_steps": args.train_steps, "outcome_steps": args.train_steps, "budget": None}
+            "upsampler": {"train_steps": args.train_steps, "outcome_steps": args.train_steps}
             if args.train_steps
             else "auto",
             "synthetic_fraction": 0.0 if args.synthetic == "none" else 0.5,
