@@ -114,7 +114,6 @@ def same_rows_step(toy: bool) -> dict[str, Any]:
 
 def refresh_step(toy: bool) -> dict[str, Any]:
     """The default refresh of 50,000 rows by phase, with graphs and without."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
     import measuring
 
     from synther_buffers import DiffusionUpsampler
@@ -154,14 +153,12 @@ def refresh_step(toy: bool) -> dict[str, Any]:
 def paper_step(toy: bool) -> dict[str, Any]:
     """The paper's preset: 100,000 steps and a million rows at 255 evaluations, scaled from a part."""
     import torch
+    from measuring import COLUMNS, denoiser_of, num_weights
 
     from synther_buffers import PRESETS
     from synther_buffers.diffusion.cuda_graph import eager
     from synther_buffers.diffusion.sampling import RowSampler
     from synther_buffers.diffusion.training import train_denoiser
-
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from measuring import COLUMNS, denoiser_of, num_weights
 
     device = _device()
     rows = torch.randn(1_000 if toy else 50_000, COLUMNS, device=device)
@@ -217,14 +214,12 @@ def paper_step(toy: bool) -> dict[str, Any]:
 def profile_step(toy: bool) -> dict[str, Any]:
     """Kernels, launches and waits of training steps and of a draw."""
     import torch
+    from measuring import COLUMNS, denoiser_of
     from torch.profiler import ProfilerActivity, profile
 
     from synther_buffers.diffusion.sampling import RowSampler
     from synther_buffers.diffusion.training import TrainingStep
     from synther_buffers.upsampling.presets import resolve_config
-
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from measuring import COLUMNS, denoiser_of
 
     device = _device()
     config = resolve_config("auto", device)
@@ -273,7 +268,6 @@ def profile_step(toy: bool) -> dict[str, Any]:
 
 def wide_step(toy: bool) -> dict[str, Any]:
     """A whole refresh of rows with 715 columns, as of Humanoid-v5, with its peak of memory."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
     import measuring
     import torch
 
@@ -328,7 +322,6 @@ def elsewhere_step(toy: bool) -> dict[str, Any]:
 
 def batches_step(toy: bool) -> dict[str, Any]:
     """`sample(256)` of buffers on the device, against the frameworks' own."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
     import numpy as np
     import torch
     from gymnasium import spaces
@@ -517,7 +510,6 @@ def _write_rows(collected: Path | None) -> None:
         with np.load(collected) as file:
             arrays = {name: file[name] for name in file.files if name != "about"}
     else:
-        sys.path.insert(0, str(ROOT / "benchmarks"))
         from refresh import random_transitions
 
         _, rows = random_transitions("Walker2d-v5", 50_000)

@@ -111,8 +111,8 @@ def run(args: argparse.Namespace) -> tuple[SAC, SynthERBuffer]:
         upsampler = {
             "train_steps": args.train_steps,
             "warm_steps": max(2 * args.train_steps // 3, 1),
-            "terminal_steps": min(args.train_steps, 1_500),
-            "outcome_steps": min(args.train_steps, 700),
+            "terminal_steps": args.train_steps,
+            "outcome_steps": args.train_steps,
             "budget": None,
         }
     env = gym.make(args.env)

@@ -203,10 +203,9 @@ class SynthERMixin(ReplayBuffer):
         device = torch.device(self.device)
         if synthetic.device != device:
             synthetic.to(device)
-        if self._batch_rows_of is not synthetic.rows:
-            assert synthetic.rows is not None
-            self._batch_rows = self._batch_layout(synthetic.rows)
-            self._batch_rows_of = synthetic.rows
+        rows = synthetic.served()
+        if self._batch_rows_of is not rows:
+            self._batch_rows, self._batch_rows_of = self._batch_layout(rows), rows
         return self._batch_rows
 
     def _batch_layout(self, rows: Transitions) -> dict[str, Tensor]:

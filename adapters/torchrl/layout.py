@@ -180,7 +180,7 @@ def normalized_keys(keys: Any) -> tuple[Key, ...]:
 def _as_tuple(key: Any) -> Key:
     try:
         key = unravel_key(key)
-    except Exception as error:
+    except RuntimeError as error:
         raise TypeError(f"modelled_keys has {key!r}; wanted a string or a tuple of strings.") from error
     return (key,) if isinstance(key, str) else key
 

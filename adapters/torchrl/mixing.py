@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 import pickle
 from collections.abc import Sequence
 from functools import partial
@@ -233,9 +232,6 @@ class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[m
             self.synthetic.redraw_policy_rows(self.real_transitions)
         return self.synthetic.split(batch_size)
 
-    def _rows_per_slot(self) -> int:
-        return math.prod(self._total_shape[1:]) if self.ndim > 1 and self._total_shape is not None else 1
-
     def add_synthetic(self, index: Index, num_synthetic: int) -> Index:
         """Addresses of real rows and of synthetic ones, which are drawn uniformly, interleaved.
 
@@ -309,14 +305,10 @@ class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[m
 
     def _lay_out(self) -> None:
         """Give the synthetic set the keys, shapes and dtypes of the stored rows; once per refresh."""
-        rows = self.synthetic.rows
-        assert rows is not None
         of = self._leaves_of
-        if of is not None and of[0] is rows and of[1] is self._storage:
+        if of is not None and of[0] is self.synthetic.rows and of[1] is self._storage:
             return
-        self.synthetic.to(self.device)
-        rows = self.synthetic.rows
-        assert rows is not None
+        rows = self.synthetic.to(self.device).served()
         addresses = address_of(torch.arange(len(rows), device=self.device), self.synthetic.generation)
         with torch.inference_mode(False):
             stored = self._written()

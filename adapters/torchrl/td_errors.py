@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
 from typing import Any
 
@@ -25,7 +26,8 @@ class RecordsTDErrors:
     _total_shape: Any
 
     def _rows_per_slot(self) -> int:
-        raise NotImplementedError
+        """Rows at each place of the first dimension."""
+        return math.prod(self._total_shape[1:]) if self.ndim > 1 and self._total_shape is not None else 1
 
     @property
     def _wants_td_errors(self) -> bool:

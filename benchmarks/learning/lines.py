@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,16 @@ def append(path: Path, line: Line) -> None:
         file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def first_of_each(lines: Sequence[Line]) -> list[Line]:
+    """The first line of each run."""
+    runs: dict[tuple[str, str, int, str], Line] = {}
+    for line in lines:
+        runs.setdefault((line["task"], line["arm"], line["seed"], line["agent"]), line)
+    return list(runs.values())
+
+
+def runs_of(lines: Sequence[Line], task: str, arm: str, agent: str = "sbx") -> list[Line]:
+    """The lines of one task, arm and agent."""
+    return [line for line in lines if (line["task"], line["arm"], line["agent"]) == (task, arm, agent)]

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from .arms import ARMS, FORMER_ARMS, REAL_ONLY
-from .lines import Line, read
+from .lines import Line, first_of_each, read, runs_of
 from .stages import CHOSEN, STAGES, Stage, jobs, missing
-from .statistics import Comparison, Scores, compare, headroom, paired, told
+from .statistics import Comparison, Scores, compare, headroom, paired, scores_of, told
 from .tables import Rows, table
 from .tasks import TASKS
 from .why import why
@@ -27,7 +27,7 @@ def render(results: Path, page: Path) -> None:
     # A stage's own lines of the same arms and seeds stand before the pilot's.
     every = [*stage, *pilot]
     choosing, elsewhere = (read(results / STAGES[name].file) for name in ("choosing", "elsewhere"))
-    all_lines = _unique([*every, *choosing, *elsewhere])
+    all_lines = first_of_each([*every, *choosing, *elsewhere])
     reporting = read(results / STAGES["reporting"].file)
     text = "\n\n".join(
         [
@@ -42,27 +42,6 @@ def render(results: Path, page: Path) -> None:
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text + "\n")
-
-
-def _unique(lines: Sequence[Line]) -> list[Line]:
-    """The first line of each run."""
-    runs: dict[tuple[str, str, int, str], Line] = {}
-    for line in lines:
-        runs.setdefault((line["task"], line["arm"], line["seed"], line["agent"]), line)
-    return list(runs.values())
-
-
-def _runs(lines: Sequence[Line], task: str, arm: str) -> list[Line]:
-    return [line for line in lines if (line["task"], line["arm"], line["agent"]) == (task, arm, "sbx")]
-
-
-def scores_of(lines: Sequence[Line], agent: str = "sbx") -> Scores:
-    """Areas under the curve by task, arm and seed; the first line of each."""
-    scores: dict[str, dict[str, dict[int, float]]] = {}
-    for line in lines:
-        if line["agent"] == agent:
-            scores.setdefault(line["task"], {}).setdefault(line["arm"], {}).setdefault(line["seed"], line["area"])
-    return scores
 
 
 def _head(stage: Sequence[Line], results: Path) -> list[str]:
@@ -109,7 +88,7 @@ def _reporting(lines: Sequence[Line], choosing: Scores) -> list[str]:
         for name, opponent in opponents.items()
     ]
     areas = [_areas(scores, task, stage.arms) for task in stage.tasks]
-    runs = len(_unique(lines))
+    runs = len(first_of_each(lines))
     wanted = len(jobs(stage))
     state = (
         "Complete."
@@ -251,7 +230,7 @@ def _with_spread(values: Sequence[float]) -> str:
 
 
 def _curves(lines: Sequence[Line], task: str, arms: Sequence[str]) -> list[str]:
-    by_arm = {arm: [dict(map(tuple, line["evaluations"])) for line in _runs(lines, task, arm)] for arm in arms}
+    by_arm = {arm: [dict(map(tuple, line["evaluations"])) for line in runs_of(lines, task, arm)] for arm in arms}
     steps = sorted({step for runs in by_arm.values() for run in runs for step in run})
     rows = [
         [f"`{arm}` ({len(runs)})", *(f"{np.mean([run[step] for run in runs]):.4g}" for step in steps)]
@@ -265,7 +244,7 @@ def _costs(lines: Sequence[Line], stage: Stage) -> Rows:
     rows = []
     for task in stage.tasks:
         for arm in stage.arms:
-            runs = _runs(lines, task, arm)
+            runs = runs_of(lines, task, arm)
             if runs:
                 # The pilot's first lines have no values.
                 values = [run["values"][-1][1:] for run in runs if run["values"]]

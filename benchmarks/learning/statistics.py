@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .lines import Line
 
 #: ``scores[task][arm][seed]``.
 Scores = Mapping[str, Mapping[str, Mapping[int, float]]]
@@ -44,6 +46,19 @@ class Comparison:
         if self.high < 0.0:
             return "worse"
         return "no worse" if self.low > HARM else "not shown"
+
+
+def _area(line: Line) -> float:
+    return line["area"]
+
+
+def scores_of(lines: Sequence[Line], agent: str = "sbx", score: Callable[[Line], float] = _area) -> Scores:
+    """A figure of the runs, their area under the curve, by task, arm and seed; that of the first line of each."""
+    scores: dict[str, dict[str, dict[int, float]]] = {}
+    for line in lines:
+        if line["agent"] == agent:
+            scores.setdefault(line["task"], {}).setdefault(line["arm"], {}).setdefault(line["seed"], score(line))
+    return scores
 
 
 def headroom(scores: Scores, task: str, control: str) -> float:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .lines import Line
+from .lines import Line, runs_of
 from .stages import CHOSEN
-from .statistics import Scores, paired, rank_correlation, told
+from .statistics import Scores, paired, rank_correlation, scores_of, told
 from .tables import Rows, table
 from .tasks import TASKS
 
@@ -37,11 +37,11 @@ FIGURES = {
 
 def why(lines: Sequence[Line], tasks: Sequence[str]) -> list[str]:
     """The blocks of the page, from the lines of all seeds."""
-    lines = [line for line in lines if line["agent"] == "sbx" and line["values"]]
+    lines = [line for line in lines if line["values"]]
     if not lines:
         return []
-    promised = [[TASKS[task].env, *(_promised(_of(lines, task, arm)) for arm in LOOKED_AT)] for task in tasks]
-    excess = _scores(lines, lambda line: float(np.subtract(*_critic(line))))
+    promised = [[TASKS[task].env, *(_promised(runs_of(lines, task, arm)) for arm in LOOKED_AT)] for task in tasks]
+    excess = scores_of(lines, score=lambda line: float(np.subtract(*_critic(line))))
     opponents = [arm for arm in LOOKED_AT if arm != "utd10"]
     return [
         "## Why",
@@ -58,18 +58,6 @@ def why(lines: Sequence[Line], tasks: Sequence[str]) -> list[str]:
         "their control, so the intervals are a little too narrow.",
         table(["task", *FIGURES.values()], [[TASKS[task].env, *_correlations(lines, task)] for task in tasks]),
     ]
-
-
-def _of(lines: Sequence[Line], task: str, arm: str) -> list[Line]:
-    return [line for line in lines if (line["task"], line["arm"]) == (task, arm)]
-
-
-def _scores(lines: Sequence[Line], figure: Callable[[Line], float]) -> Scores:
-    """A figure by task, arm and seed; that of the first line of each."""
-    scores: dict[str, dict[str, dict[int, float]]] = {}
-    for line in lines:
-        scores.setdefault(line["task"], {}).setdefault(line["arm"], {}).setdefault(line["seed"], figure(line))
-    return scores
 
 
 def _critic(line: Line) -> NDArray[np.float64]:
@@ -94,9 +82,10 @@ def _against_control(excess: Scores, tasks: Sequence[str], arms: Sequence[str]) 
 
 
 def _correlations(lines: Sequence[Line], task: str) -> list[str]:
-    areas = _scores(lines, lambda line: line["area"])
-    control: Mapping[int, float] = areas.get(task, {}).get(TASKS[task].control, {})
-    runs = [line for arm in MODELS for line in _of(lines, task, arm) if line["seed"] in control and line["refreshes"]]
+    control: Mapping[int, float] = scores_of(lines).get(task, {}).get(TASKS[task].control, {})
+    runs = [
+        line for arm in MODELS for line in runs_of(lines, task, arm) if line["seed"] in control and line["refreshes"]
+    ]
     cells = []
     for figure in FIGURES:
         known = [run for run in runs if all(figure in refresh for refresh in run["refreshes"])]

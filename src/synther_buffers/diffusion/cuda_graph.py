@@ -106,7 +106,7 @@ class CudaGraph:
                 torch.cuda.graph(graph, pool=pool, stream=self._side_stream(), capture_error_mode="thread_local"),
             ):
                 function()
-        except Exception as error:
+        except Exception as error:  # what CUDA refuses to capture, for whatever reason, runs without a graph
             # A failed capture may leave its stream current and its generators in the state of a capture.
             torch.cuda.set_stream(stream)
             _release(graph, pool)

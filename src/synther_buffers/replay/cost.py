@@ -19,7 +19,7 @@ from .holdout import SHARE
 from .learnable_rows import MIN_ROWS
 from .options import SyntheticKeywords, SyntheticOptions, split_keywords
 from .policy_rows import NUM_POLICY_ROWS
-from .schedule import RefreshSchedule
+from .schedule import RefreshSchedule, redraw_interval
 
 #: Refreshes that train from scratch. The second one has twice the rows of the first, which mostly leave its
 #: normalisation; the later ones mostly continue. In 58 runs of the learning benchmark this rule gives 0.76 to 1.0 times
@@ -148,8 +148,7 @@ def _policy_rows(options: SyntheticOptions, num_steps: int, refreshes: list[tupl
     draws = 0
     for observed, interval in refreshes:
         # At the refresh, and then again and again until the next one.
-        redraw_every = options.redraw_every or max(interval // 5, 1)
-        draws += min(interval - 1, num_steps - observed) // redraw_every + 1
+        draws += min(interval - 1, num_steps - observed) // redraw_interval(interval, options.redraw_every) + 1
     return NUM_POLICY_ROWS * draws
 
 

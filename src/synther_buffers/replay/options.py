@@ -182,12 +182,10 @@ class SyntheticOptions:
                     "refresh_on='process' or leave refresh_lag out."
                 )
             return None
-        if lag is None:
-            return None
+        if lag is None or lag == "as-ready":
+            return lag
         if isinstance(lag, str):
-            if lag != "as-ready":
-                raise ValueError(f"refresh_lag is {lag!r}; wanted a number of transitions, 'as-ready' or None.")
-            return "as-ready"
+            raise ValueError(f"refresh_lag is {lag!r}; wanted a number of transitions, 'as-ready' or None.")
         lag = whole_number("refresh_lag", lag, 0)
         if retrain_every is not None and lag > retrain_every:
             raise ValueError(

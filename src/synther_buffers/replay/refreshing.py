@@ -25,6 +25,7 @@ from .refresh import RefreshJob, RefreshResult, log_hand_over, log_start, run_re
 from .refresh_process import RefreshProcess
 from .refresh_worker import forget_frames
 from .reports import RefreshReport, append_to_log, log_report
+from .schedule import redraw_interval
 from .update_ratio import UpdateRatio
 
 logger = logging.getLogger(__name__)
@@ -288,8 +289,8 @@ class RefreshingReplay(GuidedReplay):
         Args:
             real: every real row of the buffer, or what reads them; as for `refresh`.
         """
-        every = self.options.redraw_every or max(self._schedule.interval(self.num_observed) // 5, 1)
-        self._next_redraw = self.num_observed + every
+        observed = self.num_observed
+        self._next_redraw = observed + redraw_interval(self._schedule.interval(observed), self.options.redraw_every)
         if self._policy is None:
             self._warn_once(
                 "policy",

@@ -57,3 +57,8 @@ class RefreshSchedule:
     def attempted(self) -> None:
         """A refresh was done, skipped or failed: the next one is due an interval from now."""
         self.next_refresh = self.num_observed + self.interval(self.num_observed)
+
+
+def redraw_interval(interval: int, redraw_every: int | None) -> int:
+    """Real transitions between two draws of rows with the policy's actions: as given, or a fifth of the refreshes'."""
+    return max(interval // 5, 1) if redraw_every is None else redraw_every

@@ -243,7 +243,15 @@ class SyntheticReplay(RefreshingReplay):
         Raises:
             RuntimeError: there is no synthetic set yet.
         """
-        return self._set.served()[self.draw_indices(num_rows)]
+        return self.served()[self.draw_indices(num_rows)]
+
+    def served(self) -> Transitions:
+        """`rows`, where there have to be some.
+
+        Raises:
+            RuntimeError: there is no synthetic set yet.
+        """
+        return self._set.served()
 
     # -- model -------------------------------------------------------------------------------------------------------
 

@@ -46,13 +46,13 @@ class Normalizer:
             rounding: standard deviation, ``[D]``, up to which a column varies by rounding only and counts as constant.
             structure: of the data.
         """
-        count, total, low, high = 0, torch.zeros_like(rounding), torch.full_like(rounding, math.inf), None
+        count, total, low = 0, torch.zeros_like(rounding), torch.full_like(rounding, math.inf)
+        high = -low
         for raw in chunks():
             count += len(raw)
             total += raw.sum(0)
             low = torch.minimum(low, raw.amin(0))
-            high = raw.amax(0) if high is None else torch.maximum(high, raw.amax(0))
-        assert high is not None
+            high = torch.maximum(high, raw.amax(0))
         mean = total / count
         extent = _nonzero(high - low)  # dividing by it keeps squares from overflow and underflow
         squares = torch.zeros_like(mean)
