@@ -1,8 +1,9 @@
-"""The agents: SAC of sbx (JAX), of Stable-Baselines3 and of TorchRL (PyTorch), DQN of sbx; what is asked of each."""
+"""The agents: SAC of sbx (JAX), of Stable-Baselines3 and of TorchRL (PyTorch), CrossQ and DQN of sbx; what each can do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -89,25 +90,39 @@ class _Sb3Interface:
 
 
 class SbxAgent(_Sb3Interface):
-    """SAC of sbx; `policy_delay` delays the actor and the temperature together."""
+    """SAC of sbx; `policy_delay` delays the actor and the temperature together.
 
-    def __init__(self, task: Task, arm: Arm, seed: int) -> None:
-        import jax
+    Args:
+        task, arm, seed: of the run.
+        layer_norm: of the critics, after each hidden layer.
+    """
+
+    def __init__(self, task: Task, arm: Arm, seed: int, layer_norm: bool = False) -> None:
         from sbx import SAC
 
-        self.model = SAC("MlpPolicy", task.make(), policy_delay=arm.policy_delay, **_common(task, arm, seed))
+        settings = _common(task, arm, seed)
+        settings["policy_kwargs"] = settings.get("policy_kwargs", {}) | {"layer_norm": layer_norm}
+        self.model = SAC("MlpPolicy", task.make(), policy_delay=arm.policy_delay, **settings)
+        self._compile()
+
+    def _compile(self) -> None:
+        import jax
 
         @jax.jit
         def sample(state: Any, observation: Any, key: Any) -> Any:
-            return state.apply_fn(state.params, observation).sample(seed=key)
+            return state.apply_fn(self._weights(state), observation).sample(seed=key)
 
         @jax.jit
         def least(state: Any, observation: Any, action: Any) -> Any:
-            # The default critic has no dropout, so that no random stream is needed.
-            return state.apply_fn(state.params, observation, action).min(0)[:, 0]
+            # The critics have no dropout, so that no random stream is needed.
+            return state.apply_fn(self._weights(state), observation, action).min(0)[:, 0]
 
         self._key: Callable[[int], Any] = jax.random.PRNGKey
         self._sample, self._least = sample, least
+
+    def _weights(self, state: Any) -> Any:
+        """What a network's function takes first."""
+        return state.params
 
     def explore(self, observation: NDArray[Any], seed: int) -> NDArray[Any]:
         drawn = self._sample(self.model.policy.actor_state, observation.astype(np.float32), self._key(seed))
@@ -116,6 +131,20 @@ class SbxAgent(_Sb3Interface):
     def values(self, observation: NDArray[Any], action: NDArray[Any]) -> NDArray[Any]:
         state = self.model.policy.qf_state
         return np.asarray(self._least(state, observation.astype(np.float32), action.astype(np.float32)))
+
+
+class CrossQAgent(SbxAgent):
+    """CrossQ of sbx with its own settings: batch-normalised critics of 1,024 units, an actor update every third step."""
+
+    def __init__(self, task: Task, arm: Arm, seed: int) -> None:
+        from sbx import CrossQ
+
+        _refuse_delay(arm, "CrossQ has a delay of its own")
+        self.model = CrossQ("MlpPolicy", task.make(), **_common(task, arm, seed))
+        self._compile()
+
+    def _weights(self, state: Any) -> Any:
+        return {"params": state.params, "batch_stats": state.batch_stats}
 
 
 class Sb3Agent(_Sb3Interface):
@@ -192,6 +221,8 @@ def _torchrl(task: Task, arm: Arm, seed: int) -> Agent:
 
 AGENTS: dict[str, Callable[[Task, Arm, int], Agent]] = {
     "sbx": SbxAgent,
+    "layer-norm": partial(SbxAgent, layer_norm=True),
+    "crossq": CrossQAgent,
     "sb3": Sb3Agent,
     "dqn": DqnAgent,
     "torchrl": _torchrl,
@@ -200,7 +231,7 @@ AGENTS: dict[str, Callable[[Task, Arm, int], Agent]] = {
 
 def _refuse_delay(arm: Arm, why: str) -> None:
     if arm.policy_delay != 1:
-        raise ValueError(f"policy_delay is {arm.policy_delay}; {why}. Use agent='sbx'.")
+        raise ValueError(f"policy_delay is {arm.policy_delay}; {why}. Use agent='sbx' or 'layer-norm'.")
 
 
 def _common(task: Task, arm: Arm, seed: int) -> dict[str, Any]:

@@ -114,6 +114,9 @@ STAGES: dict[str, Stage] = {
         CHOOSING,
         "learning_elsewhere.jsonl",
     ),
+    # What else is known to make many updates per step safe (`--agent layer-norm`, `--agent crossq --arms utd1`), with
+    # rows of ours and without.
+    "c": Stage(("halfcheetah", "hopper"), ("utd1", "utd10", CHOSEN), REPORTING[:5], "learning_stage_c.jsonl"),
 }
 
 
@@ -129,7 +132,7 @@ def toy_jobs() -> list[Job]:
         arm = ARMS[name].for_task(TASKS["toy"])
         kind = (arm.upsampler, arm.policy_delay > 1, arm.policy_share > 0, arm.guidance is not None, arm.guided_by)
         told_apart.setdefault(kind, Job("toy", name, 0))
-    others = [Job("toy", "oracle", 0, "sb3"), Job("toy", "oracle", 0, "torchrl")]
+    others = [Job("toy", "oracle", 0, agent) for agent in ("sb3", "torchrl", "layer-norm", "crossq")]
     return [*told_apart.values(), *others, Job("toy-discrete", "few-rows-passes", 0, "dqn")]
 
 
