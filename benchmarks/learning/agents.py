@@ -1,4 +1,4 @@
-"""The agents: SAC of sbx (JAX), of Stable-Baselines3 and of TorchRL (PyTorch), CrossQ and DQN of sbx; what each can do."""
+"""The agents: SAC of sbx (JAX), Stable-Baselines3 and TorchRL (PyTorch), CrossQ and DQN of sbx; what is asked of each."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class SbxAgent(_Sb3Interface):
 
 
 class CrossQAgent(SbxAgent):
-    """CrossQ of sbx with its own settings: batch-normalised critics of 1,024 units, an actor update every third step."""
+    """CrossQ of sbx with its own settings: batch-normalised critics 1,024 wide, an actor update every third step."""
 
     def __init__(self, task: Task, arm: Arm, seed: int) -> None:
         from sbx import CrossQ
