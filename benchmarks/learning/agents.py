@@ -1,4 +1,4 @@
-"""The agents: SAC of sbx (JAX), Stable-Baselines3 and TorchRL (PyTorch), CrossQ and DQN of sbx; what is asked of each."""
+"""The agents: SAC of sbx (JAX), Stable-Baselines3 and TorchRL (PyTorch), CrossQ and DQN of sbx; what each must do."""
 
 from __future__ import annotations
 
