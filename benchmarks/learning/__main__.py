@@ -6,11 +6,14 @@ import argparse
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from .agents import AGENTS
+from .arms import ARMS
 from .prepare import HERE, prepare, prepared
 from .stages import STAGES, jobs, toy_jobs, work
+from .tasks import TASKS
 
 RESULTS = Path(__file__).parents[1] / "results"
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "learning.md"
@@ -25,8 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--toy", action="store_true", help="every arm and agent for 300 steps with tiny nets, in this interpreter"
     )
     parser.add_argument("--report", action="store_true", help="render the page of the results")
-    parser.add_argument("--tasks", nargs="+", help="of the stage, these alone")
-    parser.add_argument("--arms", nargs="+", help="of the stage, these alone")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, metavar="TASK", help="instead of the stage's")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", help="instead of the stage's")
     parser.add_argument("--seeds", nargs="+", type=int, help="instead of the stage's")
     parser.add_argument("--agent", choices=tuple(AGENTS), default="sbx")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on a core of its own")
@@ -49,13 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         failed += work(toy_jobs(), out, HERE, cores)
     if flags.stage:
-        stage = STAGES[flags.stage]
-        wanted = [
-            job
-            for job in jobs(stage, flags.agent, flags.seeds)
-            if job.task in (flags.tasks or stage.tasks) and job.arm in (flags.arms or stage.arms)
-        ]
-        failed += work(wanted, flags.out or RESULTS / stage.file, prepared(), cores)
+        chosen = {name: tuple(getattr(flags, name)) for name in ("tasks", "arms", "seeds") if getattr(flags, name)}
+        stage = replace(STAGES[flags.stage], **chosen)
+        failed += work(jobs(stage, flags.agent), flags.out or RESULTS / stage.file, prepared(), cores)
     if flags.report:
         from .report import render
 

@@ -26,9 +26,10 @@ def render(results: Path, page: Path) -> None:
     pilot, stage = read(results / STAGES["pilot"].file), read(results / STAGES["a"].file)
     # A stage's own lines of the same arms and seeds stand before the pilot's.
     every = [*stage, *pilot]
-    choosing, elsewhere = (read(results / STAGES[name].file) for name in ("choosing", "elsewhere"))
-    all_lines = first_of_each([*every, *choosing, *elsewhere])
-    reporting = read(results / STAGES["reporting"].file)
+    choosing, elsewhere, others, reporting = (
+        read(results / STAGES[name].file) for name in ("choosing", "elsewhere", "c", "reporting")
+    )
+    all_lines = first_of_each([*every, *choosing])
     text = "\n\n".join(
         [
             *_head(stage, results),
@@ -36,7 +37,7 @@ def render(results: Path, page: Path) -> None:
             *why([*reporting, *all_lines], STAGES["reporting"].tasks),
             *_stage(all_lines),
             *_pilot(every),
-            *_other_agents(all_lines),
+            *_other_agents([*every, *elsewhere, *others], scores_of([*all_lines, *reporting])),
             *_rest(),
         ]
     )
@@ -87,9 +88,11 @@ def _reporting(lines: Sequence[Line], choosing: Scores) -> list[str]:
         [name, *_compared(compare(scores, CHOSEN, opponent, units), tasks=len(stage.tasks), seeds=len(stage.seeds))]
         for name, opponent in opponents.items()
     ]
-    areas = [_areas(scores, task, stage.arms) for task in stage.tasks]
-    runs = len(first_of_each(lines))
+    runs = len(first_of_each([line for line in lines if line["arm"] in stage.arms]))
     wanted = len(jobs(stage))
+    # An opponent that is not one on every task comes last.
+    arms = (*stage.arms, *sorted(set(best.values()) - set(stage.arms)))
+    areas = [_areas(scores, task, arms) for task in stage.tasks]
     state = (
         "Complete."
         if runs >= wanted
@@ -99,13 +102,13 @@ def _reporting(lines: Sequence[Line], choosing: Scores) -> list[str]:
         "## The reporting seeds",
         f"`{CHOSEN}` and its opponents on seeds 100 to 109, which chose nothing. {state} "
         "`python -m benchmarks.learning --stage reporting` makes the runs that are missing.",
-        table(["task", *(f"`{arm}`" for arm in stage.arms)], areas),
+        table(["task", *(f"`{arm}`" for arm in arms)], areas),
         "The best real-only arm, by the choosing seeds: "
         + ", ".join(f"`{arm}` on {TASKS[task].env}" for task, arm in best.items())
         + ".",
         "Paired differences of the area, task by task: the mean over the seeds that both arms have, its 95 % interval "
         "(Student's), and in how many pairs it is above 0.",
-        table(["task", *(f"over `{arm}`" for arm in stage.arms if arm != CHOSEN)], _differences(scores, stage)),
+        table(["task", *(f"over `{arm}`" for arm in arms if arm != CHOSEN)], _differences(scores, stage.tasks, arms)),
         *_on_gpu(lines, stage),
         "The primary comparison: paired differences of the area in units of what `oracle` gains over the control on "
         "the choosing seeds, interquartile mean over tasks and seeds. By the protocol the arm *helps* if it is better "
@@ -114,15 +117,13 @@ def _reporting(lines: Sequence[Line], choosing: Scores) -> list[str]:
     ]
 
 
-def _differences(scores: Scores, stage: Stage) -> Rows:
-    rows = []
-    for task in stage.tasks:
-        row = [TASKS[task].env]
-        for arm in stage.arms:
-            if arm != CHOSEN:
-                row.append(told([first - second for first, second in paired(scores, task, CHOSEN, arm)]))
-        rows.append(row)
-    return rows
+def _differences(scores: Scores, tasks: Sequence[str], arms: Sequence[str]) -> Rows:
+    opponents = [arm for arm in arms if arm != CHOSEN]
+    return [[TASKS[task].env, *(_gain(scores, task, CHOSEN, arm) for arm in opponents)] for task in tasks]
+
+
+def _gain(scores: Scores, task: str, arm: str, opponent: str) -> str:
+    return told([first - second for first, second in paired(scores, task, arm, opponent)])
 
 
 def _on_gpu(lines: Sequence[Line], stage: Stage) -> list[str]:
@@ -136,8 +137,7 @@ def _on_gpu(lines: Sequence[Line], stage: Stage) -> list[str]:
               for place in ("gpu", "cpu")}  # fmt: skip
         gains = []
         for place in ("gpu", "cpu"):
-            pairs = paired(scores_of(of[place]), task, CHOSEN, TASKS[task].control)
-            gains.append(told([first - second for first, second in pairs]))
+            gains.append(_gain(scores_of(of[place]), task, CHOSEN, TASKS[task].control))
         rows.append([TASKS[task].env, *gains])
     named = ", ".join(map(str, sorted(seeds)))
     return [
@@ -219,14 +219,16 @@ def _best_real(scores: Mapping[str, Mapping[int, float]]) -> str:
 def _areas(scores: Scores, task: str, arms: Sequence[str]) -> list[str]:
     row = [TASKS[task].env]
     for arm in arms:
-        values = list(scores.get(task, {}).get(arm, {}).values())
-        row.append(f"{_with_spread(values)} ({len(values)})" if values else "-")
+        row.append(_summary(list(scores.get(task, {}).get(arm, {}).values())))
     return row
 
 
-def _with_spread(values: Sequence[float]) -> str:
-    mean = f"{np.mean(values):.4g}"
-    return f"{mean} ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else mean
+def _summary(values: Sequence[float]) -> str:
+    """Mean ± standard deviation (number of values)."""
+    if not values:
+        return "-"
+    spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4g}{spread} ({len(values)})"
 
 
 def _curves(lines: Sequence[Line], task: str, arms: Sequence[str]) -> list[str]:
@@ -283,31 +285,47 @@ def _pilot(lines: Sequence[Line]) -> list[str]:
     ]
 
 
-def _other_agents(lines: Sequence[Line]) -> list[str]:
-    """A table for each agent but sbx's SAC that has run, beside that one where it ran the same task."""
-    agents = {
-        "sb3": ("The same in Stable-Baselines3", "Its own SAC: the same settings, other code, other initial networks."),
-        "torchrl": ("The same in TorchRL", "SAC of its own parts: the same settings, other code, other networks."),
-        "dqn": ("Discrete actions", "DQN of sbx."),
-    }
-    scores, blocks = scores_of(lines), []
-    for agent, (title, words) in agents.items():
+#: Other agents than sbx's SAC: the title and the words of their section.
+_OTHERS = {
+    "sb3": ("The same in Stable-Baselines3", "Its own SAC: the same settings, other code, other initial networks."),
+    "torchrl": ("The same in TorchRL", "SAC of its own parts: the same settings, other code, other networks."),
+    "dqn": ("Discrete actions", "DQN of sbx."),
+    "layer-norm": ("With layer norm in the critics", "sbx's SAC with `layer_norm=True`, everything else as above."),
+    "crossq": ("CrossQ", "CrossQ of sbx with its own settings; its rule updates the actor every third time."),
+}
+
+
+def _other_agents(lines: Sequence[Line], plain: Scores) -> list[str]:
+    """A section for each agent that has run but sbx's SAC, whose scores are `plain`, beside those on the same seeds."""
+    blocks = []
+    for agent, (title, words) in _OTHERS.items():
         found = scores_of(lines, agent)
-        if not found:
-            continue
-        arms = list(dict.fromkeys(arm for task in found.values() for arm in task))
-        rows = [
-            [TASKS[task].env, name, *_areas(of, task, arms)[1:]]
-            for task in found
-            for name, of in (("sbx's SAC", scores), (agent, found))
-            if task in of
-        ]
-        blocks += [
-            f"## {title}",
-            f"{words} Areas, mean ± standard deviation (seeds); few seeds are no result.",
-            table(["task", "agent", *(f"`{arm}`" for arm in arms)], rows),
-        ]
+        if found:
+            header = ["task", "arm", "area", "sbx's SAC", "over its control", f"over `{CHOSEN}` of sbx's SAC"]
+            blocks += [
+                f"## {title}",
+                f"{words} Area, mean ± standard deviation (seeds), that of sbx's SAC on the same seeds, and paired "
+                "differences as above.",
+                table(header, agent_rows(found, plain)),
+            ]
     return blocks
+
+
+def agent_rows(found: Scores, plain: Scores) -> Rows:
+    """The table of an agent: its scores, those of sbx's SAC on the same seeds, and paired differences."""
+    rows = []
+    for task, arms in found.items():
+        control = TASKS[task].control
+        for arm, scores in arms.items():
+            same = {seed: score for seed, score in plain.get(task, {}).get(arm, {}).items() if seed in scores}
+            both = {task: {**arms, "plain": plain.get(task, {}).get(CHOSEN, {})}}
+            rows.append(
+                [
+                    TASKS[task].env, f"`{arm}`", _summary(list(scores.values())), _summary(list(same.values())),
+                    "-" if arm == control else _gain(both, task, arm, control), _gain(both, task, arm, "plain"),
+                ]
+            )  # fmt: skip
+    return rows
 
 
 def _gains(scores: Scores, task: str) -> list[float]:

@@ -120,9 +120,9 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def jobs(stage: Stage, agent: str = "sbx", seeds: Sequence[int] | None = None) -> list[Job]:
+def jobs(stage: Stage, agent: str = "sbx") -> list[Job]:
     """All runs, seed by seed, so that what is complete first can be compared."""
-    return [Job(task, arm, seed, agent) for seed in seeds or stage.seeds for task in stage.tasks for arm in stage.arms]
+    return [Job(task, arm, seed, agent) for seed in stage.seeds for task in stage.tasks for arm in stage.arms]
 
 
 def toy_jobs() -> list[Job]:

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.learning.__main__ import main
 from benchmarks.learning.lines import append, read, repair
 from benchmarks.learning.prepare import HERE
-from benchmarks.learning.report import render
+from benchmarks.learning.report import agent_rows, render
 from benchmarks.learning.run import settings
 from benchmarks.learning.stages import STAGES, Job, Stage, jobs, missing, work
 
@@ -42,7 +42,7 @@ def test_seeds_come_one_after_the_other():
         Job("jump", "oracle", 0),
         Job("run", "utd1", 1),
     ]
-    assert [job.seed for job in jobs(stage, seeds=[7])] == [7] * 4
+    assert {job.agent for job in jobs(stage, "dqn")} == {"dqn"}
 
 
 def test_a_torn_last_line_is_made_again(tmp_path):
@@ -115,7 +115,17 @@ def test_the_page_says_what_is_missing(tmp_path):
     # Which real-only arm is best cannot be said before all have run.
     assert "| `constant-budget` | best real-only arm | no pairs yet |" in page
     assert "| HalfCheetah-v5 | 5,000 | - | -400 (1) | -100 (1) | 300 | 300 | open: 1 of 3 seeds |" in page
-    assert "| HalfCheetah-v5 | sb3 | -380 (1) |" in page
+    assert "| HalfCheetah-v5 | `utd10` | -380 (1) | -400 (1) | - | - |" in page
+
+
+def test_another_agent_stands_beside_sac_on_the_same_seeds():
+    found = {"hopper": {"utd10": {100: 30.0}, "default-often": {100: 70.0}}}
+    plain = {"hopper": {"utd10": {100: 10.0, 101: 99.0}, "default-often": {100: 50.0}}}
+    # 30 - 50, and 70 - 30 and 70 - 50; seed 101 has no run of the other agent.
+    assert agent_rows(found, plain) == [
+        ["Hopper-v5", "`utd10`", "30 (1)", "10 (1)", "-", "-20, 0 of 1"],
+        ["Hopper-v5", "`default-often`", "70 (1)", "50 (1)", "40, 1 of 1", "20, 1 of 1"],
+    ]
 
 
 def test_the_best_real_only_arm_is_that_of_the_highest_mean(tmp_path):
@@ -144,6 +154,8 @@ def test_every_kind_of_arm_runs_from_end_to_end(tmp_path):
         *(("sbx", arm) for arm in kinds),
         ("sb3", "oracle"),
         ("torchrl", "oracle"),
+        ("layer-norm", "oracle"),
+        ("crossq", "oracle"),
         ("dqn", "few-rows-passes"),
     }
     first = lines["sbx", "utd1"]
