@@ -48,8 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     if flags.toy:
         out = flags.out or Path("build/bench/learning.jsonl")
         # Most of a toy run is compiling what another arm compiled before.
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(out.resolve().parent / "jax")
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(out.resolve().parent / "jax"))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         failed += work(toy_jobs(), out, HERE, cores)
     if flags.stage:
         chosen = {name: tuple(getattr(flags, name)) for name in ("tasks", "arms", "seeds") if getattr(flags, name)}
