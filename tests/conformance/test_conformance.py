@@ -794,7 +794,7 @@ def test_it_learns_pendulum_with_half_of_every_batch_synthetic(adapter):
         warm_steps=300,
     )
     run = adapter.train(
-        "Pendulum-v1", 5_000, utd=2, upsampler=config, retrain_every=1_000, num_synthetic=10_000, seed=0
+        "Pendulum-v1", 3_500, utd=2, upsampler=config, retrain_every=1_000, num_synthetic=10_000, seed=0
     )
     synthetic = adapter.synthetic(run.buffer)
     assert synthetic.num_refreshes >= 2
