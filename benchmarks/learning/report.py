@@ -37,7 +37,7 @@ def render(results: Path, page: Path) -> None:
             *why([*reporting, *all_lines], STAGES["reporting"].tasks),
             *_stage(all_lines),
             *_pilot(every),
-            *_other_agents([*every, *elsewhere, *others], scores_of([*all_lines, *reporting])),
+            *_other_agents([*all_lines, *elsewhere, *others], scores_of([*all_lines, *reporting])),
             *_rest(),
         ]
     )
