@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-# sbx's agents live for a few steps here, and compiling them takes most of that time. A directory for each worker, because
-# a file of this cache is not written in one piece.
+# sbx's agents live for a few steps here, and compiling them takes most of that time. A directory for each worker,
+# because a file of this cache is not written in one piece.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault(

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tensordict import TensorDictBase, unravel_key
 from torch import Tensor
 
@@ -125,6 +127,15 @@ class Layout:
         """Rows with which an episode ended, ``[N]`` bool."""
         ends = [key for key in (self.done, self.truncated, self.columns["terminated"]) if key is not None]
         return torch.stack([stored.get(key).reshape(stored.shape[0]).to(torch.bool) for key in ends]).any(0)
+
+    def trajectories(self, stored: TensorDictBase) -> NDArray[np.int64] | None:
+        """The number of each row's trajectory, as a collector writes it, ``[N]``; None without one."""
+        keys = [key for key, shape in self.row_shapes.items() if key[-1] == "traj_ids" and shape.numel() == 1]
+        return stored.get(keys[0]).reshape(stored.shape[0]).to(torch.int64).cpu().numpy() if keys else None
+
+    def max_steps(self, stored: TensorDictBase) -> int:
+        """Environment steps that a row spans at most."""
+        return int(stored.get(_STEPS).max()) if _STEPS in self.row_shapes and len(stored) else 1
 
     # -- filling -----------------------------------------------------------------------------------------------------
 

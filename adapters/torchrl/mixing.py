@@ -6,6 +6,7 @@ import inspect
 import logging
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
@@ -332,7 +333,8 @@ class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[m
 
     def row_order(self) -> RowOrder:
         """When each row was written, in the order of `real_transitions`; by its place for writers of unknown order."""
-        ends = Layout.of(self._storage, self.modelled_keys).episode_ends(self._written()).cpu().numpy()
+        layout, stored = Layout.of(self._storage, self.modelled_keys), self._written()
+        ends = layout.episode_ends(stored).cpu().numpy()
         num_slots = self._len_along_dim0
         next_slot, num_written = num_slots, num_slots
         writers = [buffer._writer for buffer in self._attached_entities]
@@ -340,7 +342,10 @@ class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[m
             num_written = max(writers[0]._write_count, num_slots)
             if self._is_full:
                 next_slot = writers[0]._cursor
-        return RowOrder.of_ring(ends.reshape(num_slots, self._rows_per_slot()), next_slot, num_written)
+        order = RowOrder.of_ring(ends.reshape(num_slots, self._rows_per_slot()), next_slot, num_written)
+        # In one dimension, rows of several environments lie mixed.
+        trajectory = layout.trajectories(stored) if self.ndim == 1 else None
+        return replace(order, trajectory=trajectory, max_steps=layout.max_steps(stored))
 
     # -- persistence -------------------------------------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ class Ensemble:
         sizes = (inputs.shape[1], _WIDTH, _WIDTH, targets.shape[1])
         layers = [
             tuple(
-                (torch.rand(_NETWORKS, rows, to, generator=generator, device=device) * 2 - 1)
+                (torch.rand(_NETWORKS, rows, to, generator=generator, dtype=torch.float32, device=device) * 2 - 1)
                 .div_(math.sqrt(fan_in))
                 .requires_grad_()
                 for rows in (fan_in, 1)

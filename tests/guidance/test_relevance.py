@@ -55,6 +55,16 @@ def test_return_to_go_follows_each_environment_and_the_ring():
     np.testing.assert_allclose(found, [*last, 1 + middle[0] / 2, 10 + middle[1] / 2, *middle])
 
 
+def test_return_to_go_follows_trajectories_whose_rows_lie_mixed():
+    # Two trajectories of two environments, written in turn; the first one's terminal is its last row.
+    rows = rows_of([0.0] * 5, reward=[1, 10, 2, 20, 30], terminated=[False, False, True, False, False])
+    order = RowOrder(np.arange(5), np.zeros(5, np.int64), np.zeros(5, np.bool_), trajectory=np.array([7, 3, 7, 3, 3]))
+    found = ReturnToGo(discount=0.5).relevance(rows, order)
+    last = 30 + 0.5 * (63 / 5) / 0.5
+    second = 20 + 0.5 * last
+    np.testing.assert_allclose(found, [1 + 0.5 * 2, 10 + 0.5 * second, 2, second, last])
+
+
 def test_return_to_go_refuses_n_step_rows():
     rows = gaussian(10)
     n_step = Transitions.from_flat({**rows.flat(), "discount": torch.full((10,), 0.9)})
@@ -217,8 +227,29 @@ def test_a_column_that_is_not_there_is_named(of, message):
 
 
 def test_columns_of_many_values_make_no_classes():
+    """Whole numbers come back exactly however many there are, but each needs rows."""
+
+    def tasks(count):
+        rows = rows_of([0.0] * count)
+        flat = rows.flat()
+        flat["observation.task"] = torch.arange(count)[:, None]
+        flat["next_observation.task"] = flat["observation.task"]
+        flat["observation.state"], flat["next_observation.state"] = (
+            flat.pop("observation"),
+            flat.pop("next_observation"),
+        )
+        return Transitions.from_flat(flat)
+
+    assert len(Rarity(of="observation.task").classes(tasks(200)).values) == 200
     with pytest.raises(ValueError, match="has 300 values; wanted at most 256"):
-        Rarity(of="observation[0]").classes(walk(300))
+        Rarity(of="observation.task").classes(tasks(300))
+
+
+def test_no_classes_of_more_values_than_a_model_restores():
+    """A whole number in a column of floats comes back exactly only if there are few."""
+    Rarity(of="observation").classes(rows_of([float(task) for task in range(16)] * 10))
+    with pytest.raises(ValueError, match=r"observation has 17 different values.* at most 16"):
+        Rarity(of="observation").classes(rows_of([float(task) for task in range(17)] * 10))
 
 
 def test_a_quota_for_what_is_not_in_the_data_is_named():

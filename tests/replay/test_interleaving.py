@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synther_buffers.replay.interleaving import batch_order, batch_order_on, is_synthetic_place
+from synther_buffers.replay.last_batch import LastBatch
 
 
 def test_the_places_of_a_small_batch_worked_out_by_hand():
@@ -43,6 +44,13 @@ def test_so_is_every_slice_with_a_stride(stride):
         counts = np.convolve(mask[first::stride], np.ones(32, int), "valid")
         assert counts.min() >= 12
         assert counts.max() <= 20
+
+
+def test_the_mask_is_on_the_cpu_whatever_the_default_device():
+    made = LastBatch()
+    made.interleaved(3, 3)
+    with torch.device("meta"):
+        assert made.mask().tolist() == is_synthetic_place(3, 3).tolist()
 
 
 def test_what_is_cached_cannot_be_written_to():

@@ -331,6 +331,17 @@ def test_7_a_loaded_model_of_the_same_shape_goes_on_with_the_presets_present_tra
     assert "another configuration" not in caplog.text
 
 
+def test_7_a_model_with_conditions_and_of_another_shape_goes_on_too(monkeypatch, caplog):
+    monkeypatch.setitem(PRESETS, "cpu", TINY)
+    saved = refreshed("auto", gaussian(400), upsampler_device="cpu", policy_share=0.5)
+    monkeypatch.setitem(PRESETS, "cpu", replace(TINY, network=replace(TINY.network, width=48)))
+    loaded = SyntheticReplay(SPEC, upsampler="auto", upsampler_device="cpu", retrain_every=200, seed=0)
+    loaded.load_state_dict(saved.state_dict())
+    assert "another configuration" in caplog.text
+    assert equal(loaded.rows, saved.rows)
+    assert equal(loaded.upsampler.sample(10), saved.upsampler.sample(10))
+
+
 def test_7_resetting_a_loaded_replay_goes_back_to_the_preset(monkeypatch, caplog):
     monkeypatch.setitem(PRESETS, "cpu", TINY)
     stored = pickle.dumps(refreshed("auto", gaussian(400), upsampler_device="cpu"))

@@ -22,6 +22,8 @@ from torchrl_helpers import (
     synthetic_of,
 )
 
+from synther_buffers import ReturnToGo
+
 STORAGES = [SynthERStorage, SynthERMemmapStorage]
 
 
@@ -502,6 +504,30 @@ def test_n_step_rows(gamma):
         if gamma < 1:
             assert torch.equal(steps, expected.to(steps.dtype))
             assert torch.equal(part["nonterminal"], expected > 1)
+
+
+def test_n_step_rows_span_their_steps_before_any_episode_ends():
+    """One discount is there then, or with gamma 1 ever; a row may still not reach into those that are held out."""
+    buffer = make_buffer()
+    more = {"gamma": torch.full((150, 1), 0.729), "steps_to_next_obs": torch.full((150, 1), 3)}
+    buffer.extend(rows(150, **more, nonterminal=torch.ones(150, 1, dtype=torch.bool)))
+    assert buffer.storage.row_order().max_steps == 3
+
+
+def test_trajectories_of_flattened_environments_are_told_apart():
+    """Four environments a step, flattened; only the first one has rewards. Episodes have 50 steps."""
+    buffer = make_buffer()
+    for step in range(100):
+        some = rows(4, collector__traj_ids=torch.arange(4) + 4 * (step // 50))
+        some["next", "reward"] = torch.tensor([[1.0], [0.0], [0.0], [0.0]])
+        for flag in ("done", "terminated"):
+            some["next", flag] = torch.full((4, 1), step % 50 == 49)
+        buffer.extend(some)
+    storage = buffer.storage
+    found = ReturnToGo(discount=0.9).relevance(storage.real_transitions(), storage.row_order()).reshape(100, 4)
+    expected = torch.tensor([(1 - 0.9**left) / 0.1 for left in range(50, 0, -1)] * 2, dtype=torch.float64)
+    torch.testing.assert_close(found[:, 0], expected)
+    assert (found[:, 1:] == 0).all()
 
 
 # -- buffers, writers, transforms ----------------------------------------------------------------------------------

@@ -55,6 +55,20 @@ class TestNorms:
         assert [group[:2] for group in groups] == [(0, 2), (2, 4)]
         assert [group[2] for group in groups] == pytest.approx([3e-9, 5e9], rel=1e-5)
 
+    def test_many_rows_at_the_largest_value_that_the_norm_allows(self) -> None:
+        """A pendulum that is held upright: in float32 its cosine is 1 in every tenth row, its sine hardly ever 0."""
+        angle = np.random.default_rng(0).uniform(-np.pi, np.pi, 1_000)
+        angle[::10] *= 1e-5
+        value = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+        spec = box(2, np.float32)
+        rows = rows_of(spec, 1_000, observation=value, next_observation=value)
+        codec = Codec.fit(spec, rows)
+        out = decode(codec, noisy(codec.encode(rows), 0.5))
+        for found in (out.observation, out.next_observation):
+            assert torch.isfinite(found).all()
+            torch.testing.assert_close(found.norm(dim=1), torch.ones(len(found)), atol=0.02, rtol=0.0)
+            assert float(found[:, 0].max()) <= 1.0
+
     @pytest.mark.parametrize(
         "draw",
         [

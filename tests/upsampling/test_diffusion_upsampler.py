@@ -222,23 +222,27 @@ def test_leaves_the_process_as_it_found_it():
     assert global_state() == before
 
 
-def test_ignores_default_dtype_and_the_callers_grad_mode():
-    reference = fitted().sample(20)
+@pytest.mark.parametrize("outcome_steps", [0, 10])
+def test_ignores_default_dtype_and_the_callers_grad_mode(outcome_steps):
+    config = replace(TINY, outcome_steps=outcome_steps)
+    reference = fitted(config).sample(20)
     torch.set_default_dtype(torch.float64)
     try:
         with torch.no_grad():
-            assert equal(fitted().sample(20), reference)
+            assert equal(fitted(config).sample(20), reference)
     finally:
         torch.set_default_dtype(torch.float32)
 
 
-def test_ignores_the_default_device():
+@pytest.mark.parametrize("outcome_steps", [0, 10])
+def test_ignores_the_default_device(outcome_steps):
     """Whatever has no device of its own would be made on this one, whose tensors hold nothing."""
+    config = replace(TINY, outcome_steps=outcome_steps)
 
     def drawn() -> Transitions:
-        upsampler = fitted(rows=rows)
+        upsampler = fitted(config, rows)
         upsampler.fit(rows, held_out=held_out)
-        loaded = DiffusionUpsampler(SPEC, TINY, "cpu")
+        loaded = DiffusionUpsampler(SPEC, config, "cpu")
         loaded.load_state_dict(upsampler.state_dict())
         return loaded.sample(5_000)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..public_paths import public
 from ..transitions import RowOrder, Transitions
+from ..transitions.special_columns import FEW_VALUES
 from .base import Guidance
 from .classes import Classes, columns_named
 
@@ -75,7 +76,18 @@ class Rarity(Guidance):
             ValueError: a column that is not there, too many classes, or a quota for one without rows.
         """
         names = tuple(self.of)
-        values, counts = columns_named(transitions, names).unique(dim=0, return_counts=True)
+        columns = columns_named(transitions, names)
+        values, counts = columns.unique(dim=0, return_counts=True)
+        flat = transitions.flat()
+        for name in names:
+            # Generated integers are rounded; of floats only few values come back exactly.
+            if flat[name.partition("[")[0]].is_floating_point():
+                distinct = max(len(column.unique()) for column in columns_named(transitions, (name,)).T)
+                if distinct > FEW_VALUES:
+                    raise ValueError(
+                        f"{name} has {distinct} different values, and of a column of floats a model restores at most "
+                        f"{FEW_VALUES}; give the classes as a Discrete space, as whole numbers, or one-hot"
+                    )
         if len(values) > _MOST_CLASSES:
             raise ValueError(f"{', '.join(names)} has {len(values):,} values; wanted at most {_MOST_CLASSES} classes")
         if self.quotas is None:

@@ -47,11 +47,15 @@ class ReturnToGo(Guidance):
         reward = transitions.reward.double().cpu().numpy()
         terminated = transitions.terminated.cpu().numpy()
         beyond = float(reward.mean()) / (1.0 - self.discount)
-        rows = np.lexsort((order.write_index, order.stream))
-        stream, write = order.stream[rows], order.write_index[rows]
+        mixed = order.trajectory is not None
+        sequence = order.trajectory if order.trajectory is not None else order.stream
+        rows = np.lexsort((order.write_index, sequence))
+        sequence, write = sequence[rows], order.write_index[rows]
         # A row is the last of its piece if an episode ends with it or the next one in the order does not follow it.
         last = np.ones(len(rows), np.bool_)
-        last[:-1] = (stream[1:] != stream[:-1]) | (write[1:] != write[:-1] + 1)
+        last[:-1] = sequence[1:] != sequence[:-1]
+        if not mixed:
+            last[:-1] |= write[1:] != write[:-1] + 1
         last |= order.episode_end[rows] | terminated[rows]
         after = np.where(terminated[rows], 0.0, beyond)
         found = np.empty(len(rows))

@@ -68,7 +68,7 @@ class GuidedReplay(SavedReplay):
         finite = np.flatnonzero(learnable.finite)
         if len(finite) < len(real):
             real = real[torch.from_numpy(finite)]
-            order = RowOrder(order.write_index[finite], order.stream[finite], order.episode_end[finite])
+            order = order[finite]
         found = checked_relevance(guidance.relevance(real, order), len(real))
         return found[torch.from_numpy(learnable.learned[finite])]
 

@@ -23,9 +23,11 @@ _GOLDEN_RATIO = (5**0.5 - 1) / 2
 #: each batch takes longer than the copy.
 _LARGE = 65_536
 _kept = threading.local()
+#: Orders that are kept. Most clients draw batches of one size; where each has another, keeping many only takes memory.
+_MOST_KEPT = 16
 
 
-@lru_cache(maxsize=256)
+@lru_cache(_MOST_KEPT)
 def is_synthetic_place(num_real: int, num_synthetic: int) -> NDArray[np.bool_]:
     """Which places of a batch hold synthetic rows.
 
@@ -46,7 +48,7 @@ def is_synthetic_place(num_real: int, num_synthetic: int) -> NDArray[np.bool_]:
     return mask
 
 
-@lru_cache(maxsize=256)
+@lru_cache(_MOST_KEPT)
 def batch_order(num_real: int, num_synthetic: int) -> NDArray[np.int64]:
     """For each place of a batch, the index of its row among the real rows followed by the synthetic ones.
 
@@ -61,7 +63,7 @@ def batch_order(num_real: int, num_synthetic: int) -> NDArray[np.int64]:
     return order
 
 
-@lru_cache(maxsize=256)
+@lru_cache(_MOST_KEPT)
 def batch_order_on(num_real: int, num_synthetic: int, device: torch.device) -> Tensor:
     """`batch_order` as a tensor on a device, which must not be written to."""
     return torch.tensor(batch_order(num_real, num_synthetic), device=device)

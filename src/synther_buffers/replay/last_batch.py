@@ -33,5 +33,5 @@ class LastBatch:
         if self._made is None:
             return None
         if isinstance(self._made, tuple):
-            return torch.tensor(is_synthetic_place(*self._made))
+            return torch.tensor(is_synthetic_place(*self._made), device="cpu")
         return self._made().cpu()

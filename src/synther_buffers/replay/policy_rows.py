@@ -73,7 +73,7 @@ def draw_policy_rows(
 def _repeated(mask: Tensor, count: int) -> Tensor:
     """`count` indices of the rows in a mask, in turn."""
     index = mask.nonzero()[:, 0]
-    return index[torch.arange(count) % len(index)]
+    return index[torch.arange(count, device=index.device) % len(index)]
 
 
 def _as_stored(action: Any, field: Field, count: int) -> Tensor:

@@ -218,7 +218,8 @@ class RefreshingReplay(GuidedReplay):
             order = RowOrder.appended(len(real))
         spec = self._current_spec(real)
         spec.check(real)
-        learnable = learnable_rows(real, order, self._hold_out.mask(order), len(spec.discounts), self._warn_once)
+        max_steps = max(order.max_steps, len(spec.discounts))
+        learnable = learnable_rows(real, order, self._hold_out.mask(order), max_steps, self._warn_once)
         if learnable is None:
             return None
         return RefreshJob(

@@ -114,16 +114,18 @@ class SavedReplay:
                     "are kept, and the next refresh trains anew."
                 )
                 model = waiting = None
-            elif saved.conditioning is not None and factory.config.conditioning is None:
-                # What asked for conditions is gone, such as a guidance that could not be read; the model is as good.
-                factory = DiffusionFactory(replace(factory.config, conditioning=saved.conditioning))
-            elif _shape(saved) != _shape(factory.config) and isinstance(self.options.upsampler, str):
-                logger.warning(
-                    "The saved model has another configuration than %r stands for here; it goes on with its own "
-                    "(%d training steps, width %d).",
-                    self.options.upsampler, saved.train_steps, saved.network.width,
-                )  # fmt: skip
-                factory = DiffusionFactory(saved)
+            else:
+                # A model that knows conditions which nobody asks for, because a guidance could not be read, is as good.
+                present = replace(factory.config, conditioning=factory.config.conditioning or saved.conditioning)
+                if _shape(saved) == _shape(present):
+                    factory = DiffusionFactory(present)
+                elif isinstance(self.options.upsampler, str):
+                    logger.warning(
+                        "The saved model has another configuration than %r stands for here; it goes on with its own "
+                        "(%d training steps, width %d).",
+                        self.options.upsampler, saved.train_steps, saved.network.width,
+                    )  # fmt: skip
+                    factory = DiffusionFactory(saved)
         seed = self.options.seed or 0
         hold_out = HoldOut.from_state_dict(state["hold_out"])
         reports = [RefreshReport.from_dict(report) for report in state["reports"]]

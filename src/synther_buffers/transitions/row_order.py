@@ -16,11 +16,21 @@ class RowOrder:
         write_index: ``[N]`` int64, counts the writes of the row's stream from 0; never reused.
         stream: ``[N]`` int64, the environment that wrote the row.
         episode_end: ``[N]`` bool, an episode ended with this row (terminated or truncated); all False if unknown.
+        trajectory: ``[N]`` int64, the trajectory that a row belongs to, where a stream has the rows of several
+            environments mixed; None where the rows of a stream follow each other.
+        max_steps: environment steps that a row spans at most.
     """
 
     write_index: NDArray[np.int64]
     stream: NDArray[np.int64]
     episode_end: NDArray[np.bool_]
+    trajectory: NDArray[np.int64] | None = None
+    max_steps: int = 1
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> RowOrder:
+        """The order of some of the rows, ``[n]`` indices."""
+        trajectory = None if self.trajectory is None else self.trajectory[rows]
+        return RowOrder(self.write_index[rows], self.stream[rows], self.episode_end[rows], trajectory, self.max_steps)
 
     @classmethod
     def appended(cls, num_rows: int) -> RowOrder:

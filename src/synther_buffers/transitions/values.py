@@ -127,6 +127,8 @@ class ColumnStatistics:
         limits[:, low == high] = 0.0
         limits[:, [*few, *one_hot]] = 0.0
         norms = _norms(value, {*few, *one_hot, *masses})
+        # There the norm restores the limits, which are its own.
+        limits[:, [element for start, stop, _ in norms for element in range(start, stop)]] = 0.0
         return cls(low, high, rate, few, limits, masses, norms)
 
     def add_thresholds(
@@ -185,11 +187,11 @@ class ColumnStatistics:
         """
         name = block.field.name
         categories = [value[:, group].argmax(1) for group in block.one_hot]
+        low, high = self.low.to(value), self.high.to(value)
         if bool(self.limits.any()):
             at_low, at_high = thresholds.limits[name]
-            value = torch.where(value <= at_low.to(value), -math.inf, value)
-            value = torch.where(value > at_high.to(value), math.inf, value)
-        low, high = self.low.to(value), self.high.to(value)
+            value = torch.where(value <= at_low.to(value), low, value)
+            value = torch.where(value > at_high.to(value), high, value)
         # Clipping changes the norm, and restoring the norm may leave the range; after a second round little is left.
         for _ in range(2 if self.norms else 1):
             value = torch.minimum(torch.maximum(self._with_norms(value), low), high)

@@ -136,11 +136,13 @@ class FittedModel:
                 matrix = sampler.draw(start, count, None, under, guidance)
                 if self.outcomes is not None:
                     matrix = self.outcomes.apply(matrix)
-                finite &= torch.isfinite(matrix).all()
                 if start == 0 and count >= CALIBRATION_ROWS and condition is None:
                     thresholds = self.codec.thresholds(matrix)
                 rows = out[part]
                 self.codec.decode(matrix, rows, thresholds, given)
+                for value in (matrix, *rows.flat().values()):
+                    if value.is_floating_point():
+                        finite &= torch.isfinite(value).all()
                 if models_terminals:
                     logits.append(self.terminals.logits(rows))
                 bar.update_to(start + count)

@@ -100,7 +100,7 @@ class OutcomeRegression:
     @property
     def replaced(self) -> Tensor:
         """Columns of the matrix that are predicted."""
-        return torch.cat((self._numbers, torch.tensor(sorted(self._indicators), dtype=torch.long)))
+        return torch.cat((self._numbers, torch.tensor(sorted(self._indicators), dtype=torch.long, device="cpu")))
 
     @property
     def replaced_names(self) -> list[str]:
@@ -151,7 +151,7 @@ class OutcomeRegression:
         given, numbers, indicators = _columns(codec)
         if not set(state) <= {"numbers", "ensemble", "indicators"} or ("numbers" in state) != ("ensemble" in state):
             raise ValueError(f"the regression's state has the entries {sorted(state)}, which are none of this version.")
-        replaced = torch.as_tensor(state.get("numbers", []), dtype=torch.long)
+        replaced = torch.as_tensor(state.get("numbers", []), dtype=torch.long, device="cpu")
         classified = [int(entry["column"]) for entry in state.get("indicators", [])]
         unknown = [*set(replaced.tolist()) - set(numbers.tolist()), *set(classified) - set(indicators.tolist())]
         if unknown:
@@ -234,5 +234,5 @@ def _columns(codec: Codec) -> tuple[Tensor, Tensor, Tensor]:
         elif block.field.name != "terminated":
             given += [*columns, *masses]
     given.sort()
-    first, second, third = (torch.tensor(part, dtype=torch.long) for part in (given, numbers, indicators))
+    first, second, third = (torch.tensor(part, dtype=torch.long, device="cpu") for part in (given, numbers, indicators))
     return first, second, third

@@ -92,10 +92,12 @@ class TerminalClassifier:
         Systematic sampling: every row has its own probability, but all draws share one random number, so that sampling
         adds no noise to the rate of a large set.
         """
-        cumulative = torch.sigmoid(logits.double() + shift).cumsum(0)
-        offset = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64).to(logits.device)
+        # On the CPU: CUDA's cumulative sums differ from run to run, and raise an error where that is forbidden.
+        cumulative = torch.sigmoid(logits.double() + shift).cpu().cumsum(0)
+        offset = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64).cpu()
         counts = (cumulative + offset).floor()
-        return torch.diff(counts, prepend=torch.zeros(1, dtype=torch.float64, device=logits.device)) > 0
+        flags = torch.diff(counts, prepend=torch.zeros(1, dtype=torch.float64, device="cpu")) > 0
+        return flags.to(logits.device)
 
     def _columns(self, transitions: Transitions) -> dict[str, Tensor]:
         """Every field except `terminated` on the device, ``[n, width]`` each, categories as one-hot columns."""
