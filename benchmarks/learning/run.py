@@ -58,6 +58,9 @@ def run(task_name: str, arm_name: str, seed: int, agent_name: str = "sbx") -> di
 
     agent.train(task.steps, look)
     reports = agent.synthetic.reports
+    if arm.upsampler is not None and not reports:
+        # The agent goes on with real rows alone, which would make this a run of the control.
+        raise RuntimeError("no refresh of this run succeeded; the log says why.")
     line = {
         "task": task_name,
         "arm": arm_name,

@@ -133,7 +133,8 @@ def toy_jobs() -> list[Job]:
         kind = (arm.upsampler, arm.policy_delay > 1, arm.policy_share > 0, arm.guidance is not None, arm.guided_by)
         told_apart.setdefault(kind, Job("toy", name, 0))
     others = [Job("toy", "oracle", 0, agent) for agent in ("sb3", "torchrl", "layer-norm", "crossq")]
-    return [*told_apart.values(), *others, Job("toy-discrete", "few-rows-passes", 0, "dqn")]
+    discrete = [Job("toy-discrete", arm, 0, "dqn") for arm in ("oracle", "few-rows-passes")]
+    return [*told_apart.values(), *others, *discrete]
 
 
 def missing(wanted: Sequence[Job], path: Path) -> list[Job]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -59,12 +60,11 @@ class Oracle:
         draws = np.random.default_rng([self.seed, self._num_fits, self._num_draws])
         self._num_draws += 1
         env = self.task.make()
-        low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
         observation, _ = env.reset(seed=int(draws.integers(2**31)))
         rows = []
         for _ in range(num_samples):
             action = policy(observation[None], int(draws.integers(2**31)))[0]
-            following, reward, terminated, truncated, _ = env.step(low + (action + 1.0) * 0.5 * (high - low))
+            following, reward, terminated, truncated, _ = env.step(_for_env(action, env.action_space))
             rows.append((observation, action, reward, following, terminated))
             observation = env.reset()[0] if terminated or truncated else following
         env.close()
@@ -126,6 +126,14 @@ class OracleDynamics(DiffusionUpsampler):
         """Restore what `state_dict` returned."""
         super().load_state_dict(state)
         self.shares_simulated = list(state["shares_simulated"])
+
+
+def _for_env(action: NDArray[Any], space: gymnasium.Space) -> Any:
+    """The environment's action for a stored one: an index, or scaled to [-1, 1]."""
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return int(action[0])
+    assert isinstance(space, gymnasium.spaces.Box)
+    return space.low + (action + 1.0) * 0.5 * (space.high - space.low)
 
 
 def _filled(

@@ -156,6 +156,7 @@ def test_every_kind_of_arm_runs_from_end_to_end(tmp_path):
         ("torchrl", "oracle"),
         ("layer-norm", "oracle"),
         ("crossq", "oracle"),
+        ("dqn", "oracle"),
         ("dqn", "few-rows-passes"),
     }
     first = lines["sbx", "utd1"]
