@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import weakref
 from typing import Any
@@ -60,10 +59,7 @@ class RecordsTDErrors:
         if isinstance(cursor, tuple) and cursor:
             cursor = cursor[0]
         rows = self._rows_per_slot()
-        slots = np.arange(self.max_size // rows)
-        cursor = cursor.cpu().numpy() if isinstance(cursor, Tensor) else cursor
-        with contextlib.suppress(IndexError, TypeError, ValueError):  # then of all slots
-            slots = np.atleast_1d(slots[list(cursor) if isinstance(cursor, range) else cursor]).reshape(-1)
+        slots = _slots_named(cursor, self.max_size // rows)
         self.synthetic.forget_td_errors((slots[:, None] * rows + np.arange(rows)).reshape(-1))
 
     def _bind_td_errors(self) -> None:
@@ -71,6 +67,18 @@ class RecordsTDErrors:
         if self._wants_td_errors:
             storage = weakref.ref(self)  # a cycle would keep the storage, and a refresh process with it, alive
             self.synthetic.bind_td_error(lambda rows: _errors_of(storage(), len(rows)))
+
+
+def _slots_named(cursor: Any, num_slots: int) -> NDArray[np.int64]:
+    """The slots that an index names, without work for the others; all of them if it is of no known kind."""
+    if isinstance(cursor, slice):
+        return np.arange(*cursor.indices(num_slots))
+    index = cursor.cpu().numpy() if isinstance(cursor, Tensor) else np.asarray(cursor)
+    if index.dtype == np.bool_:
+        return np.flatnonzero(index)
+    if np.issubdtype(index.dtype, np.integer):
+        return index.reshape(-1).astype(np.int64) % num_slots
+    return np.arange(num_slots)
 
 
 def _errors_of(storage: RecordsTDErrors | None, num_rows: int) -> NDArray[np.float32]:
