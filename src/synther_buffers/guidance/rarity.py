@@ -76,13 +76,12 @@ class Rarity(Guidance):
             ValueError: a column that is not there, too many classes, or a quota for one without rows.
         """
         names = tuple(self.of)
-        columns = columns_named(transitions, names)
-        values, counts = columns.unique(dim=0, return_counts=True)
-        flat = transitions.flat()
-        for name in names:
+        parts, flat = {name: columns_named(transitions, (name,)) for name in names}, transitions.flat()
+        values, counts = torch.cat([*parts.values()], dim=1).unique(dim=0, return_counts=True)
+        for name, part in parts.items():
             # Generated integers are rounded; of floats only few values come back exactly.
             if flat[name.partition("[")[0]].is_floating_point():
-                distinct = max(len(column.unique()) for column in columns_named(transitions, (name,)).T)
+                distinct = max(len(column.unique()) for column in part.T)
                 if distinct > FEW_VALUES:
                     raise ValueError(
                         f"{name} has {distinct} different values, and of a column of floats a model restores at most "

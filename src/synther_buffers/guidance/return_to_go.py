@@ -47,14 +47,13 @@ class ReturnToGo(Guidance):
         reward = transitions.reward.double().cpu().numpy()
         terminated = transitions.terminated.cpu().numpy()
         beyond = float(reward.mean()) / (1.0 - self.discount)
-        mixed = order.trajectory is not None
-        sequence = order.trajectory if order.trajectory is not None else order.stream
+        sequence = order.stream if order.trajectory is None else order.trajectory
         rows = np.lexsort((order.write_index, sequence))
         sequence, write = sequence[rows], order.write_index[rows]
         # A row is the last of its piece if an episode ends with it or the next one in the order does not follow it.
         last = np.ones(len(rows), np.bool_)
         last[:-1] = sequence[1:] != sequence[:-1]
-        if not mixed:
+        if order.trajectory is None:  # otherwise rows of other environments lie between them
             last[:-1] |= write[1:] != write[:-1] + 1
         last |= order.episode_end[rows] | terminated[rows]
         after = np.where(terminated[rows], 0.0, beyond)
