@@ -53,6 +53,12 @@ def test_the_mask_is_on_the_cpu_whatever_the_default_device():
         assert made.mask().tolist() == is_synthetic_place(3, 3).tolist()
 
 
+def test_batches_of_many_sizes_do_not_pile_up():
+    for num_real in range(100):
+        batch_order(num_real, 5)
+    assert batch_order.cache_info().currsize * 8 * 255_000 < 40e6  # bytes, if each were of 255,000 rows
+
+
 def test_what_is_cached_cannot_be_written_to():
     for array in (is_synthetic_place(3, 3), batch_order(3, 3)):
         with pytest.raises(ValueError, match="read-only"):

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from toys import SPEC, TINY, Resampler, equal, gaussian
 
 from synther_buffers import ConditioningConfig, SyntheticReplay, Transitions, TransitionSpec
+from synther_buffers.replay.policy_rows import _repeated
 from synther_buffers.replay.random_streams import kept_random_streams
 from synther_buffers.replay.synthetic_set import SyntheticSet
 
@@ -411,3 +412,9 @@ def test_settings():
             make(policy_share=value)
     with pytest.raises(ValueError, match="redraw_every"):
         make(redraw_every=0)
+
+
+def test_rows_are_repeated_on_the_masks_device_whatever_the_default_one():
+    mask = torch.tensor([False, True, False, True])
+    with torch.device("meta"):
+        assert _repeated(mask, 5).tolist() == [1, 3, 1, 3, 1]
