@@ -107,10 +107,11 @@ ARMS: dict[str, Arm] = {
     # Refreshed twice as often.
     "passes-often": Arm(upsampler="diffusion", changes=_PASSES, retrain_every=500),
     # The default: of the outcomes, only those are predicted that the model got wrong. On a task where there are none,
-    # its rows are those of `few-rows-passes`, bit for bit. Also refreshed twice as often, with a larger share of each
-    # batch, and under the published update rule, where the oracle tells what there is to gain.
+    # its rows are those of `few-rows-passes`, bit for bit. Also refreshed twice as often; so, with one update per step;
+    # with a larger share of each batch; and under the published update rule, where the oracle tells what is to be had.
     "default": Arm(upsampler="diffusion"),
     "default-often": Arm(upsampler="diffusion", retrain_every=500),
+    "default-utd1": Arm(1, 1, upsampler="diffusion", retrain_every=500),
     "default-three-quarters": Arm(upsampler="diffusion", synthetic_fraction=0.75),
     "default-delay": Arm(20, 20, upsampler="diffusion"),
     "oracle-delay": Arm(20, 20, upsampler="oracle", num_synthetic=10_000),

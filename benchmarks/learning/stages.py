@@ -84,6 +84,7 @@ STAGES: dict[str, Stage] = {
             "passes-wide",
             "default",
             "default-often",
+            "default-utd1",
             "default-three-quarters",
             "default-delay",
             "oracle-delay",
