@@ -9,12 +9,13 @@ The experiment of SynthER (Lu et al. 2023, section 4.1) at the size of a CPU. Ea
 - full: all rows of the data;
 - subset: 15 % of them, drawn uniformly, transition by transition;
 - synther: the subset upsampled by the diffusion model to as many rows as `full` has;
+- mixed: the rows of `subset` and of `synther`, half of each batch each, as a buffer of this library serves them;
 - bootstrap, gaussian, amplitude, dynamics: the subset upsampled to the same number by an explicit augmentation.
 
-A learner sees upsampled rows only, none of the rows they were made from: that is the paper's protocol, and the same for
-the augmentations. A seed is that of the subset, of the upsampler and of the learner, and all arms of a seed start from
-one subset. IQL's reward scale is the full data's in every arm, as in the published code: rows without trajectories do
-not tell one.
+But for `mixed`, a learner of upsampled rows sees none of the rows they were made from: that is the paper's protocol,
+and the same for the augmentations. A seed is that of the subset, of the upsampler and of the learner, and all arms of a
+seed start from one subset. IQL's reward scale is the full data's in every arm, as in the published code: rows without
+trajectories do not tell one.
 
 The score of a run is the mean of its last three evaluations, each the mean return of the deterministic policy over ten
 episodes. `--report` aggregates scores as rliable does (Agarwal et al. 2021): the interquartile mean over seeds and its
@@ -44,11 +45,12 @@ from offline_report import write_report
 from synther_buffers import Transitions, UpsamplerConfig
 from synther_buffers.datasets import open_dataset, upsample, write_dataset
 from synther_buffers.datasets.base import Dataset
+from synther_buffers.transitions.transitions import concatenate
 from synther_buffers.upsampling.augmentation import AUGMENTATIONS
 from synther_buffers.upsampling.presets import PRESETS, resolve_config, resolve_device
 
 #: In the order of the tables.
-ARMS = ("full", "subset", "synther", *AUGMENTATIONS)
+ARMS = ("full", "subset", "mixed", "synther", *AUGMENTATIONS)
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,14 @@ class Sets:
             return dataset.subset(len(dataset)), 0.0
         if arm == "subset":
             return dataset.subset(self.num_subset, seed), 0.0
+        if arm == "mixed":
+            synthetic, seconds = self.rows("synther", seed)
+            subset = dataset.subset(self.num_subset, seed)
+            # As many of each, so that a uniform draw has half of them real.
+            return concatenate([subset[torch.arange(len(synthetic)) % len(subset)], synthetic]), seconds
         path = self.folder / f"{arm}-s{seed}.npz"
-        seconds = path.with_suffix(".json")
-        if not seconds.exists():
+        timing = path.with_suffix(".json")
+        if not timing.exists():
             path.unlink(missing_ok=True)
             # A file per arm: processes that do other arms at the same time do not meet.
             subset = self.folder / f"{arm}-s{seed}-subset.npz"
@@ -138,8 +145,8 @@ class Sets:
                 write_dataset(subset, dataset.subset(self.num_subset, seed))
             how = self.upsampler if arm == "synther" else AUGMENTATIONS[arm]
             report = upsample(open_dataset(subset), self.num_samples, path, upsampler=how, seed=seed, resume=True)
-            seconds.write_text(json.dumps(report.seconds))
-        return open_dataset(path).subset(self.num_samples), json.loads(seconds.read_text())
+            timing.write_text(json.dumps(report.seconds))
+        return open_dataset(path).subset(self.num_samples), json.loads(timing.read_text())
 
 
 def runs(args: argparse.Namespace) -> Iterator[tuple[int, str, str]]:

@@ -160,6 +160,10 @@ def test_all_arms_of_a_seed_start_from_one_subset_and_see_none_of_its_rows_but_u
     assert len(synthetic) == 500
     kept = np.isin(synthetic.observation[:, 0], subset.observation[:, 0])
     assert kept.mean() < 0.2, "values are of its own, but for those clipped to the ends of the data"
+    mixed, seconds = sets.rows("mixed", 1)
+    assert (len(mixed), seconds) == (1_000, sets.rows("synther", 1)[1])
+    assert (mixed.observation[:500] == subset.observation.tile(3, 1)[:500]).all(), "real rows again and again"
+    assert (mixed.observation[500:] == synthetic.observation).all()
     other, _ = sets.rows("subset", 2)
     assert set(other.reward.tolist()) != set(subset.reward.tolist())
     before = (folder / "synther-s1.npz").stat().st_mtime_ns
@@ -249,7 +253,7 @@ def run(*flags: str) -> str:
 def test_it_runs_goes_on_where_it_stopped_and_reports(few_resamples, tmp_path, monkeypatch, capsys):
     out = tmp_path / "results.jsonl"
     flags = ["--toy", "--seeds", "1", "--out", str(out), "--cache", str(tmp_path / "cache")]
-    assert "14 of 14 runs to do" in run(*flags)
+    assert "16 of 16 runs to do" in run(*flags)
     text = out.read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     wanted = [(arm, name) for arm in offline_upsampling.ARMS for name in ("iql", "td3bc")]
@@ -258,20 +262,20 @@ def test_it_runs_goes_on_where_it_stopped_and_reports(few_resamples, tmp_path, m
         assert line["steps"] == [4, 8, 12]
         assert line["score"] == pytest.approx(np.mean(line["returns"]))
         assert (line["upsample_seconds"] > 0) == (line["arm"] not in ("full", "subset"))
-        assert line["num_rows"] == (150 if line["arm"] == "subset" else 1_000)
+        assert line["num_rows"] == {"subset": 150, "mixed": 2_000}.get(line["arm"], 1_000)
 
     # Without its last two lines it does those two again, and they are the same.
     out.write_text("".join(text.splitlines(keepends=True)[:-2]))
     monkeypatch.setattr(sys, "argv", ["offline_upsampling.py", *flags])
     offline_upsampling.main()
-    assert "2 of 14 runs to do" in capsys.readouterr().out
+    assert "2 of 16 runs to do" in capsys.readouterr().out
     again = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["returns"] for line in again] == [line["returns"] for line in lines]
 
     monkeypatch.setattr(sys, "argv", ["offline_upsampling.py", "--out", str(out), "--report", str(tmp_path / "docs")])
     offline_upsampling.main()
     table = (tmp_path / "docs/results/offline_table.md").read_text()
-    assert table.count("\n| ") == 1 + 3 * 7
+    assert table.count("\n| ") == 1 + 3 * 8
     assert (tmp_path / "docs/images/offline_upsampling.png").exists()
 
 

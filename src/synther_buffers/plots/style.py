@@ -18,11 +18,11 @@ WIDE = 5.0
 #: Points.
 TEXT, SMALL = 8, 7
 
-#: Okabe and Ito's palette without the yellow, which is hard to see on white paper; each colour has its own line style
-#: and marker, for greyscale.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+#: Okabe and Ito's palette with a wine red in place of the yellow, which is hard to see on white paper; each colour has
+#: its own line style and marker, for greyscale.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255")
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)), (0, (5, 3)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 #: Real rows are grey areas, synthetic rows lines or points in colour.
 REAL, SYNTHETIC = "0.72", COLOURS[0]
 
