@@ -235,3 +235,17 @@ class TestErrors:
         (tmp_path / "runs.jsonl").write_text('{"seed": 1}\n')
         with pytest.raises(ValueError, match=r"line 1 of runs\.jsonl is no result of a comparison"):
             compare(script, results="runs.jsonl")
+
+    @pytest.mark.parametrize("text", ['{"score": 3}', '{"script": "theirs.py"', "notes"])
+    def test_a_file_of_something_else_is_left_as_it_is(self, script, tmp_path, text):
+        (tmp_path / "runs.jsonl").write_text(text)
+        with pytest.raises(ValueError, match=r"line 1 of runs\.jsonl is no result of a comparison"):
+            compare(script, results="runs.jsonl")
+        assert (tmp_path / "runs.jsonl").read_text() == text
+
+    @pytest.mark.parametrize("kept", [1, 20, -20])
+    def test_a_first_line_that_a_kill_cut_short_is_ours(self, script, tmp_path, kept):
+        compare(script, seeds=(0,), results="runs.jsonl")
+        (tmp_path / "runs.jsonl").write_text((tmp_path / "runs.jsonl").read_text().splitlines()[0][:kept])
+        compare(script, seeds=(0,), results="runs.jsonl")
+        assert len([json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]) == 2

@@ -227,11 +227,15 @@ class _Trainings:
 
 
 def _read(path: Path, source: dict[str, str]) -> Iterator[Run]:
-    """The runs of a results file. A last line that a kill cut short is taken off it."""
+    """The runs of a results file. A last line that a kill cut short is taken off it.
+
+    Raises:
+        ValueError: the file holds something else, or results of something else; it is left as it is.
+    """
     if not path.exists():
         return
     text = path.read_text(encoding="utf-8")
-    lines = text.splitlines()
+    lines, begins = text.splitlines(), json.dumps(source)[:-1]
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
@@ -240,7 +244,9 @@ def _read(path: Path, source: dict[str, str]) -> Iterator[Run]:
             if not math.isfinite(run.score):
                 raise ValueError("the score is not finite")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if number == len(lines) and not text.endswith("\n"):
+            # A file of one line that does not begin like ours is the user's, with or without the end of the line.
+            is_ours = number > 1 or begins.startswith(line) or line.startswith(begins)
+            if is_ours and number == len(lines) and not text.endswith("\n"):
                 path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
                 return
             raise ValueError(f"line {number} of {path} is no result of a comparison ({error!r}).") from error

@@ -43,6 +43,10 @@ class TestEstimate:
             (("--env", "Nothing-v0"), "--env is 'Nothing-v0'"),
             (("--env", "Pendulum-v1", "--preset", "huge"), "unknown preset 'huge'"),
             (("--env", "Pendulum-v1", "--device", "tpu"), "the device 'tpu' cannot be used here"),
+            (
+                ("--env", "Pendulum-v1", "--retrain-every", 2_000, "--buffer-size", 1_000),
+                "retrain_every=2000 is more than buffer_size=1000",
+            ),
         ],
     )
     def test_wrong_usage(self, arguments, message):

@@ -48,6 +48,52 @@ def test_people_read_what_a_figure_means_and_a_verdict():
     assert any(line.startswith("two-sample AUC") and " poor " in line for line in text.splitlines())
 
 
+def test_copies_of_training_rows_are_found_whatever_the_number_of_rows():
+    """`--rows` is about REAL and SYNTHETIC: of the training rows, the copied ones are found among all."""
+    pytest.importorskip("sklearn")
+    train = gaussian(6_000)
+    write_dataset("train.hdf5", train)
+    write_dataset("real.npz", gaussian(300, seed=1))
+    write_dataset("copies.npz", train[torch.arange(0, 6_000, 20)])
+    found = run_json("evaluate", "real.npz", "copies.npz", "--train", "train.hdf5", "--rows", 100)
+    assert (found["num_real"], found["num_synthetic"], found["num_train"]) == (100, 100, 6_000)
+    assert (found["closest"]["ratio"], found["closest"]["share_closer"]) == (0.0, 1.0)
+
+
+def test_a_collapsed_set_is_judged():
+    pytest.importorskip("sklearn")
+    write_dataset("real.npz", gaussian(200))
+    write_dataset("collapsed.npz", gaussian(200, seed=1)[torch.zeros(200, dtype=torch.int64)])
+    lines = run("evaluate", "real.npz", "collapsed.npz").stdout.splitlines()
+    assert any(line.startswith("coverage ") and " poor " in line for line in lines)
+    (auc,) = (line for line in lines if line.startswith("two-sample AUC"))
+    assert auc.endswith("too few different rows to train and test a classifier")
+    assert "not measured" in auc
+
+
+@pytest.mark.parametrize("place", ["synthetic", "train"])
+def test_values_that_the_dtype_of_the_real_rows_does_not_hold_are_told(place):
+    def rows(action):
+        found = gaussian(100)
+        found.action = action
+        return found
+
+    write_dataset("whole.npz", rows(torch.arange(100) % 3))
+    write_dataset("parts.npz", rows(torch.arange(100) % 3 / 10))
+    arguments = ("parts.npz",) if place == "synthetic" else ("whole.npz", "--train", "parts.npz")
+    message = run("evaluate", "whole.npz", *arguments, code=1).stderr
+    assert "parts.npz: action has dtype float32 with values that int64, its dtype in whole.npz" in message
+
+
+def test_the_same_values_of_another_dtype_are_alike():
+    pytest.importorskip("sklearn")
+    for name, dtype in (("whole", torch.int64), ("floats", torch.float32)):
+        rows = gaussian(200)
+        rows.action = (torch.arange(200) % 3).to(dtype)
+        write_dataset(f"{name}.npz", rows)
+    assert run_json("evaluate", "whole.npz", "floats.npz")["fidelity"]["marginal"] == 1.0
+
+
 def test_the_format_is_that_of_the_real_rows(real):
     pytest.importorskip("sklearn")
     write_dataset("synthetic.npz", gaussian(200, seed=1))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from datasets_helpers import columns, rows, save
 from gymnasium import spaces
+from minari.serialization import serialize_space
 from numpy.lib import format as npy
 from stable_baselines3.common.buffers import ReplayBuffer
 
@@ -77,6 +78,14 @@ def test_not_finite(flat, key, value):
     data[key][7] = value
     save(flat, data)
     refused(flat, f"{key} has NaN or infinity in row 7")
+
+
+def test_rewards_that_float32_does_not_hold(flat):
+    data = columns(10)
+    data["rewards"] = data["rewards"].astype(np.float64)
+    data["rewards"][7] = 1e39
+    save(flat, data)
+    refused(flat, r"rewards holds 1e\+39, which does not fit float32")
 
 
 @pytest.mark.parametrize(("key", "value"), [("observations", "S4"), ("rewards", np.complex64), ("actions", "S1")])
@@ -421,6 +430,17 @@ def test_minari_episodes_that_are_wrong(minari_directory, key, value, match):
     with pytest.raises(ValueError, match=match) as info:
         opened_whole("toys/rows-v0")
     assert "main_data.hdf5" in str(info.value) or "toys/rows-v0" in str(info.value)
+
+
+def test_minari_observations_that_their_space_does_not_hold(minari_directory):
+    with h5py.File(minari_directory / "main_data.hdf5", "a") as file:
+        observations = file["episode_0/observations"][()]
+        assert observations.dtype == np.float64
+        observations[0] = -1e39
+        file["episode_0/observations"][...] = observations
+    space = spaces.Box(-np.inf, np.inf, observations.shape[1:], np.float32)
+    described(minari_directory, observation_space=serialize_space(space))
+    refused(minari_directory, r"observation holds -1e\+39, which does not fit float32")
 
 
 def test_a_truncated_minari_file(minari_directory):

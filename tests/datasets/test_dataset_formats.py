@@ -61,6 +61,40 @@ def test_nested_observations_and_discrete_actions_survive(tmp_path, output):
     assert dataset.spec.action.num_categories == (4,)
 
 
+@pytest.mark.parametrize("output", ["rows.hdf5", "toys/slash-v0"])
+def test_keys_with_a_slash_are_for_npz_alone(tmp_path, output):
+    """As dm_control calls them; in HDF5 a slash is a group within a group."""
+    given = nested_rows(30)
+    given.observation = {"walker/pos": given.observation["arm"]}
+    given.next_observation = {"walker/pos": given.next_observation["arm"]}
+    with pytest.raises(ValueError, match=r"observation\.walker/pos\.angle has a '/' .*write \.npz, or rename the key"):
+        write_dataset(output if output.startswith("toys") else tmp_path / output, given)
+    assert not [path for path in tmp_path.rglob("*") if path.name not in ("store", "toys")]
+    write_dataset(tmp_path / "rows.npz", given)
+    assert equal(read(open_dataset(tmp_path / "rows.npz")), given)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_integer_vectors_have_a_space_in_minari_that_holds_them(dtype):
+    given = rows(12)
+    given.observation, given.next_observation = given.observation.to(dtype), given.next_observation.to(dtype)
+    write_dataset("toys/whole-v0", given)
+    dataset = minari.load_dataset("toys/whole-v0")
+    limits = torch.iinfo(dtype)
+    space = dataset.observation_space
+    assert (space.low.tolist(), space.high.tolist()) == ([limits.min] * 2, [limits.max] * 2)
+    assert space.contains(dataset[3].observations[0])
+    assert equal(read(open_dataset("toys/whole-v0")), given)
+
+
+def test_bounds_of_integers_survive_in_minari():
+    given = rows(12)
+    given.observation, given.next_observation = given.observation.long(), given.next_observation.long()
+    box = spaces.Box(np.array([-3, -(2**63)]), np.array([2**63 - 1, 99]), (2,), np.int64)
+    write_dataset("toys/whole-v0", given, TransitionSpec.from_spaces(box, spaces.Box(-1, 1, (1,), np.float32)))
+    assert minari.load_dataset("toys/whole-v0").observation_space == box
+
+
 def test_a_dataset_is_converted_to_another_format(tmp_path):
     write_dataset(tmp_path / "rows.npz", rows(50))
     write_dataset(tmp_path / "rows.hdf5", open_dataset(tmp_path / "rows.npz"))
@@ -360,6 +394,41 @@ def test_sb3_without_next_observations(tmp_path):
     kept = [4, 5, 6, 8, 9, 10]
     assert found.observation[:, 0].tolist() == [*kept, *(100 + step for step in kept)]
     assert torch.equal(found.next_observation, found.observation + 1)
+
+
+def filled_sb3_ring(size, num_adds):
+    """One environment: s = t, a = 2 t, r = t, s' = t + 1."""
+    space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    buffer = ReplayBuffer(
+        size, space, space, device="cpu", optimize_memory_usage=True, handle_timeout_termination=False
+    )
+    for step in range(num_adds):
+        observation = np.array([[step]], np.float32)
+        buffer.add(observation, observation + 1, 2 * observation, np.array([step]), np.zeros(1, bool), [{}])
+    return buffer
+
+
+def test_sb3_slot_of_the_newest_next_observation_is_no_row(tmp_path):
+    """A ring of 4 rows without next observations has room for 3 transitions, and of the newest nothing goes on."""
+    save_to_pkl(tmp_path / "buffer.pkl", filled_sb3_ring(4, 6))
+    dataset = open_dataset(tmp_path / "buffer.pkl", allow_pickle=True)
+    found = read(dataset)
+    columns = (found.observation[:, 0], found.action[:, 0], found.reward, found.next_observation[:, 0])
+    assert [column.tolist() for column in columns] == [[3, 4], [6, 8], [3, 4], [4, 5]]
+    assert (len(dataset), dataset.num_dropped) == (2, 1)
+
+
+@pytest.mark.parametrize("key", ["last_actions", "past_observations"])
+def test_sb3_dict_buffer_with_keys_like_those_of_the_fields(tmp_path, key):
+    space = spaces.Dict({key: spaces.Discrete(7)})
+    buffer = DictReplayBuffer(10, space, spaces.Discrete(3), device="cpu")
+    for step in range(5):
+        observations = ({key: np.array([step])}, {key: np.array([step + 1])})
+        buffer.add(*observations, np.array([[step % 3]]), np.ones(1), np.zeros(1, bool), [{}])
+    save_to_pkl(tmp_path / "buffer.pkl", buffer)
+    found = read(open_dataset(tmp_path / "buffer.pkl", allow_pickle=True))
+    assert found.observation[key].tolist() == [0, 1, 2, 3, 4]
+    assert found.next_observation[key].tolist() == [1, 2, 3, 4, 5]
 
 
 def test_sb3_dict_buffer_with_discrete_parts(tmp_path):

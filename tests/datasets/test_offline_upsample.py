@@ -259,6 +259,16 @@ def test_bad_arguments(tmp_path, dataset, changes, match, monkeypatch):
     assert not list((tmp_path / "store").glob("*"))
 
 
+@pytest.mark.parametrize("output", ["new.hdf5", "toys/new-v0"])
+def test_keys_with_a_slash_are_refused_before_anything_is_learned(tmp_path, output):
+    given = rows(300)
+    given.observation, given.next_observation = {"arm/pos": given.observation}, {"arm/pos": given.next_observation}
+    dataset = open_dataset(write_dataset(tmp_path / "real.npz", given))
+    with pytest.raises(ValueError, match=r"observation\.arm/pos has a '/' .*write \.npz, or rename the key"):
+        upsample(dataset, 10, output if output.startswith("toys") else tmp_path / output, upsampler=TINY)
+    assert [path.name for path in tmp_path.rglob("*") if path.name not in ("store", "toys")] == ["real.npz"]
+
+
 def test_too_few_rows(tmp_path):
     few = open_dataset(write_dataset(tmp_path / "few.npz", rows(99)))
     with pytest.raises(ValueError, match="99 rows, too few"):

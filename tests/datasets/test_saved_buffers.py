@@ -12,6 +12,7 @@ from tianshou.data import Batch
 from tianshou.data import ReplayBuffer as TianshouBuffer
 
 from synther_buffers.datasets import open_dataset
+from synther_buffers.datasets.description import describe
 
 OBSERVATION = spaces.Box(-np.inf, np.inf, (1,), np.float32)
 
@@ -46,6 +47,17 @@ def test_sb3_actions_a_rounding_beyond_1_are_scaled_ones(tmp_path):
     above = float(np.nextafter(np.float32(1), np.float32(2)))
     (found,) = read_actions(tmp_path / "buffer.pkl", spaces.Box(-2.0, 2.0, (1,), np.float32), [above])
     assert found == pytest.approx(2.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_sb3_buffers_of_a_single_row_without_a_next_observation(tmp_path, size):
+    buffer = ReplayBuffer(
+        size, OBSERVATION, OBSERVATION, device="cpu", optimize_memory_usage=True, handle_timeout_termination=False
+    )
+    buffer.add(np.zeros((1, 1)), np.ones((1, 1)), np.zeros((1, 1)), np.ones(1), np.zeros(1, bool), [{}])
+    save_to_pkl(tmp_path / "buffer.pkl", buffer)
+    with pytest.raises(ValueError, match=r"buffer\.pkl: no row has a next observation; there is nothing to learn"):
+        describe(open_dataset(tmp_path / "buffer.pkl", allow_pickle=True))
 
 
 def filled(size=5, **changes):

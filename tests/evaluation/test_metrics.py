@@ -24,6 +24,7 @@ from synther_buffers.evaluation.metrics import (
     two_sample_auc,
 )
 from synther_buffers.evaluation.points import Units, thin
+from synther_buffers.transitions import concatenate
 from synther_buffers.upsampling.augmentation import Bootstrap, GaussianNoise
 
 pytest.importorskip("sklearn")
@@ -158,6 +159,38 @@ class TestClosestRecord:
         assert closest_record(real, far, train, SPEC).ratio > 10
         assert closest_record(real, far, train, SPEC).share_closer == 0.0
 
+    def test_a_twentieth_of_the_held_out_rows_are_training_rows(self) -> None:
+        # 5 of 100 held-out rows lie at the threshold, 0: copies are as close as the closest 5 % of real rows.
+        train = gaussian(400, 2)
+        real = concatenate([train[:5], gaussian(95, 0)])
+        assert closest_record(real, train[:50], train, SPEC).share_closer == pytest.approx(1.0)
+        # 20 of them: a quarter of the rows at the threshold are the closest 5 %.
+        real = concatenate([train[:20], gaussian(80, 0)])
+        assert closest_record(real, train[:50], train, SPEC).share_closer == pytest.approx(0.25)
+        assert closest_record(real, gaussian(50, 1), train, SPEC).share_closer == 0.0
+
+    def test_ties_keep_the_expected_share(self) -> None:
+        # Held-out and synthetic rows are of one distribution: 40 % are training rows, the others one unit off.
+        values = [0.0, 0.0, 1.0, 1.0, 1.0]
+        result = closest_record(line(*values), line(*values * 4), line(0, 2), LINE)
+        assert result.share_closer == pytest.approx(0.05)
+        # Equal distances that are rounded differently are equal: all lie 0.1 off.
+        result = closest_record(line(0.1, 0.3), line(0.4, 0.8), line(0.2, 0.7), LINE)
+        assert result.share_closer == pytest.approx(0.5 * 0.05)
+
+    def test_all_training_rows_are_searched(self) -> None:
+        train = gaussian(120_000)
+        result = evaluate(gaussian(100, 1), train[torch.arange(0, 120_000, 1_000)], SPEC, train=train).closest
+        assert result is not None
+        assert (result.synthetic_median, result.ratio, result.share_closer) == (0.0, 0.0, 1.0)
+
+    def test_training_rows_in_chunks(self) -> None:
+        real, synthetic, train = gaussian(300, 0), gaussian(300, 1), gaussian(900, 2)
+        chunks = (train[start : start + 250] for start in range(0, 900, 250))
+        assert closest_record(real, synthetic, chunks, SPEC) == closest_record(real, synthetic, train, SPEC)
+        with pytest.raises(ValueError, match="train has no rows"):
+            closest_record(real, synthetic, iter([]), SPEC)
+
     def test_without_a_distance_to_compare_with(self) -> None:
         same = gaussian(50)
         assert math.isnan(closest_record(same, same, same, SPEC).ratio)
@@ -190,6 +223,23 @@ class TestUnits:
         assert squared(row([2, 4], -1, False, 0.9)) == pytest.approx(1.0)
         assert squared(row([1, 4], -1, False, 0.9)) == pytest.approx(1.0)
         assert squared(row([1, 0], 2, True, 0.81)) == pytest.approx(5.0)
+
+    def test_categories_that_the_spec_has_not_differ_from_all_others(self) -> None:
+        spec = TransitionSpec.from_spaces(spaces.Discrete(3), spaces.MultiDiscrete([2, 4]))
+
+        def row(observation: int, action: list[int]) -> Transitions:
+            return Transitions(
+                torch.tensor([observation]),
+                torch.tensor([action]),
+                torch.zeros(1),
+                torch.tensor([0]),
+                torch.zeros(1, dtype=torch.bool),
+            )
+
+        one = row(2, [1, 3])
+        units = Units.measure(one, spec)
+        for other, wanted in ((row(2, [1, 3]), 0.0), (row(3, [1, 3]), 1.0), (row(-1, [5, 9]), 3.0)):
+            assert float((units.points(one) - units.points(other)).square().sum()) == pytest.approx(wanted)
 
     def test_a_constant_far_from_0_does_not_blur_distances(self) -> None:
         real = line(*range(100))
@@ -231,6 +281,23 @@ class TestNeighborhoods:
         result = neighborhoods(two_modes, normal_line(1_000, 2), LINE)
         assert result.precision > 0.95
         assert result.coverage == pytest.approx(0.5, abs=0.03)
+
+    def test_density_of_two_samples_of_a_grid_world(self) -> None:
+        """Rows that are equal, many times each, as in small discrete tasks."""
+        spec = TransitionSpec.from_spaces(spaces.Discrete(16), spaces.Discrete(4))
+
+        def walk(seed: int) -> Transitions:
+            draw = torch.randint(64, (1_000,), generator=torch.Generator().manual_seed(seed))
+            state, action = draw % 16, draw // 16
+            following = (state + torch.tensor([1, -1, 4, -4])[action]) % 16
+            return Transitions(state, action, (state == 0).float(), following, state == 0)
+
+        result = neighborhoods(walk(0), walk(1), spec)
+        assert result.density == pytest.approx(1.0, abs=0.02)
+        # Half of the synthetic rows lie nowhere near a real one.
+        far = walk(1)
+        far.reward[:500] = 50.0
+        assert neighborhoods(walk(0), far, spec).density == pytest.approx(0.5, abs=0.05)
 
     def test_repeated_discrete_rows(self) -> None:
         # Every row has more than k equals: no radius, but equal rows are neighbours all the same.
@@ -380,6 +447,10 @@ class TestThin:
         assert values != thin(line(*range(50)), 30, seed=2).observation.flatten().tolist()
         assert thin(line(*range(50)), 50, seed=1).observation.flatten().tolist() == list(range(50))
 
+    @pytest.mark.parametrize("seed", [2**64 - 1, 2**64, -1])
+    def test_takes_any_seed(self, seed: int) -> None:
+        assert len(thin(line(*range(50)), 30, seed)) == 30
+
     def test_needs_rows(self) -> None:
         with pytest.raises(ValueError, match="max_rows is 0"):
             thin(line(1), 0, seed=0)
@@ -439,8 +510,20 @@ class TestEvaluate:
         assert equal(real, added())
         assert equal(synthetic, added())
 
-    def test_a_seed_as_large_as_torch_s(self) -> None:
-        evaluate(gaussian(100), gaussian(100, 1), SPEC, seed=2**63, max_rows=50)
+    @pytest.mark.parametrize("seed", [2**63, 2**64 - 1])
+    def test_a_seed_as_large_as_torch_s(self, seed: int) -> None:
+        evaluate(gaussian(100), gaussian(100, 1), SPEC, train=gaussian(100, 2), seed=seed, max_rows=50)
+
+    def test_a_collapsed_set_has_all_other_figures(self) -> None:
+        collapsed = gaussian(100, 1)[torch.zeros(100, dtype=torch.int64)]
+        with pytest.raises(ValueError, match="too few different rows"):
+            two_sample_auc(gaussian(100), collapsed, SPEC)
+        result = evaluate(gaussian(100), collapsed, SPEC, train=gaussian(100, 2))
+        assert math.isnan(result.auc)
+        assert result.to_dict()["auc"] is None
+        assert result.neighborhoods.coverage < 0.2
+        assert result.fidelity.marginal < 0.7
+        assert result.closest is not None
 
     @pytest.mark.parametrize("broken", ["real", "synthetic", "train"])
     def test_bad_rows_are_named(self, broken: str) -> None:

@@ -42,13 +42,36 @@ def _large_steps(count: int, seed: int) -> Transitions:
     return replace(rows, next_observation=rows.observation + rows.action.double())
 
 
+@pytest.mark.parametrize("num_goals", [0, 4, 20])
+def test_elements_that_never_change_dilute_nothing(num_goals: int) -> None:
+    """Goals, beside two elements that move; the outcomes are of other rows."""
+    box = spaces.Box(-np.inf, np.inf, (2 + num_goals,), np.float64)
+    spec = TransitionSpec.from_spaces(box, spaces.Box(-1, 1, (1,), np.float32))
+
+    def with_goals(rows: Transitions, following: float = 3.0) -> Transitions:
+        parts = [torch.full((len(rows), num_goals), value, dtype=torch.float64) for value in (3.0, following)]
+        return replace(
+            rows,
+            observation=torch.cat((rows.observation, parts[0]), dim=1),
+            next_observation=torch.cat((rows.next_observation, parts[1]), dim=1),
+        )
+
+    train, real, new = (_large_steps(count, seed) for count, seed in ((1_000, 0), (60, 1), (2_000, 2)))
+    wrong = replace(new, next_observation=new.next_observation.roll(1, 0))
+    assert outcome_gap(with_goals(real), with_goals(new), with_goals(train), spec) < 0.05
+    assert outcome_gap(with_goals(real), with_goals(wrong), with_goals(train), spec) > 0.9
+    if num_goals:  # a goal that moves is wrong by itself
+        assert outcome_gap(with_goals(real), with_goals(new, 3.5), with_goals(train), spec) > 0.9
+
+
 def test_what_never_changes_must_not_change() -> None:
-    """`walk` always goes one step on and gets a reward of 1; a step of 1.5 is wrong."""
+    """`walk` always goes one step on and gets a reward of 1, which says nothing; a step of 1.5 is wrong."""
     train, real = walk(300), walk(60, first=300)
-    assert gap(walk(100, first=50), real, train) == 0.0
+    assert math.isnan(gap(walk(100, first=50), real, train))
     new = walk(100, first=50)
     wrong = replace(new, next_observation=new.observation + torch.tensor([1.5, -1.5], dtype=torch.float64))
     assert gap(wrong, real, train) == 1.0
+    assert gap(replace(new, reward=new.reward + 0.5), real, train) == 1.0
 
 
 def test_chance_tells_nothing() -> None:

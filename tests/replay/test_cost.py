@@ -159,6 +159,14 @@ class TestErrors:
         with pytest.raises(ValueError, match="num_steps is 0"):
             estimate_cost(SPEC, 0)
 
+    def test_a_buffer_that_does_not_hold_an_interval(self):
+        message = r"retrain_every=2000 is more than buffer_size=1000: .*Lower retrain_every or raise buffer_size\."
+        with pytest.raises(ValueError, match=message):
+            estimate_cost(SPEC, 10_000, retrain_every=2_000, buffer_size=1_000)
+        # Without synthetic rows the buffer takes it, too.
+        few = estimate_cost(SPEC, 10_000, retrain_every=2_000, buffer_size=1_000, synthetic_fraction=0.0)
+        assert few.num_refreshes == 0
+
     def test_rows_of_another_task(self):
         other = TransitionSpec.from_spaces(spaces.Box(-1, 1, (3,), np.float64), spaces.Box(-1, 1, (1,)))
         with pytest.raises(ValueError, match="shape"):

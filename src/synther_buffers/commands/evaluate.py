@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,7 @@ from .parts import (
     SyntheticArgument,
     failing,
     log_to_stderr,
-    read_alike_named,
+    open_alike,
     replaced_format,
     usage,
     write_json,
@@ -39,7 +40,7 @@ def evaluate(
     train: Annotated[
         str | None,
         typer.Option(
-            help="The rows that were trained on, if REAL are others: adds the distance to the closest one.",
+            help="The rows that were trained on, if REAL are others: adds the distance to the closest one of them all.",
             show_default=False,
         ),
     ] = None,
@@ -81,25 +82,25 @@ def evaluate(
         if html is not None:
             check_page(html)
             load_plots()
+        from ..datasets.description import chunks_alike, read_alike
         from ..evaluation import metrics
         from ..evaluation.meanings import explain
 
-        spec, (real_rows, synthetic_rows, *train_rows) = read_alike_named(
-            [real, synthetic, *([] if train is None else [train])],
-            rows, seed, allow_pickle, key, no_terminals, input_format,
-        )  # fmt: skip
+        first, second, *others = open_alike(
+            [real, synthetic, *([] if train is None else [train])], allow_pickle, key, no_terminals, input_format
+        )
+        spec, (real_rows, synthetic_rows) = read_alike([first, second], rows, seed)
         simulator = None
         if env is not None:
             with usage():
                 simulator = _simulator(env)
-        result = metrics.evaluate(
-            real_rows,
-            synthetic_rows,
-            spec,
-            train=train_rows[0] if train_rows else None,
-            simulator=simulator,
-            seed=seed,
-        ).to_dict()
+        evaluation = metrics.evaluate(real_rows, synthetic_rows, spec, simulator=simulator, seed=seed)
+        for trained in others:
+            # A copy is found only where its original is searched: in all training rows, be they more than memory holds.
+            chunks = chunks_alike(trained, first)
+            closest = metrics.closest_record(real_rows, synthetic_rows, chunks, spec, seed=seed)
+            evaluation = replace(evaluation, num_train=len(trained), closest=closest)
+        result = evaluation.to_dict()
         lines = explain(result)
         if html is not None:
             page = render_page(

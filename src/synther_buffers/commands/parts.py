@@ -16,11 +16,10 @@ from .names import INPUT_FORMATS, completion
 
 if TYPE_CHECKING:
     from ..datasets import Dataset
-    from ..transitions import Transitions, TransitionSpec
 
 #: Exit codes.
 FAILURE, USAGE = 1, 2
-#: Rows of each dataset that commands read which compare datasets.
+#: Rows of the real and of the synthetic dataset that commands read which compare them.
 SHOWN_ROWS = 50_000
 
 _DATASET_HELP = (
@@ -57,7 +56,7 @@ PickleOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout instead of text.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of everything random: the same seed gives the same result.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no messages but warnings.")]
-RowsOption = Annotated[int, typer.Option(min=1, help="Rows to read of each dataset: a uniform subset.")]
+RowsOption = Annotated[int, typer.Option(min=1, help="Rows to read of REAL and of SYNTHETIC: a uniform subset.")]
 KeyOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -147,26 +146,17 @@ def named_keys(pairs: list[str] | None) -> dict[str, str]:
     return keys
 
 
-def read_alike_named(
-    paths: list[str],
-    rows: int,
-    seed: int,
-    allow_pickle: bool,
-    key: list[str] | None,
-    no_terminals: bool,
-    input_format: str | None,
-) -> tuple[TransitionSpec, list[Transitions]]:
-    """Subsets with the fields of the first one. The second one is synthetic: names and format are as of `upsample`."""
-    from ..datasets.description import read_alike
-
+def open_alike(
+    paths: list[str], allow_pickle: bool, key: list[str] | None, no_terminals: bool, input_format: str | None
+) -> list[Dataset]:
+    """Real and synthetic datasets, and maybe one more of real rows. Names and format of the synthetic one are ours."""
     keys = named_keys(key)
-    datasets = [
+    return [
         open_named(path, None, allow_pickle)
         if index == 1
         else open_named(path, input_format, allow_pickle, keys, not no_terminals)
         for index, path in enumerate(paths)
     ]
-    return read_alike(datasets, rows, seed)
 
 
 def confirm_minari(num_rows: int, yes: bool) -> bool:

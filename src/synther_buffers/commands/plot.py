@@ -23,11 +23,11 @@ from .parts import (
     fail,
     failing,
     log_to_stderr,
-    read_alike_named,
+    open_alike,
     replaced_format,
     write_json,
 )
-from .pictures import PICTURES, load_plots
+from .pictures import draw, load_plots
 
 
 def plot(
@@ -52,7 +52,7 @@ def plot(
 ) -> None:
     """Draw real against synthetic rows: marginals, correlations, a projection to two dimensions.
 
-    Pictures of the same names in the folder are replaced.
+    Pictures of the same names in the folder are replaced. What cannot be drawn of these rows is told, and left out.
 
         synther-buffers plot walker2d.hdf5 walker2d_synthetic.hdf5 --output pictures
     """
@@ -60,16 +60,21 @@ def plot(
     if image_format not in IMAGE_FORMATS:
         fail(f"--image-format is {image_format!r}; wanted png, pdf or svg.", USAGE)
     with failing():
-        plots = load_plots()
-        spec, (real_rows, synthetic_rows) = read_alike_named(
-            [real, synthetic], rows, seed, allow_pickle, key, no_terminals, input_format
-        )
+        load_plots()
+        from ..datasets.description import read_alike
+
+        datasets = open_alike([real, synthetic], allow_pickle, key, no_terminals, input_format)
+        spec, (real_rows, synthetic_rows) = read_alike(datasets, rows, seed)
         output.mkdir(parents=True, exist_ok=True)
         written = []
-        for name in PICTURES:
-            figure = getattr(plots, name)(real_rows, synthetic_rows, spec)
+        for name, figure in draw(real_rows, synthetic_rows, spec):
+            if isinstance(figure, str):
+                typer.echo(f"{name}: not drawn ({figure})", err=True)
+                continue
             figure.savefig(output / f"{name}.{image_format}", dpi=200)
             written.append(str(output / f"{name}.{image_format}"))
+        if not written:
+            raise ValueError("none of the pictures could be drawn of these rows.")
     if as_json:
         write_json({"pictures": written})
     else:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..transitions import Transitions, TransitionSpec, concatenate
-from .columns import Block, as_flags, as_scalars, native, to_tensor
+from .columns import Block, as_dtype, as_flags, as_scalars, native, to_tensor
 
 #: Rows that are read at a time where nobody says how many.
 CHUNK_ROWS = 65_536
@@ -82,7 +82,9 @@ class Dataset(ABC):
         if name == "terminated":
             return as_flags(self.path, self._key(name), array)
         if name == "reward":
-            return as_scalars(self.path, self._key(name), array).astype(np.float32)
+            return as_dtype(
+                self.path, self._key(name), as_scalars(self.path, self._key(name), array), np.dtype("float32")
+            )
         if self._given_spec is None:
             return array
         field = self._fields[name]
@@ -93,7 +95,7 @@ class Dataset(ABC):
             )
         if not np.can_cast(array.dtype, wanted, "same_kind"):
             raise ValueError(f"{self.path}: {self._key(name)} has dtype {array.dtype}, but its space is {field.dtype}.")
-        return native(array).astype(wanted, copy=False)
+        return as_dtype(self.path, self._key(name), native(array), wanted)
 
     @cached_property
     def _fields(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from ..transitions import SEPARATOR, TransitionSpec
-from .base import Dataset
+from .base import NO_ROWS, Dataset
 from .flat import ArraySource, FlatDataset, Layout, Source
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,13 @@ class SB3Dataset(FlatDataset):
         order = np.arange(size)
         if buffer.full:
             order = (order + buffer.pos) % buffer.buffer_size  # the oldest row lies at the write position
+        # With optimize_memory_usage there is no array of next observations...
+        has_next = getattr(buffer, "next_observations", None) is not None
+        if buffer.full and not has_next:
+            order = order[1:]  # ...and the oldest observation gave way to the newest row's next one
+            size -= 1
+            if size == 0:
+                raise ValueError(NO_ROWS.format(path))
 
         def rows(array: Any) -> Any:
             """``[slots, envs, ...]`` as rows, one environment after the other, each in the order of writing."""
@@ -61,12 +68,12 @@ class SB3Dataset(FlatDataset):
             "terminals": ended & ~timeout,
             "timeouts": timeout,
         }
-        # With optimize_memory_usage there is no array of next observations.
-        if getattr(buffer, "next_observations", None) is not None:
+        if has_next:
             columns |= _flat("next_observations", rows(buffer.next_observations))
-        shapes = {f"{field.name}": field.shape for field in spec.fields}
+        shapes = {field.name: field.shape for field in spec.fields}
         for key in columns:
-            name = key.replace("observations", "observation", 1).replace("actions", "action", 1)
+            root, *rest = key.split(SEPARATOR)
+            name = SEPARATOR.join([root.removesuffix("s"), *rest])
             if name in shapes:
                 columns[key] = columns[key].reshape(size * num_envs, *shapes[name])
         breaks = tuple(range(size - 1, size * num_envs, size))

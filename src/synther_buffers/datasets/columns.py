@@ -93,6 +93,22 @@ def native(array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(array, np.dtype(_WIDER.get(name, name)))
 
 
+def as_dtype(path: str | Path, key: str, array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Finite values in another dtype.
+
+    Raises:
+        ValueError: one is too large for it.
+    """
+    with np.errstate(over="ignore"):  # the error below tells more
+        converted = array.astype(dtype, copy=False)
+    if dtype.kind == "f" and not bool(np.isfinite(converted).all()):
+        raise ValueError(
+            f"{path}: {key} holds {array[~np.isfinite(converted)][0]:g}, which does not fit {dtype}; rescale the "
+            "column, or remove such rows first."
+        )
+    return converted
+
+
 def to_tensor(array: NDArray[Any]) -> Tensor:
     """A tensor of its own: what is done to it does not reach the array."""
     return torch.from_numpy(np.array(native(array)))

@@ -337,8 +337,10 @@ def _leaf(field: Field) -> spaces.Space:
             np.reshape(field.num_categories, shape), dtype=np.dtype(field.dtype), start=np.reshape(field.start, shape)
         )
     dtype = np.dtype(field.dtype)
-    low, high = (np.reshape(bound, field.shape) for bound in (field.low, field.high))
+    bounds: list[list[float]] = [list(field.low), list(field.high)]
     if dtype.kind != "f":
         limits = np.iinfo(dtype)
-        low, high = np.clip(low, limits.min, limits.max), np.clip(high, limits.min, limits.max)
-    return spaces.Box(low.astype(dtype), high.astype(dtype), field.shape, dtype)
+        # As Python's integers: the largest int64 is no float64.
+        bounds = [[int(min(max(value, limits.min), limits.max)) for value in bound] for bound in bounds]
+    low, high = (np.array(bound, dtype).reshape(field.shape) for bound in bounds)
+    return spaces.Box(low, high, field.shape, dtype)

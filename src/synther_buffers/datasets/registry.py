@@ -217,6 +217,20 @@ def check_timeouts(timeouts: bool, format: str) -> None:
         raise ValueError(f"timeouts=False (--no-timeouts) is for HDF5; {format} has none to leave out.")
 
 
+def check_keys(spec: TransitionSpec, format: str) -> None:
+    """Refuse nested keys that a format cannot hold: in HDF5, and so in Minari, a slash makes a group within a group.
+
+    Raises:
+        ValueError: a key with a slash.
+    """
+    for field in spec.fields:
+        if format != "npz" and "/" in field.name:
+            raise ValueError(
+                f"{field.name} has a '/' in its key, which {format} takes for a group within a group; write .npz, or "
+                "rename the key."
+            )
+
+
 def attributes_of(target: Path, format: str) -> dict[str, str]:
     """The text that `write_rows` kept with the data; nothing where there is none or it cannot be read."""
     try:
@@ -260,7 +274,8 @@ def write_dataset(
         Where it lies.
 
     Raises:
-        ValueError: the output exists or its format is unknown, or there are no rows.
+        ValueError: the output exists, its format is unknown or cannot hold a key of the observation, or there are no
+            rows.
         OSError: the disk is full, or cannot be written.
     """
     format = output_format(output, format)
@@ -270,6 +285,7 @@ def write_dataset(
         raise ValueError(f"{target} exists already; choose another name or remove it.")
     if spec is None:
         spec = rows.spec if isinstance(rows, Dataset) else TransitionSpec.infer(rows)
+    check_keys(spec, format)
     if len(rows) == 0:
         raise ValueError("rows is empty; there is nothing to write.")
     if format == "minari":

@@ -26,7 +26,15 @@ from .base import Dataset
 from .chunks import draw_here, read_chunk
 from .files import check_space, place
 from .ray_chunks import check_drawable, draw_on_ray
-from .registry import attributes_of, check_timeouts, final_path, output_format, unfinished_path, write_rows
+from .registry import (
+    attributes_of,
+    check_keys,
+    check_timeouts,
+    final_path,
+    output_format,
+    unfinished_path,
+    write_rows,
+)
 from .workfolder import FIT, MODEL, WorkFolder, differences, num_chunks, sweep
 
 logger = logging.getLogger(__name__)
@@ -123,8 +131,9 @@ def upsample(
     Raises:
         ImportError: Ray is wanted and not installed.
         ConnectionError: the Ray cluster does not answer.
-        ValueError: an argument out of range, an unreadable dataset, an output that exists, an interrupted run that is
-            in the way or had other settings, a folder in its place that is none, or too little disk space.
+        ValueError: an argument out of range, an unreadable dataset, an output that exists, a key of the observation
+            that its format cannot hold, an interrupted run that is in the way or had other settings, a folder in its
+            place that is none, or too little disk space.
         OSError: the disk is full, or cannot be written; `resume` goes on once it can.
     """
     start = time.perf_counter()
@@ -146,6 +155,7 @@ def upsample(
 
         check_size(num_rows, allow_large_minari)
     spec = dataset.spec
+    check_keys(spec, format)
     factory = resolve_factory(upsampler, resolve_device(device))
     model = make_upsampler(factory, spec, device=device, seed=seed, progress_bar=progress_bar)
     if ray is not None:

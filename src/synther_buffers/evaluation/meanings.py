@@ -129,7 +129,7 @@ FIGURES: tuple[Figure, ...] = (
     ),
     Figure(
         "auc", "two-sample AUC", "0.5: cannot be told from real rows; 1: is told at once",
-        0.5, (0.25, 0.75), (0.1, 0.9),
+        0.5, (0.25, 0.75), (0.1, 0.9), "too few different rows to train and test a classifier",
     ),
     Figure(
         "neighborhoods.precision", "precision", "1: every synthetic row lies among real ones",

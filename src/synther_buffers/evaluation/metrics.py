@@ -67,8 +67,9 @@ class Neighborhoods:
     Attributes:
         precision: share of synthetic rows inside the neighbourhood of some real row.
         recall: share of real rows inside the neighbourhood of some synthetic row.
-        density: mean number of real neighbourhoods that a synthetic row lies in, divided by `neighbors`; above 1 if
-            synthetic rows concentrate where real rows are dense.
+        density: mean number of real neighbourhoods that a synthetic row lies in, each divided by the number of real
+            rows in it, which is `neighbors` or, where rows are equal, more; above 1 if synthetic rows concentrate where
+            real rows are dense.
         coverage: share of real neighbourhoods with a synthetic row inside; `expected_coverage` if both sets have the
             same distribution.
     """
@@ -96,7 +97,7 @@ class Evaluation:
         num_real, num_synthetic, num_train: rows that were given (0 train rows if none were).
         seed: of the subsampling.
         fidelity: marginal and correlation similarity.
-        auc: of the two-sample classifier.
+        auc: of the two-sample classifier; NaN if the sets have too few different rows to train and test one.
         neighborhoods: precision, recall, density and coverage.
         terminals: rates.
         closest: distance to the closest training row; None without training rows.
@@ -137,16 +138,16 @@ def evaluate(
         real: rows that were not trained on; if there are none, the training rows, with the caveat above.
         synthetic: rows to evaluate.
         spec: the fields of both.
-        train: the rows that were trained on, for the distance to the closest record.
+        train: the rows that were trained on, for the distance to the closest record; all of them are searched.
         simulator: gives the true outcome of an action; see `synther_buffers.evaluation.simulators`.
         seed: of the choice of rows and of the classifier.
-        max_rows: largest number of rows of each set.
+        max_rows: largest number of real and of synthetic rows.
 
     Raises:
         ValueError: rows that do not match the spec, are not finite, or are too few.
         ImportError: scikit-learn is missing.
     """
-    auc = two_sample_auc(real, synthetic, spec, seed=seed, max_rows=max_rows)
+    auc = _auc(real, synthetic, spec, seed, max_rows)
     few_real, few_synthetic = thin(real, max_rows, seed), thin(synthetic, max_rows, seed + 1)
     return Evaluation(
         num_real=len(real),
@@ -157,7 +158,7 @@ def evaluate(
         auc=auc,
         neighborhoods=neighborhoods(real, synthetic, spec, seed=seed, max_rows=max_rows),
         terminals=terminal_error(real, synthetic),
-        closest=None if train is None else closest_record(real, synthetic, train, spec, seed=seed, max_rows=max_rows),
+        closest=None if train is None else closest_record(real, synthetic, [train], spec, seed=seed, max_rows=max_rows),
         simulator=None if simulator is None else simulator_error(real, few_synthetic, spec, simulator),
         simulator_real=None if simulator is None else simulator_error(real, few_real, spec, simulator),
     )
@@ -173,9 +174,17 @@ def two_sample_auc(
     occur more than once are in the same fold, so that repetition alone gives no information.
 
     Raises:
-        ValueError: rows that do not match the spec, are not finite, or fewer than 30 of a set.
+        ValueError: rows that do not match the spec, are not finite, fewer than 30 of a set, or too few different ones.
         ImportError: scikit-learn is missing.
     """
+    auc = _auc(real, synthetic, spec, seed, max_rows)
+    if math.isnan(auc):
+        raise ValueError("real and synthetic have too few different rows to train and test a classifier.")
+    return auc
+
+
+def _auc(real: Transitions, synthetic: Transitions, spec: TransitionSpec, seed: int, max_rows: int) -> float:
+    """As `two_sample_auc`, or NaN with too few different rows."""
     try:
         from sklearn.ensemble import HistGradientBoostingClassifier
         from sklearn.metrics import roc_auc_score
@@ -191,7 +200,7 @@ def two_sample_auc(
     scores = []
     for test in (fold == index for index in range(_FOLDS)):
         if not (0 < label[test].sum() < test.sum() and 0 < label[~test].sum() < (~test).sum()):
-            raise ValueError("real and synthetic have too few different rows to train and test a classifier.")
+            return math.nan
         model = HistGradientBoostingClassifier(early_stopping=False, random_state=seed % 2**32)
         model.fit(rows[~test], label[~test])
         scores.append(roc_auc_score(label[test], model.predict_proba(rows[test])[:, 1]))
@@ -211,8 +220,12 @@ def neighborhoods(
 
     The neighbourhood of a row is the ball up to its k-th nearest other row of its own set. With N real rows X and M
     synthetic rows Y: precision ``1/M sum_j [Y_j in some B(X_i)]``, recall ``1/N sum_i [X_i in some B(Y_j)]``, density
-    ``1/(kM) sum_ij [Y_j in B(X_i)]``, coverage ``1/N sum_i [some Y_j in B(X_i)]``. It uses the same number of rows of
-    each set.
+    ``1/M sum_ij [Y_j in B(X_i)] / |{n: X_n in B(X_i)}|``, coverage ``1/N sum_i [some Y_j in B(X_i)]``. It uses the same
+    number of rows of each set.
+
+    The balls are open, so that k real rows lie in one, its own row among them, and the density is that of Naeem et al.;
+    where rows are equal, as in small discrete tasks, there are more, and with k in their place a second real sample
+    would have a density far above 1.
 
     Args:
         real: rows that were not trained on.
@@ -230,10 +243,10 @@ def neighborhoods(
     units = Units.measure(real, spec)
     left = units.points(thin(real, count, seed))
     right = units.points(thin(synthetic, count, seed + 1))
-    left_radius, right_radius = _radii(left, neighbors), _radii(right, neighbors)
+    (left_radius, left_inside), (right_radius, _) = _balls(left, neighbors), _balls(right, neighbors)
     precise = torch.zeros(count, dtype=torch.bool, device="cpu")
     recalled, covered = precise.clone(), precise.clone()
-    total = 0
+    total = 0.0
     for start in range(0, count, CHUNK):
         part = slice(start, start + CHUNK)
         distance = torch.cdist(left[part], right)
@@ -241,9 +254,9 @@ def neighborhoods(
         precise |= inside.any(0)
         covered[part] = inside.any(1)
         recalled[part] = (distance < right_radius).any(1)
-        total += int(inside.sum())
+        total += float((inside.sum(1) / left_inside[part]).sum())
     precision, recall, coverage = (float(share.double().mean()) for share in (precise, recalled, covered))
-    return Neighborhoods(precision, recall, total / (neighbors * count), coverage)
+    return Neighborhoods(precision, recall, total / count, coverage)
 
 
 def expected_coverage(num_rows: int, neighbors: int = 5) -> float:
@@ -260,10 +273,18 @@ def terminal_error(real: Transitions, synthetic: Transitions) -> TerminalError:
     return TerminalError(rates[0], rates[1], rates[1] - rates[0])
 
 
-def _radii(points: Tensor, neighbors: int) -> Tensor:
-    """Slightly less than the distance to the k-th nearest other point; at least `_ROUNDING`, for equal rows."""
-    radii = [torch.cdist(chunk, points).kthvalue(neighbors + 1, dim=1).values for chunk in points.split(CHUNK)]
-    return (torch.cat(radii) - _ROUNDING).clamp_min(_ROUNDING)
+def _balls(points: Tensor, neighbors: int) -> tuple[Tensor, Tensor]:
+    """The radius of each point's ball, ``[N]`` float64, and how many points lie in it, ``[N]`` float64.
+
+    The radius is slightly less than the distance to the k-th nearest other point; at least `_ROUNDING`, for equal rows.
+    """
+    radii, inside = [], []
+    for chunk in points.split(CHUNK):
+        distance = torch.cdist(chunk, points)
+        radius = (distance.kthvalue(neighbors + 1, dim=1).values - _ROUNDING).clamp_min(_ROUNDING)
+        radii.append(radius)
+        inside.append((distance < radius[:, None]).sum(1).double())
+    return torch.cat(radii), torch.cat(inside)
 
 
 def _plain(value: Any) -> Any:

@@ -25,12 +25,14 @@ def outcome_gap(
     """How much worse a regression predicts synthetic outcomes than held-out real ones.
 
     It learns the training rows. A ridge regression on squares and random features (Rahimi and Recht 2007) predicts the
-    reward and the change of the
-    observation from observation and action. For each outcome of which it explains at least half on the held-out rows,
-    the gap is the share of variance that it explains less of the synthetic rows, between 0 and 1. The result is the
-    larger of the reward's gap and the mean gap of the observation's elements. 0: they belong to their observations and
-    actions as real ones do. 1: they might be those of other rows. Right values in the wrong rows have the right
-    marginals, and a gap.
+    reward and the change of the observation from observation and action. For each outcome of which it explains at least
+    half on the held-out rows, the gap is the share of variance that it explains less of the synthetic rows, between 0
+    and 1. The result is the larger of the reward's gap and the mean gap of the observation's elements. 0: outcomes
+    belong to their observations and actions as real ones do. 1: they might be those of other rows. Right values in the
+    wrong rows have the right marginals, and a gap.
+
+    An outcome that never varies in the training rows, like the change of a goal, tells nothing as long as the synthetic
+    rows keep to it. Where they do not, such a reward counts as any other, and such elements by a mean of their own.
 
     Args:
         real: held-out rows.
@@ -40,7 +42,7 @@ def outcome_gap(
         seed: of the random features, and of the choice of rows where there are more than 5,000.
 
     Returns:
-        The gap; NaN if the regression explains no outcome.
+        The gap; NaN if the regression explains no outcome that varies, and the others are kept to.
 
     Raises:
         ValueError: rows that do not match the spec, are not finite, or none.
@@ -62,8 +64,9 @@ def outcome_gap(
 
     learned, outcomes = features(train), _outcomes(train, spec, units)
     centre, scale = outcomes.mean(0), outcomes.std(0, correction=0)
+    varies = scale > 1e-9
     # What never changes in the data must not change in synthetic rows either: any change is large.
-    scale = torch.where(scale > 1e-9, scale, 1e-3)
+    scale = torch.where(varies, scale, 1e-3)
     product = learned.T @ learned
     product.diagonal().add_(_RIDGE * len(learned))
     solution = torch.linalg.solve(product, learned.T @ ((outcomes - centre) / scale))
@@ -76,7 +79,11 @@ def outcome_gap(
     known = best <= _LARGEST_REST
     gaps = (rest(synthetic) - best).clamp(0.0, 1.0)
     # The reward, the first of the outcomes, matters as much as hundreds of elements of an observation together.
-    parts = [gaps[:1][known[:1]], gaps[1:][known[1:]]]
+    is_reward = torch.arange(len(gaps), device="cpu") == 0
+    parts = [gaps[known & varies & chosen] for chosen in (is_reward, ~is_reward)]
+    # Constants that are kept to would dilute the mean of what varies, or be all that there is to judge by.
+    constant = [gaps[known & ~varies & chosen] for chosen in (is_reward, ~is_reward)]
+    parts += [part for part in constant if bool((part > 0.0).any())]
     return max((float(part.mean()) for part in parts if len(part)), default=math.nan)
 
 

@@ -24,7 +24,7 @@ class Units:
     For an element of a continuous field it is the standard deviation over the real rows, so that distances do not
     depend on the columns' units; a column that is constant there keeps its own unit. An element of a binary or
     categorical field that differs counts 1, however rare its value: in standard deviations, a rare flag would dominate
-    all distances.
+    all distances. Categories that the field does not have differ from all that it has.
 
     Attributes:
         spec: the fields.
@@ -49,7 +49,13 @@ class Units:
 
     def points(self, rows: Transitions) -> Tensor:
         """Rows as points ``[N, D]`` float64 on the CPU, with Euclidean distances in these units."""
-        return self.columns(self.spec.fields, rows.flat())
+        flat = rows.flat()
+        parts = [self.columns(self.spec.fields, flat)]
+        for field in self.spec.fields:
+            if field.kind == "categorical":  # a column for all categories that an element does not have
+                known = one_hot(field, element_columns(flat[field.name])).split(field.num_categories, dim=1)
+                parts.append(torch.stack([1.0 - part.sum(1) for part in known], dim=1) / math.sqrt(2.0))
+        return torch.cat(parts, dim=1)
 
     def columns(self, fields: Sequence[Field], values: Mapping[str, Tensor]) -> Tensor:
         """Some fields of the spec as points ``[N, D]`` float64 on the CPU.
@@ -89,7 +95,8 @@ def thin(rows: Transitions, max_rows: int, seed: int) -> Transitions:
         raise ValueError(f"max_rows is {max_rows}; it must be at least 1.")
     if len(rows) <= max_rows:
         return rows
-    generator = torch.Generator().manual_seed(seed)
+    # A seed of torch is below 2**64, and callers count on from it.
+    generator = torch.Generator().manual_seed(seed % 2**63)
     return rows[torch.randperm(len(rows), generator=generator, device="cpu")[:max_rows].to(rows.device)]
 
 
@@ -117,10 +124,11 @@ def element_columns(tensor: Tensor) -> Tensor:
 
 
 def one_hot(field: Field, value: Tensor) -> Tensor:
-    """A column for each category, ``[N, sum(num_categories)]``."""
+    """A column for each category, ``[N, sum(num_categories)]``; all 0 for one that the field does not have."""
     parts = []
     for element, (start, count) in enumerate(zip(field.start, field.num_categories, strict=True)):
         categories = torch.tensor(field.values or range(start, start + count), dtype=torch.float64, device="cpu")
-        index = (value[:, element, None] - categories).abs().argmin(1)
-        parts.append(torch.nn.functional.one_hot(index, count).double())
+        distance, index = (value[:, element, None] - categories).abs().min(1)
+        # Values that categories stand for (discounts, up to 1) may have been rounded to float32.
+        parts.append(torch.nn.functional.one_hot(index, count).double() * (distance < 1e-5)[:, None])
     return torch.cat(parts, dim=1)

@@ -81,11 +81,17 @@ def estimate_cost(
         options: of the buffer (`SyntheticOptions`): `retrain_every`, `start_after`, `upsampler` and so on.
 
     Raises:
-        ValueError: an option out of range, or rows that do not match the spec.
+        ValueError: an option out of range, a buffer that does not hold the rows of an interval between refreshes, or
+            rows that do not match the spec.
         TypeError: an unknown option, or an upsampler of your own, whose speed is not known here.
     """
     chosen = SyntheticOptions(**split_keywords("estimate_cost", options)[0])
     num_steps, buffer_size = whole_number("num_steps", num_steps, 1), whole_number("buffer_size", buffer_size, 1)
+    if chosen.synthetic_fraction > 0.0 and chosen.retrain_every is not None and chosen.retrain_every > buffer_size:
+        raise ValueError(
+            f"retrain_every={chosen.retrain_every} is more than buffer_size={buffer_size}: rows would be overwritten "
+            "before a refresh could learn them. Lower retrain_every or raise buffer_size."
+        )
     factory = chosen.factory()
     if not isinstance(factory, DiffusionFactory):
         raise TypeError(
