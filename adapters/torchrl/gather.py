@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,14 +21,15 @@ class Gatherer:
     batch in half of torch's time.
 
     Args:
-        stored: the storage's rows, ``[max_size]`` or of several dimensions; plain tensors only.
+        stored: the storage's rows, ``[max_size]`` or of several dimensions, for which `can_gather` is True.
         synthetic: the leaves that synthetic rows fill by themselves, ``[M, *shape]``.
     """
 
     def __init__(self, stored: TensorDictBase, synthetic: Mapping[Key, Tensor]) -> None:
         self._device = stored.device
         self._shape = stored.batch_size
-        pairs = [(key, leaf.flatten(0, stored.batch_dims - 1), synthetic.get(key)) for key, leaf in leaves_of(stored)]
+        # Views, in which rows that are written later are seen; detached, because NumPy takes no others.
+        pairs = [(key, _by_row(leaf.detach(), self._shape), synthetic.get(key)) for key, leaf in leaves_of(stored)]
         self._keys = {key for key, *_ in pairs}
         self._on_cpu = all(leaf.device.type == "cpu" and leaf.dtype not in _NOT_NUMPYS for _, leaf, _ in pairs)
         # A constant becomes one row: NumPy would copy an expanded array in full.
@@ -35,6 +37,8 @@ class Gatherer:
             (key, leaf, rows[:1] if rows is not None and self._on_cpu and _is_constant(rows) else rows)
             for key, leaf, rows in pairs
         ]
+        # Deepest first, because a node is made of its children.
+        self._nodes = sorted(_nodes_of(stored), key=lambda node: -len(node[0]))
 
     def knows(self, data: Any) -> bool:
         """Whether the storage had every key of these rows when the leaves were taken."""
@@ -60,7 +64,16 @@ class Gatherer:
             for part in key[:-1]:
                 node = node.setdefault(part, {})
             node[key[-1]] = value
-        return TensorDict(nested, [len(at)], device=self._device)
+        for key, shape, _ in self._nodes:
+            node = nested
+            for part in key[:-1]:
+                node = node[part]
+            node[key[-1]] = TensorDict(node[key[-1]], [len(at), *shape], device=self._device)
+        batch = TensorDict(nested, [len(at)], device=self._device)
+        for key, _, names in self._nodes:
+            if any(names):  # only now, because the tensordicts around a node would drop them
+                batch.get(key).names = [None, *names]
+        return batch
 
     def _from_arrays(self, at: Any, rows: Any, first: int) -> Iterable[tuple[Key, Tensor]]:
         order = batch_order(first, len(rows))
@@ -94,8 +107,31 @@ def leaves_of(stored: TensorDictBase) -> Iterator[tuple[Key, Any]]:
 
 
 def can_gather(stored: Any) -> bool:
-    """Whether a `Gatherer` takes this storage: a plain tensordict of plain tensors."""
-    return type(stored) is TensorDict and all(type(leaf) is Tensor for _, leaf in leaves_of(stored))
+    """Whether a `Gatherer` takes this storage: a plain tensordict of plain tensors, of which it can have views."""
+    return type(stored) is TensorDict and all(
+        type(leaf) is Tensor and _has_rows_in_order(leaf, stored.batch_dims) for _, leaf in leaves_of(stored)
+    )
+
+
+def _has_rows_in_order(leaf: Tensor, num_dims: int) -> bool:
+    """Whether the first dimensions of a leaf can become one without a copy."""
+    dims = [dim for dim in range(num_dims) if leaf.size(dim) != 1]
+    return all(leaf.stride(outer) == leaf.stride(inner) * leaf.size(inner) for outer, inner in pairwise(dims))
+
+
+def _by_row(leaf: Tensor, shape: torch.Size) -> Tensor:
+    """A view of a leaf ``[*shape, ...]`` as ``[N, ...]``."""
+    return leaf.view(shape.numel(), *leaf.shape[len(shape) :])
+
+
+def _nodes_of(stored: TensorDictBase) -> list[tuple[Key, torch.Size, list[str | None]]]:
+    """The nested tensordicts with batch dimensions of their own: their key, and the sizes and names of these."""
+    keys = {key[:end] for key, _ in leaves_of(stored) for end in range(1, len(key))}
+    num_dims = stored.batch_dims
+    nodes = [(key, stored.get(key)) for key in keys]
+    return [
+        (key, node.batch_size[num_dims:], node.names[num_dims:]) for key, node in nodes if node.batch_dims > num_dims
+    ]
 
 
 #: Dtypes that NumPy does not have.

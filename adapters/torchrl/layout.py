@@ -13,6 +13,7 @@ from tensordict import TensorDictBase, unravel_key
 from torch import Tensor
 
 from ..transitions import SEPARATOR, Transitions
+from ..transitions.fields import is_image
 
 Key = tuple[str, ...]
 
@@ -52,11 +53,10 @@ class Layout:
             ValueError: no next observation, reward or terminal flag, an image, or an action or a reward of several
                 parts.
         """
-        leaves = {key: tensor for key, tensor in _leaves(data)}
+        leaves = {key: tensor for key, tensor in tensors_of(data)}
         row_shapes = {key: tensor.shape[data.batch_dims :] for key, tensor in leaves.items()}
         columns: dict[str, Key] = {}
         for field, key in _observations(leaves):
-            _reject_image(key, leaves[key], row_shapes[key])
             columns[field], columns[f"next_{field}"] = key, ("next", *key)
         columns["action"] = _action(leaves)
         reward, done, terminated, truncated = (
@@ -82,8 +82,11 @@ class Layout:
             if key not in leaves:
                 raise ValueError(f"modelled_keys names {_name(key)}, but the data have only {_shown(leaves)}.")
             if key not in columns.values():
-                _reject_image(key, leaves[key], row_shapes[key])
                 columns[_field("extra", key)] = key
+        # Last, because whole trajectories as rows, which other checks tell, may be as large as images.
+        for name, key in columns.items():
+            if name.startswith(("observation", "extra")):
+                _reject_image(key, leaves[key], row_shapes[key])
         return cls(columns, row_shapes, done, truncated, terminated is not None)
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -98,7 +101,7 @@ class Layout:
         Raises:
             ValueError: `one_hot` is True, but the actions are not.
         """
-        columns = {name: stored.get(key) for name, key in self.columns.items()}
+        columns = {name: stored.get(key).detach() for name, key in self.columns.items()}
         num_rows = stored.shape[0]
         for name in ("reward", "discount"):
             if name in columns:
@@ -150,14 +153,20 @@ class Layout:
             rows: the synthetic set, M rows.
             stored: real rows ``[N]``, whose keys and dtypes are copied.
             addresses: ``[M]``, the index of each row.
+
+        Raises:
+            ValueError: the set lacks fields of the stored rows, because it was learned without.
         """
         columns = rows.flat()
+        if lacking := self.columns.keys() - columns.keys():
+            fields = ", ".join(sorted(name for name in lacking if not name.startswith("next_")))
+            raise ValueError(f"they lack the fields {fields}")
         if self.are_categories(rows.action.shape[1:]):
             num_actions = self.row_shapes[self.columns["action"]][-1]
             columns["action"] = torch.nn.functional.one_hot(rows.action.to(torch.int64), num_actions)
         filled: dict[Key, Tensor] = {key: columns[name] for name, key in self.columns.items()}
         terminated = rows.terminated
-        leaves = dict(_leaves(stored))
+        leaves = dict(tensors_of(stored))
         for key in leaves:
             if key[0] == "next" and key[-1] in _FLAGS:
                 filled[key] = self._flag(key[-1], terminated)
@@ -196,7 +205,8 @@ def _as_tuple(key: Any) -> Key:
     return (key,) if isinstance(key, str) else key
 
 
-def _leaves(data: TensorDictBase) -> Iterator[tuple[Key, Tensor]]:
+def tensors_of(data: TensorDictBase) -> Iterator[tuple[Key, Tensor]]:
+    """Every tensor, with its key as a tuple."""
     for key, tensor in data.items(include_nested=True, leaves_only=True):
         if isinstance(tensor, Tensor):
             yield (key,) if isinstance(key, str) else key, tensor
@@ -262,10 +272,11 @@ def _scalar(name: str, leaves: Mapping[Key, Tensor], row_shapes: Mapping[Key, to
 
 
 def _reject_image(key: Key, tensor: Tensor, row_shape: torch.Size) -> None:
-    if tensor.dtype == torch.uint8 and len(row_shape) == 3:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if is_image(dtype, tuple(row_shape)):
         raise ValueError(
-            f"{_name(key)} is an image (uint8 of shape {list(row_shape)}): the upsampler models vectors. Encode images "
-            "first (a transform that replaces them with the features of a frozen encoder) and store the features."
+            f"{_name(key)} is an image ({dtype} of shape {list(row_shape)}): the upsampler models vectors. Encode "
+            "images first (a transform that replaces them with the features of a frozen encoder) and store these."
         )
 
 

@@ -23,11 +23,11 @@ from ..replay.interleaving import batch_order_on
 from ..replay.options import SyntheticKeywords, lists_options, split_keywords
 from ..replay.synthetic_replay import SyntheticReplay
 from ..transitions import RowOrder, Transitions
-from .addresses import Index, address_of, as_many, generation_of, is_same, is_synthetic, names_rows, row_of
+from .addresses import FIRST, Index, address_of, as_many, generation_of, is_same, is_synthetic, names_rows, row_of
 from .gather import Gatherer, can_gather
 from .layout import Key, Layout, normalized_keys
 from .prioritized import adopt
-from .saving import packed_synthetic, read_beside, restore_synthetic, write_beside
+from .saving import Counts, packed_synthetic, read_beside, restore_synthetic, write_beside
 from .td_errors import RecordsTDErrors
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[m
     """
 
     synthetic: SyntheticReplay
+    _last_count = 0  # storages that an older version pickled have none
 
     @lists_options
     def __init__(self, max_size: int, *, modelled_keys: Sequence[Any] = (), **options: Unpack[StorageKeywords]) -> None:
@@ -143,6 +144,19 @@ class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[m
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
+    def _max_size_along_dim0(self, *, single_data: Any = None, batched_data: Any = None) -> int:
+        """Slots of the first dimension; writers ask for them before they move, so that a refused write leaves no trace.
+
+        Raises:
+            ValueError, TypeError: as in `set`.
+        """
+        data = single_data if batched_data is None else batched_data
+        if self._is_mixing and data is not None:
+            self.synthetic.check_capacity()
+            self._checked_rows(data, is_one=batched_data is None)
+        # Not by super(), whose attributes torch.compile cannot resolve; nor below.
+        return LazyTensorStorage._max_size_along_dim0(self, single_data=single_data, batched_data=batched_data)
+
     def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
         """Store rows; see the storage's own `set`.
 
@@ -154,25 +168,24 @@ class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[m
         num_rows = 0
         if self._is_mixing:
             self.synthetic.check_capacity()
-            num_rows = self._checked_rows(cursor, data) if set_cursor else 0
+            is_one = isinstance(cursor, int | np.integer) or (isinstance(cursor, Tensor) and cursor.ndim == 0)
+            num_rows = self._checked_rows(data, is_one) if set_cursor else 0
             self._may_mix(warn=False)
         if self._gatherer is not None and not self._gatherer.knows(data):
             self._gatherer = None  # a new key: until the next refresh rows are read without the gatherer
-        # Not by super(), whose attributes torch.compile cannot resolve.
         LazyTensorStorage.set(self, cursor, data, set_cursor=set_cursor)
         self._num_set += num_rows
         if self._wants_td_errors:
             self._forget_td_errors(cursor)
 
-    def _checked_rows(self, cursor: Any, data: Any) -> int:
-        """The number of rows in `data`; raises an error unless they are transitions."""
+    def _checked_rows(self, data: Any, is_one: bool) -> int:
+        """The number of rows in `data`, a single slot or several; raises an error unless they are transitions."""
         rows = data[0] if isinstance(data, list) and data else data
         if not isinstance(rows, TensorDictBase):
             raise TypeError(
                 f"{type(self).__name__} stores transitions as tensordicts (got {type(rows).__name__}): it has to know "
                 "observations from rewards. Convert them with tensordict.TensorDict, or use LazyTensorStorage."
             )
-        is_one = isinstance(cursor, int | np.integer) or (isinstance(cursor, Tensor) and cursor.ndim == 0)
         num_dims = self.ndim - is_one
         if isinstance(data, list):
             num_dims -= 1
@@ -197,14 +210,17 @@ class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[m
         super()._empty()
         self.synthetic.reset()
         self._num_set, self._num_forgotten = 0, self._write_count()
+        self._last_count = self._num_forgotten
         self._forget_derived()
 
     def _num_written(self) -> int:
         """Rows ever written: as counted by the writers, which other processes share, and at least those set here."""
-        written = self._write_count() - self._num_forgotten
-        if self.ndim > 1:
-            written *= self._rows_per_slot()
-        return max(written, self._num_set, self._len)
+        count, rows_per_slot = self._write_count(), self._rows_per_slot()
+        if count < self._last_count:
+            # There is another writer, or one that was not loaded with the storage: it goes on from what was written.
+            self._num_forgotten = count - max(self.synthetic.num_observed, self._num_set) // rows_per_slot
+        self._last_count = count
+        return max((count - self._num_forgotten) * rows_per_slot, self._num_set, self._len)
 
     def _write_count(self) -> int:
         """Slots along the first dimension that the writers have counted."""
@@ -231,16 +247,19 @@ class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[m
             self.synthetic.refresh(self.real_transitions, self.row_order)
         if self.synthetic.redraw_due:
             self.synthetic.redraw_policy_rows(self.real_transitions)
-        return self.synthetic.split(batch_size)
+        num_real, num_synthetic = self.synthetic.split(batch_size)
+        if num_synthetic and not self._lay_out():
+            num_real, num_synthetic = batch_size, 0
+            self.synthetic.last_batch.interleaved(num_real, num_synthetic)
+        return num_real, num_synthetic
 
     def add_synthetic(self, index: Index, num_synthetic: int) -> Index:
         """Addresses of real rows and of synthetic ones, which are drawn uniformly, interleaved.
 
         Args:
             index: ``[N]`` real addresses, or one such tensor per dimension of the storage.
-            num_synthetic: how many to add.
+            num_synthetic: how many to add, as `split_batch` has said.
         """
-        self._lay_out()
         rows = self.synthetic.draw_indices(num_synthetic)
         address = address_of(rows, self.synthetic.generation)
         num_real = len(index[0] if isinstance(index, tuple) else index)
@@ -266,10 +285,11 @@ class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[m
             if self._gatherer is not None:
                 return self._gatherer.rows(read_at, rows)
             # Read directly: every address is in range, so the slice of written rows that `get` takes is not needed.
-            data = self._storage[read_at]
-            first = len(data) - len(rows)
-            for key, leaf in self._leaves.items():
-                torch.index_select(leaf, 0, rows, out=data.get(key)[first:])
+            with torch.no_grad():
+                data = self._storage[read_at]
+                first = len(data) - len(rows)
+                for key, leaf in self._leaves.items():
+                    torch.index_select(leaf, 0, rows, out=data.get(key)[first:])
             return data[batch_order_on(first, len(rows), rows.device)]
         if names_rows(index):
             # A sampler's that did not ask the storage for addresses, or of a sample unit, which has more rows.
@@ -290,32 +310,52 @@ class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[m
         if not isinstance(first, int | np.integer | Tensor | np.ndarray | list | range):
             return super().get(index)
         address = torch.as_tensor(first if not isinstance(first, range) else list(first), device=self.device)
-        if address.dtype == torch.bool or not bool((synthetic := is_synthetic(address)).any()):
+        if address.dtype == torch.bool or not bool((address <= FIRST).any()):
             return super().get(index)
-        self._lay_out()
-        address = address[synthetic] if address.ndim else address.reshape(1)
+        others = index[1:] if isinstance(index, tuple) else ()
+        parts = torch.broadcast_tensors(address, *(torch.as_tensor(part, device=self.device) for part in others))
+        # A single row is read as a batch of one, because what a storage gives for a number is its own memory.
+        is_one = parts[0].ndim == 0
+        if is_one:
+            parts = [part.reshape(1) for part in parts]
+        synthetic = parts[0] <= FIRST
+        address = parts[0][synthetic]
         if bool((generation_of(address) != self.synthetic.generation).any()):
             raise IndexError("the index names synthetic rows that a refresh has replaced.")
+        if not self._lay_out():
+            raise IndexError("the index names synthetic rows that do not fit the stored ones.")
         rows = row_of(address)
-        parts = index if isinstance(index, tuple) else (index,)
-        read_at = [torch.as_tensor(part, device=self.device).masked_fill(synthetic, 0) for part in parts]
-        data = super().get(tuple(read_at) if isinstance(index, tuple) else read_at[0])
+        read_at = tuple(part.masked_fill(synthetic, 0) for part in parts)
+        data = super().get(read_at if isinstance(index, tuple) else read_at[0])
         for key, leaf in self._leaves.items():
-            data.get(key)[synthetic] = leaf[rows] if synthetic.ndim else leaf[rows[0]]
-        return data
+            data.get(key)[synthetic] = leaf[rows]
+        return data[0] if is_one else data
 
-    def _lay_out(self) -> None:
-        """Give the synthetic set the keys, shapes and dtypes of the stored rows; once per refresh."""
+    def _lay_out(self) -> bool:
+        """Give the synthetic set the keys, shapes and dtypes of the stored rows; once per refresh.
+
+        Returns:
+            Whether the set fits the rows. It does not if it was learned before a part of a transition came, or before
+            `modelled_keys` named one.
+        """
         of = self._leaves_of
         if of is not None and of[0] is self.synthetic.rows and of[1] is self._storage:
-            return
+            return bool(self._leaves)
         rows = self.synthetic.to(self.device).served()
         addresses = address_of(torch.arange(len(rows), device=self.device), self.synthetic.generation)
-        with torch.inference_mode(False):
-            stored = self._written()
-            self._leaves = Layout.of(stored, self.modelled_keys).synthetic_leaves(rows, stored, addresses)
+        self._leaves, self._gatherer, self._leaves_of = {}, None, (rows, self._storage)
+        try:
+            with torch.inference_mode(False):
+                stored = self._written()
+                self._leaves = Layout.of(stored, self.modelled_keys).synthetic_leaves(rows, stored, addresses)
+        except (ValueError, RuntimeError) as error:
+            logger.warning(
+                "The synthetic rows do not fit the stored ones (%s): batches are all real until the next refresh.",
+                str(error).rstrip("."),
+            )
+            return False
         self._gatherer = Gatherer(self._storage, self._leaves) if can_gather(self._storage) else None
-        self._leaves_of = (rows, self._storage)
+        return True
 
     # -- the real rows -----------------------------------------------------------------------------------------------
 
@@ -338,8 +378,10 @@ class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[m
         num_slots = self._len_along_dim0
         next_slot, num_written = num_slots, num_slots
         writers = [buffer._writer for buffer in self._attached_entities]
+        # A buffer that only reads has a writer too.
+        writers = [writer for writer in writers if getattr(writer, "_write_count", 0)] or writers
         if len(writers) == 1 and isinstance(writers[0], RoundRobinWriter):
-            num_written = max(writers[0]._write_count, num_slots)
+            num_written = max(self._num_written() // self._rows_per_slot(), num_slots)
             if self._is_full:
                 next_slot = writers[0]._cursor
         order = RowOrder.of_ring(ends.reshape(num_slots, self._rows_per_slot()), next_slot, num_written)
@@ -352,20 +394,21 @@ class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[m
     def dumps(self, path: str | Path) -> None:
         """Save to a directory; LazyTensorStorage can load it too, without the synthetic part."""
         super().dumps(path)
-        write_beside(path, self.synthetic, self._num_forgotten)
+        write_beside(path, self._packed())
 
     def loads(self, path: str | Path) -> None:
         """Load what `dumps` saved; the constructor's settings are kept.
 
-        Also loads what LazyTensorStorage saved, without a synthetic set. If the synthetic part cannot be read, a
-        warning says so, and the synthetic set and its model are lost; the pickle that older versions wrote is not read.
+        Also loads what LazyTensorStorage saved, without a synthetic set. If the synthetic part cannot be read, or was
+        saved with other real rows than are there now, a warning says so, and the synthetic set and its model are lost;
+        the pickle that older versions wrote is not read.
         """
         super().loads(path)
         self._unpack(read_beside(path))
 
     def state_dict(self) -> dict[str, Any]:
         """The storage's state and the synthetic part, as bytes in a uint8 tensor."""
-        packed = torch.frombuffer(bytearray(packed_synthetic(self.synthetic, self._num_forgotten)), dtype=torch.uint8)
+        packed = torch.frombuffer(bytearray(self._packed()), dtype=torch.uint8)
         return {**super().state_dict(), "synthetic": packed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -374,11 +417,22 @@ class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[m
         packed = state_dict.get("synthetic")
         self._unpack(None if packed is None else packed.cpu().numpy().tobytes())
 
+    def _packed(self) -> bytes:
+        counts = Counts(self._num_written(), self._num_forgotten, self._last_count)
+        return packed_synthetic(self.synthetic, counts, self._marked_rows())
+
+    def _marked_rows(self) -> TensorDictBase | None:
+        """Every row, by slots, to be known again with the synthetic part; None where rows come back as other ones."""
+        is_changed = getattr(self.checkpointer, "_save_hooks", ()) or getattr(self.checkpointer, "_load_hooks", ())
+        if is_changed or not self.initialized or not isinstance(self._storage, TensorDictBase):
+            return None
+        return self._storage[: self._len_along_dim0]
+
     def _unpack(self, packed: bytes | None) -> None:
         self._forget_derived()
-        self._num_set = 0
         self.synthetic.reset()
-        self._num_forgotten = 0 if packed is None else restore_synthetic(packed, self.synthetic)
+        counts = Counts() if packed is None else restore_synthetic(packed, self.synthetic, self._marked_rows())
+        self._num_set, self._num_forgotten, self._last_count = counts
         if self._is_mixing:
             self._may_mix(warn=False)  # before the first batch, which may come before the next write
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchrl.data import PrioritizedSampler
@@ -57,10 +58,12 @@ class SynthERPrioritizedSampler(PrioritizedSampler):  # type: ignore[misc]  # To
         """Set the priorities of the real rows; those of synthetic rows are ignored.
 
         Args:
-            index: ``[N]`` addresses, or ``[N, ndim]`` ones.
+            index: ``[N]`` addresses, or ``[N, ndim]`` ones; a tensor, an array or a list.
             priority: ``[N]``, or one for all.
             storage: where the rows are.
         """
+        if isinstance(index, np.ndarray | list):
+            index = torch.as_tensor(index)
         if hasattr(storage, "record_td_errors") and isinstance(index, Tensor) and index.ndim > 0:
             self._record(index, torch.as_tensor(priority), storage)
         if isinstance(index, Tensor) and index.ndim > 0:

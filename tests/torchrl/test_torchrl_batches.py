@@ -13,6 +13,7 @@ from torchrl_helpers import (
     MARK,
     PLAIN,
     TINY,
+    Marked,
     assert_same,
     make_buffer,
     make_storage,
@@ -693,3 +694,116 @@ def test_observations_may_have_another_dtype_next():
     batch = buffer.sample(64)
     assert num_marked(batch) == 32
     assert (batch["observation"].dtype, batch["next", "observation"].dtype) == (torch.float32, torch.float64)
+
+
+# -- reading -------------------------------------------------------------------------------------------------------
+
+
+def single_reads(address):
+    """An address of one row, in every form that a storage takes."""
+    number = int(address)
+    return [number, np.int64(number), address, np.array(number), [number], address.reshape(1), np.array([number])]
+
+
+@pytest.mark.parametrize("cls", STORAGES)
+def test_reading_a_synthetic_row_changes_no_real_one(cls):
+    buffer = make_buffer(cls)
+    buffer.extend(rows(150))
+    batch = buffer.sample(32)
+    before = buffer[:].clone()
+    synthetic = synthetic_of(batch)
+    for place in range(3):
+        for index in single_reads(synthetic["index"][place]):
+            for read in (buffer.storage.get(index), buffer.storage[index], buffer[index]):
+                assert read.batch_size in ((), (1,))
+                assert torch.equal(read["observation"].reshape(2), synthetic["observation"][place])
+                assert read["next", "reward"].item() == MARK
+                read["observation"].fill_(-5)
+                read["next", "reward"].fill_(-5)
+    for index in batch["index"].tolist():
+        buffer[index]
+    buffer[batch["index"]]
+    assert_same(buffer[:], before)
+    assert buffer.storage.synthetic.rows.observation.min() > -150
+
+
+def test_reading_a_synthetic_row_of_a_storage_of_two_dimensions_changes_no_real_one():
+    buffer = make_buffer(ndim=2)
+    buffer.extend(rows(160).reshape(4, 40))
+    synthetic = synthetic_of(buffer.sample(32))
+    before = buffer[:].clone()
+    time, env = synthetic["index"][0]
+    for index in ((time, env), (int(time), int(env)), (time.reshape(1), env.reshape(1)), synthetic["index"].unbind(1)):
+        read = buffer.storage.get(index)
+        assert torch.equal(read["observation"].reshape(-1, 2)[0], synthetic["observation"][0])
+        read["observation"].fill_(-5)
+    assert_same(buffer[:], before)
+
+
+def test_a_column_major_leaf_shows_the_rows_that_were_written_after_a_refresh():
+    def block(first, num_steps):
+        data = torch.stack([rows(num_steps, 1000 * env + first) for env in range(4)])
+        for key in ("observation", ("next", "observation")):
+            data[key] = data[key].permute(2, 0, 1).contiguous().permute(1, 2, 0)
+        return data
+
+    buffer = make_buffer(ndim=2)
+    buffer.extend(block(0, 40))
+    assert not buffer.storage._storage["observation"].is_contiguous()
+    buffer.sample(8)
+    buffer.extend(block(40, 20))
+    batch = buffer.sample(256)
+    assert num_marked(batch) == 128
+    time, env = real_of(batch)["index"].unbind(1)
+    assert (time >= 40).any()
+    assert torch.equal(real_of(batch)["observation"][:, 0], (1000 * env + time).float())
+
+
+@pytest.mark.parametrize("ndim", [1, 2])
+def test_nested_tensordicts_keep_their_batch_size_and_names(ndim):
+    observation = torch.randn(150, 3, 4)
+    data = rows(150).exclude("observation", ("next", "observation"))
+    data["agents"] = TensorDict({"observation": observation, "body": {"mass": torch.ones(150, 3, 1)}}, [150, 3])
+    data["agents", "body"].batch_size = [150, 3, 1]
+    data["next", "agents"] = TensorDict({"observation": observation + 1}, [150, 3], names=[None, "agent"])
+    buffer = make_buffer(ndim=ndim)
+    data = data if ndim == 1 else data.reshape(5, 30)
+    buffer.extend(data[:, :10] if ndim == 2 else data[:110])
+    read = buffer.sample(32)
+    assert num_marked(read) == 0
+    buffer.extend(data[:, 10:] if ndim == 2 else data[110:])
+    gathered = buffer.sample(32)
+    assert num_marked(gathered) == 16
+    assert buffer.storage._gatherer is not None
+    for key in ("agents", ("agents", "body"), "next", ("next", "agents"), "collector"):
+        assert gathered[key].batch_size == read[key].batch_size, key
+        assert gathered[key].names == read[key].names, key
+    assert gathered["agents"].batch_size == (32, 3)
+    real = real_of(gathered)
+    torch.testing.assert_close(real["next", "agents", "observation"], real["agents", "observation"] + 1)
+
+
+@pytest.mark.parametrize("upsampler", [Marked, TINY])
+def test_rows_that_require_gradients_are_learned(upsampler):
+    weight = torch.ones(1, requires_grad=True)
+    buffer = make_buffer(upsampler=upsampler)
+    data = rows(150)
+    data["action"] = data["action"] * weight
+    buffer.extend(data)
+    for way in ("gathered", "read key by key"):
+        batch = buffer.sample(32)
+        assert int(is_synthetic(batch["index"]).sum()) == 16, way
+        buffer.storage._gatherer = None
+    learned = buffer.storage.synthetic.upsampler
+    assert not (learned.rows if upsampler is Marked else buffer.storage.synthetic.rows).action.requires_grad
+
+
+def test_what_a_refresh_is_given_is_learned_without_gradients():
+    real = make_buffer(retrain_every=400)
+    real.extend(rows(150))
+    transitions = real.storage.real_transitions()
+    transitions.action = transitions.action * torch.ones(1, requires_grad=True)
+    synthetic = make_storage().synthetic
+    synthetic.observe_total(150)
+    assert synthetic.refresh(transitions) is not None
+    assert not synthetic.upsampler.rows.action.requires_grad

@@ -9,6 +9,7 @@ import torch
 from synther_buffers.torchrl import SynthERMemmapStorage, SynthERStorage
 from tensordict import TensorDict, tensorclass
 from torchrl.data import HERReplayBuffer, ReplayBuffer, TensorDictReplayBuffer
+from torchrl.data.replay_buffers.writers import RoundRobinWriter, TensorDictRoundRobinWriter
 from torchrl_helpers import TINY, Marked, make_buffer, make_storage, num_marked, rows
 from toys import fails_at
 
@@ -230,3 +231,83 @@ def test_the_real_upsampler_learns_text_beside_the_tensors_without_a_word(log):
     buffer.sample(8)
     assert buffer.storage.synthetic.num_refreshes == 1
     assert not [record for record in log.records if record.levelno >= logging.ERROR]
+
+
+# -- a write that was refused leaves no trace ------------------------------------------------------------------------
+
+
+REFUSED = {
+    "trajectories": lambda: rows(120).reshape(4, 30),
+    "images": lambda: with_images((3, 8, 8), torch.uint8),
+    "no reward": lambda: without(("next", "reward")),
+    "no tensordict": lambda: torch.zeros(10, 3),
+}
+
+
+def with_images(shape, dtype):
+    return with_keys(pixels=torch.zeros(10, *shape, dtype=dtype), next__pixels=torch.zeros(10, *shape, dtype=dtype))
+
+
+@pytest.mark.filterwarnings("ignore:Using `add.*with a TensorDict that has batch_size")
+@pytest.mark.parametrize("writer", [RoundRobinWriter, TensorDictRoundRobinWriter])
+@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.parametrize("cls", STORAGES)
+def test_after_a_refused_write_the_first_row_goes_to_the_first_place(cls, what, writer):
+    buffer = ReplayBuffer(storage=make_storage(cls), writer=writer())
+    data = REFUSED[what]()
+    for refused in (lambda: buffer.extend(data), lambda: buffer.add(data[0])):
+        with pytest.raises((ValueError, TypeError)):
+            refused()
+        assert buffer.write_count == 0
+    assert buffer.extend(rows(120)).tolist() == list(range(120))
+    assert len(buffer) == buffer.write_count == 120
+    assert buffer[:]["observation"][:, 0].tolist() == list(range(120))
+    assert buffer.storage.split_batch(8) == (4, 4)
+    assert buffer.storage.synthetic.num_observed == 120
+
+
+def test_a_refused_write_between_others_leaves_no_trace():
+    for ndim, refused in ((1, rows(40).reshape(4, 10)), (2, rows(80).reshape(8, 10))):
+        buffer = make_buffer(ndim=ndim)
+        more = [rows(40, first) if ndim == 1 else rows(40, first).reshape(4, 10) for first in (0, 40)]
+        buffer.extend(more[0])
+        with pytest.raises(ValueError, match="the data have batch size"):
+            buffer.extend(refused)
+        buffer.extend(more[1])
+        assert len(buffer) == 80
+        assert set(buffer[:]["observation"][..., 0].flatten().tolist()) == set(range(80))
+
+
+def test_a_storage_that_is_too_small_refuses_without_a_trace():
+    buffer = make_buffer(retrain_every=401)
+    with pytest.raises(ValueError, match="retrain_every=401 is more than max_size=400"):
+        buffer.extend(rows(10))
+    assert buffer.write_count == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((3, 64, 64), torch.uint8),
+        ((3, 64, 64), torch.float32),
+        ((84, 84), torch.uint8),
+        ((4, 3, 32, 32), torch.uint8),
+    ],
+)
+def test_images_of_any_kind_are_refused_at_the_first_write(shape, dtype):
+    name = str(dtype).removeprefix("torch.")
+    message = rf"'pixels' is an image \({name} of shape \[{', '.join(map(str, shape))}\]\): the upsampler models"
+    buffer = make_buffer()
+    with pytest.raises(ValueError, match=message):
+        buffer.extend(with_images(shape, dtype))
+    with pytest.raises(ValueError, match=message):
+        make_buffer(modelled_keys=["pixels"]).extend(with_images(shape, dtype).exclude(("next", "pixels")))
+    # What nobody models may be an image.
+    make_buffer().extend(with_images(shape, dtype).exclude(("next", "pixels")))
+
+
+def test_long_trajectories_as_rows_are_no_images():
+    data = rows(2_400).reshape(2, 1_200)
+    data.batch_size = [2]
+    with pytest.raises(ValueError, match="If rows are whole trajectories, flatten them"):
+        make_buffer().extend(data)

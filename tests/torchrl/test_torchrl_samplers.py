@@ -327,3 +327,33 @@ def test_the_first_prioritised_batch_after_loading_is_mixed(tmp_path):
     again = prioritized()
     again.loads(tmp_path)
     assert num_marked(again.sample(32)) == 16
+
+
+@needs_priorities
+@pytest.mark.parametrize("as_index", [lambda index: index.numpy(), lambda index: index.tolist()])
+@pytest.mark.parametrize("ndim", [1, 2])
+def test_updates_take_arrays_and_lists_too(ndim, as_index):
+    buffer = prioritized(ndim=ndim, max_size=160, retrain_every=100)
+    buffer.extend(rows(160) if ndim == 1 else rows(160).reshape(4, 40))
+    batch = buffer.sample(32)
+    buffer.update_priority(as_index(batch["index"]), torch.full((32,), 5.0))
+    assert int((priorities(buffer) == 5).sum()) == len(real_of(batch)["index"].unique(dim=0))
+
+
+@pytest.mark.parametrize("as_index", [lambda index: index, lambda index: index.numpy(), lambda index: index.tolist()])
+@pytest.mark.parametrize("ndim", [1, 2])
+def test_no_synthetic_address_reaches_the_priorities_in_any_form(monkeypatch, ndim, as_index):
+    """What is handed on to TorchRL's sampler, whose extension is not needed for this."""
+    handed_on = []
+
+    def update_priority(self, index, priority, *, storage=None):
+        handed_on.append((torch.as_tensor(index), torch.as_tensor(priority)))
+
+    monkeypatch.setattr(PrioritizedSampler, "update_priority", update_priority)
+    sampler = object.__new__(SynthERPrioritizedSampler)
+    index = torch.tensor([3, -(2**40) - 7, 5])
+    index = index if ndim == 1 else torch.stack((index, torch.tensor([1, 2, 0])), 1)
+    sampler.update_priority(as_index(index), torch.tensor([0.3, 9.0, 0.5]), storage=LazyTensorStorage(10, ndim=ndim))
+    ((index_left, priority),) = handed_on
+    assert torch.equal(index_left, index[[0, 2]])
+    assert priority.tolist() == pytest.approx([0.3, 0.5])

@@ -78,9 +78,10 @@ def learnable_rows(
         )
         return None
     learned = finite & ~reaches_held_out(held, order, max_steps)
-    # Copies: what an upsampler does to its rows must not reach the buffer's.
-    train = real[torch.from_numpy(np.flatnonzero(learned))]
-    held_out = real[torch.from_numpy(np.flatnonzero(finite & held))]
+    # Copies without gradients: what an upsampler does to its rows must reach neither the buffer's nor what made them.
+    with torch.no_grad():
+        train = real[torch.from_numpy(np.flatnonzero(learned))]
+        held_out = real[torch.from_numpy(np.flatnonzero(finite & held))]
     return LearnableRows(train, held_out, finite, learned, num_dropped)
 
 

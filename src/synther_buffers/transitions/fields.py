@@ -72,7 +72,7 @@ def infer_field(name: str, tensors: list[Tensor], known: Field | None) -> Field:
         raise TypeError(f"{name} has dtype {dtype_name}; wanted floats, integers or booleans.")
     if dtype == torch.bool:
         return Field(name, "binary", shape, dtype_name)
-    if kind == "observation" and _is_image(dtype_name, shape):
+    if kind == "observation" and is_image(dtype_name, shape):
         raise ValueError(_image(name, f"{dtype_name} of shape {shape}"))
     if not dtype.is_floating_point and (kind == "action" or size == 1):
         values = [tensor.reshape(len(tensor), size).to(torch.int64) for tensor in tensors]
@@ -94,7 +94,8 @@ def infer_field(name: str, tensors: list[Tensor], known: Field | None) -> Field:
     return Field(name, "continuous", shape, dtype_name, low=(-math.inf,) * size, high=(math.inf,) * size)
 
 
-def _is_image(dtype: str, shape: tuple[int, ...]) -> bool:
+def is_image(dtype: str, shape: tuple[int, ...]) -> bool:
+    """Whether a field of this dtype, by NumPy's name, and this shape of one row is an image."""
     return (dtype == "uint8" and len(shape) == 3) or (len(shape) >= 2 and math.prod(shape) > MAX_ELEMENTS)
 
 
@@ -124,7 +125,7 @@ def space_fields(name: str, space: spaces.Space, bounds: tuple[float, float] | N
             yield from space_fields(f"{name}{SEPARATOR}{key}", child)
     elif isinstance(space, spaces.Box):
         dtype = np.dtype(space.dtype).name
-        if _is_image(dtype, tuple(space.shape)):
+        if is_image(dtype, tuple(space.shape)):
             raise ValueError(_image(name, f"{dtype} Box of shape {space.shape}"))
         size = math.prod(space.shape)
         low, high = (
