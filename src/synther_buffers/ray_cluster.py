@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import socket
+import sys
 from typing import Any
 
 #: Seconds until a machine that does not answer is given up.
@@ -56,7 +57,7 @@ def connect(address: str) -> Any:
 
 
 def check_answers(address: str) -> None:
-    """Check that somebody answers at an address of `connect`.
+    """Check that somebody answers at an address of `connect`, unless this process is connected.
 
     Ray waits for minutes for a machine that is not there, and then ends the process that asked.
 
@@ -64,17 +65,40 @@ def check_answers(address: str) -> None:
         ValueError: it is no address.
         ConnectionError: nobody answers.
     """
-    if address in (LOCAL, "auto"):
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    found = _found() if address == "auto" else address
+    if found == LOCAL:
+        return
+    host, _, port = found.removeprefix("ray://").rpartition(":")
+    called = repr(found) if found == address else f"{found!r}, which is 'auto' here"
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(
-            f"the address of the Ray cluster is {address!r}; wanted 'host:port', 'auto' or 'local'."
+            f"the address of the Ray cluster is {called}; wanted 'host:port', 'auto' or 'local'."
         ) from None
     except OSError as error:
         raise ConnectionError(
-            f"no Ray cluster answers at {address!r} ({error}). `ray start --head --port=6379` starts one there; "
+            f"no Ray cluster answers at {called} ({error}). `ray start --head --port=6379` starts one there; "
             "address='local' starts one on this machine."
         ) from error
+
+
+def _found() -> str:
+    """The address that `ray.init` takes for ``auto``: of the environment, or of a cluster that runs on this machine.
+
+    Raises:
+        ConnectionError: there is none.
+    """
+    address = os.environ.get("RAY_ADDRESS") or "auto"
+    if address != "auto":
+        return address
+    services = importlib.import_module("ray._private.services")
+    try:
+        return str(services.canonicalize_bootstrap_address("auto"))
+    except ConnectionError:
+        raise ConnectionError(
+            "this machine is part of no Ray cluster that 'auto' could find. `ray start` makes it one; "
+            "address='local' starts a cluster on this machine."
+        ) from None

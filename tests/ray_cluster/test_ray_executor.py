@@ -103,6 +103,36 @@ def test_a_call_that_takes_too_long(cluster):
     assert executor.submit(abs, -2).result() == 2
 
 
+def test_the_time_limit_does_not_count_the_connection(cluster, tmp_path, monkeypatch):
+    """Connecting alone takes longer than the limit here."""
+    slow = """
+        from synther_buffers import ray_cluster
+        connect = ray_cluster.connect
+
+        def slowly(address):
+            import time
+            time.sleep(4)
+            return connect(address)
+
+        ray_cluster.connect = slowly
+    """
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(slow))
+    monkeypatch.syspath_prepend(tmp_path)
+    executor = RayExecutor(address=cluster.address, timeout=3)
+    assert executor.submit(abs, -1).result() == 1
+    with pytest.raises(TimeoutError, match="longer than timeout=3 seconds"):
+        executor.submit(time.sleep, 60).result()
+
+
+def test_auto_where_no_cluster_answers(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    start = time.monotonic()
+    executor = RayExecutor(address="auto")
+    with pytest.raises(ConnectionError, match=r"no Ray cluster answers at '127.0.0.1:9', which is 'auto' here"):
+        executor.submit(abs, -1).result(60)
+    assert time.monotonic() - start < 60
+
+
 def test_no_room_in_the_cluster(cluster):
     script = f"""
         from synther_buffers.replay import ray_driver

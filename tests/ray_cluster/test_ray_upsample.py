@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from datasets.datasets_helpers import TINY, equal, rows
 from elsewhere import wait_until
 from ray_helpers import Cluster
 
-from synther_buffers import DiffusionUpsampler
+from synther_buffers import DiffusionUpsampler, ray_cluster
 from synther_buffers.datasets import open_dataset, ray_chunks, upsample, write_dataset
+from synther_buffers.datasets.chunks import read_chunk
+from synther_buffers.datasets.workfolder import MODEL, WorkFolder
 from synther_buffers.upsampling.augmentation import Bootstrap
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -124,6 +127,31 @@ def test_a_cluster_that_does_not_answer_is_told_before_the_training(tmp_path, so
     assert not (tmp_path / "rows.npz.partial").exists()
 
 
+def test_auto_is_told_before_the_training_too(tmp_path, source, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(ConnectionError, match=r"no Ray cluster answers at '127.0.0.1:9', which is 'auto' here"):
+        upsample(open_dataset(source), 200, tmp_path / "rows.npz", ray="auto", **SMALL)
+    assert not (tmp_path / "rows.npz.partial").exists()
+
+
+def test_auto_where_this_machine_is_part_of_no_cluster(monkeypatch):
+    import ray._private.services as services
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda folder: None)
+    with pytest.raises(ConnectionError, match="this machine is part of no Ray cluster that 'auto' could find"):
+        ray_cluster.check_answers("auto")
+    monkeypatch.setattr(services, "find_gcs_addresses", lambda: {"127.0.0.1:9"})
+    with pytest.raises(ConnectionError, match=r"no Ray cluster answers at '.*:9', which is 'auto' here"):
+        ray_cluster.check_answers("auto")
+
+
+def test_auto_finds_a_cluster(cluster, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    ray_cluster.check_answers("auto")
+
+
 def test_a_cluster_that_went_away_during_the_training_loses_nothing(tmp_path, source, monkeypatch):
     monkeypatch.setattr(ray_chunks, "check_answers", lambda address: None)
     dataset = open_dataset(source)
@@ -149,27 +177,110 @@ def test_what_cannot_be_done_is_refused(tmp_path, source, options, error, words)
 
 def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path):
     with pytest.raises(OSError, match=r"does not see .*elsewhere; on Ray all machines need the folder of the output"):
-        ray_chunks.draw_in_worker(str(tmp_path / "elsewhere"), 0, 10, rows(3), "cpu")
+        ray_chunks.draw_in_worker(str(tmp_path / "elsewhere"), 0, 10, rows(3), "cpu", "")
 
 
-def test_what_a_dead_worker_left_is_replaced(tmp_path):
-    data = rows(300)
-    model = DiffusionUpsampler(open_dataset(write_dataset(tmp_path / "a.npz", data)).spec, TINY, "cpu", seed=1)
-    model.fit(data)
-    model.save(tmp_path / "model.safetensors")
-    (tmp_path / "rows-000002.safetensors.tmp").write_bytes(b"half a chunk")
+@pytest.fixture
+def as_worker():
+    """What a worker leaves behind in its process is undone."""
     before = torch.get_num_threads()
-    try:
-        ray_chunks.draw_in_worker(str(tmp_path), 2, 10, model.spec, "cpu")
-    finally:
-        torch.set_num_threads(before)
-        ray_chunks._model.cache_clear()
-    from synther_buffers.datasets.chunks import read_chunk
+    yield
+    torch.set_num_threads(before)
+    ray_chunks._model.cache_clear()
 
+
+def trained(folder, seed):
+    """A model that lies in the folder."""
+    data = rows(300)
+    model = DiffusionUpsampler(open_dataset(write_dataset(folder / f"{seed}.npz", data)).spec, TINY, "cpu", seed=seed)
+    model.fit(data)
+    model.save(folder / MODEL)
+    return model
+
+
+def test_a_worker_draws_from_the_model_that_lies_there_now(tmp_path, as_worker):
+    for seed in (1, 2):
+        model = trained(tmp_path, seed)
+        digest = ray_chunks.digest_of(tmp_path / MODEL)
+        ray_chunks.draw_in_worker(str(tmp_path), 0, 10, model.spec, "cpu", digest)
+        assert equal(read_chunk(WorkFolder.file_of_rows(tmp_path, 0), model.spec), model.sample(10))
+
+
+def test_a_worker_that_sees_another_model_says_so(tmp_path, as_worker):
+    model = trained(tmp_path, 1)
+    digest = ray_chunks.digest_of(tmp_path / MODEL)
+    trained(tmp_path, 2)
+    with pytest.raises(OSError, match=r"sees another .*model.safetensors than the machine that started this"):
+        ray_chunks.draw_in_worker(str(tmp_path), 0, 10, model.spec, "cpu", digest)
+
+
+def test_what_a_dead_worker_left_is_replaced(tmp_path, as_worker):
+    model = trained(tmp_path, 1)
+    (tmp_path / "rows-000002.safetensors.tmp").write_bytes(b"half a chunk")
+    ray_chunks.draw_in_worker(str(tmp_path), 2, 10, model.spec, "cpu", ray_chunks.digest_of(tmp_path / MODEL))
     for _ in range(2):
         model.sample(10)
     assert equal(read_chunk(tmp_path / "rows-000002.safetensors", model.spec), model.sample(10))
     assert not list(tmp_path.glob("*.tmp"))
+
+
+JOINED = """
+import os, signal, sys, time
+from pathlib import Path
+import ray
+from datasets.datasets_helpers import TINY
+from synther_buffers.datasets import open_dataset, upsample
+
+folder = Path(sys.argv[1])
+small = {"upsampler": TINY, "device": "cpu", "progress_bar": False, "ray": "auto"}
+ray.init(address=sys.argv[2], log_to_driver=False, logging_level="ERROR")
+"""
+
+
+def in_the_callers_cluster(body, tmp_path, cluster):
+    """What a program prints that is connected to the cluster already."""
+    run = subprocess.run(
+        [sys.executable, "-c", JOINED + textwrap.dedent(body), str(tmp_path), cluster.address],
+        env=os.environ | {"PYTHONPATH": str(TESTS)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert run.returncode == 0, run.stderr[-3_000:]
+    return run.stdout.splitlines()
+
+
+def test_a_second_run_with_the_same_output_has_its_own_rows(tmp_path, source, cluster):
+    body = """
+        for seed in (1, 2):
+            upsample(open_dataset(folder / "real.hdf5"), 60, folder / "rows.npz", seed=seed, chunk_rows=60, **small)
+            (folder / "rows.npz").rename(folder / f"{seed}.npz")
+    """
+    in_the_callers_cluster(body, tmp_path, cluster)
+    for seed in (1, 2):
+        upsample(open_dataset(source), 60, tmp_path / f"here{seed}.npz", **{**SMALL, "seed": seed})
+        assert (tmp_path / f"{seed}.npz").read_bytes() == (tmp_path / f"here{seed}.npz").read_bytes()
+
+
+def test_an_interrupted_run_ends_in_the_callers_cluster_too(tmp_path, source, cluster):
+    body = """
+        import threading
+        chunks = lambda: len(list(folder.glob("rows.npz.partial/rows-*.safetensors")))
+
+        def interrupt():
+            while not chunks():
+                time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        try:
+            upsample(open_dataset(folder / "real.hdf5"), 6_000_000, folder / "rows.npz", chunk_rows=20_000, **small)
+        except KeyboardInterrupt:
+            before = chunks()
+            time.sleep(6)
+            print(before > 0, chunks() - before)
+    """
+    assert in_the_callers_cluster(body, tmp_path, cluster) == ["True 0"]
 
 
 def test_the_command(tmp_path, source, cluster):

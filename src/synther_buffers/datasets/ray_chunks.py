@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
 import socket
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,11 @@ from .workfolder import MODEL, WorkFolder
 
 #: How often a chunk is begun again whose worker died.
 _RETRIES = 5
+#: Chunks that are handed out for each worker that there is room for. More would be drawn after an interruption too; the
+#: second one is begun without a pause, and tells a cluster that can grow to do so.
+_CHUNKS_A_WORKER = 2
+#: Seconds until chunks that are not done after an interruption are left to the cluster: it may have no room for them.
+_DONE_WITHIN = 120.0
 
 
 def check_drawable(address: str, model: Upsampler) -> None:
@@ -62,16 +70,21 @@ def draw_on_ray(
     ray: Any = importlib.import_module("ray")  # its annotations know at most ten arguments of fixed options
     ours = not ray.is_initialized()
     connect(address)
+    running: dict[Any, int] = {}
     try:
-        needs = {"num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
+        needs, kind = ({"num_gpus": 1}, "GPU") if device == "cuda" else ({"num_cpus": 1}, "CPU")
         draw = ray.remote(max_retries=_RETRIES, **needs)(draw_in_worker)
-        running = {
-            draw.remote(str(folder.path.resolve()), index, count, spec, device): count
-            for index, count in missing.items()
-        }
+        path = folder.path.resolve()
+        model = digest_of(path / MODEL)
+        waiting = iter(missing.items())
         done = num_samples - sum(missing.values())
         with progress("rows", num_samples, shown=progress_bar) as bar:
-            while running:
+            while True:
+                room = max(1, int(ray.cluster_resources().get(kind, 0)))
+                for index, count in islice(waiting, max(0, _CHUNKS_A_WORKER * room - len(running))):
+                    running[draw.remote(str(path), index, count, spec, device, model)] = count
+                if not running:
+                    break
                 ready, _ = ray.wait(list(running))
                 for reference in ready:
                     ray.get(reference)
@@ -85,14 +98,24 @@ def draw_on_ray(
     finally:
         if ours:
             ray.shutdown()
+        elif running:  # the cluster lives on, and would write into the folder when nobody expects it any more
+            # Not `ray.cancel`: if a task is handed out or done at the same moment, Ray ends this process.
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.wait(list(running), num_returns=len(running), timeout=_DONE_WITHIN)
 
 
-def draw_in_worker(folder: str, index: int, count: int, spec: TransitionSpec, device: str) -> None:
-    """Draw one chunk into its file."""
+def digest_of(file: Path) -> str:
+    """What tells the content of a file from any other."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def draw_in_worker(folder: str, index: int, count: int, spec: TransitionSpec, device: str, digest: str) -> None:
+    """Draw one chunk into its file, from the model of this digest."""
     path = Path(folder)
     if not (path / MODEL).exists():
         raise OSError(f"{socket.gethostname()} does not see {path}; on Ray all machines need the folder of the output.")
-    model = _model(path / MODEL, spec, device)
+    model = _model(path / MODEL, digest, spec, device)
     go_to(model, index)
     file = WorkFolder.file_of_rows(path, index)
     file.with_name(f"{file.name}.tmp").unlink(missing_ok=True)  # of a worker that died
@@ -100,8 +123,10 @@ def draw_in_worker(folder: str, index: int, count: int, spec: TransitionSpec, de
 
 
 @lru_cache(maxsize=1)
-def _model(file: Path, spec: TransitionSpec, device: str) -> DiffusionUpsampler:
-    """The model, kept by a worker between its chunks."""
+def _model(file: Path, digest: str, spec: TransitionSpec, device: str) -> DiffusionUpsampler:
+    """The model, kept by a worker between its chunks; of another run with the same output, it is another one."""
+    if digest_of(file) != digest:
+        raise OSError(f"{socket.gethostname()} sees another {file} than the machine that started this; resume.")
     torch.set_num_threads(1)  # the same rows on every machine
     model = DiffusionUpsampler.load(file, spec=spec, device=device)
     model.progress_bar = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,11 +30,13 @@ class PendingRefresh:
         job: what is done, with its rows on the CPU.
         serve_from: real transitions from which on the result serves, None for as soon as it is there.
         future: the result to come, None while the job is not submitted: after loading.
+        submitted_by: the process whose future it is. In a forked copy of it nobody fulfils the future.
     """
 
     job: RefreshJob
     serve_from: int | None
     future: Future[RefreshResult] | None = None
+    submitted_by: int = 0
 
     @classmethod
     def of(cls, job: RefreshJob, lag: int | None) -> PendingRefresh:
@@ -44,7 +47,8 @@ class PendingRefresh:
 
     def submit(self, executor: Executor) -> None:
         """Have the job done, if nobody does it yet. What `submit` raises is raised by `result`."""
-        if self.future is None:
+        if self._own_future is None:
+            self.submitted_by = os.getpid()
             try:
                 self.future = executor.submit(run_for_another_process, self.job)
             except Exception as error:  # a queue that is full, a pool that is broken, a job that cannot be pickled
@@ -54,27 +58,32 @@ class PendingRefresh:
     def due(self, num_observed: int) -> bool:
         """Whether the result has to serve now; if it is not there yet, the agent has to wait."""
         if self.serve_from is None:
-            return self.future is None or self.future.done()
+            return self._own_future is None or self._own_future.done()
         return num_observed >= self.serve_from
 
     def result(self) -> RefreshResult:
-        """Wait for it; done here if it was never submitted.
+        """Wait for it; done here if this process did not submit it.
 
         Raises:
             Exception: whatever the job or its executor raised.
         """
-        if self.future is None:
+        future = self._own_future
+        if future is None:
             return run_for_another_process(self.job)
-        error = self.future.exception()
+        error = future.exception()
         if error is None or isinstance(error, Exception):
-            return self.future.result()
+            return future.result()
         # An interrupt there is none here, where it would stop the agent.
         raise RuntimeError(f"the refresh was interrupted: {error!r}") from error
 
     def cancel(self) -> None:
         """Nobody wants the result any more."""
-        if self.future is not None:
-            self.future.cancel()
+        if self._own_future is not None:
+            self._own_future.cancel()
+
+    @property
+    def _own_future(self) -> Future[RefreshResult] | None:
+        return self.future if self.submitted_by == os.getpid() else None
 
     def state_dict(self) -> dict[str, Any]:
         """The job without its factory, in plain data and CPU tensors: done again, it has the same result."""

@@ -90,8 +90,19 @@ class _Line:
 _line: _Line | None = None
 
 
+def connect_there(settings: RaySettings) -> None:
+    """Have an actor in the cluster that answers.
+
+    Raises:
+        ConnectionError, TimeoutError: the cluster does not answer, or has no room.
+    """
+    global _line
+    line, _line = _line, None
+    _line = line if line is not None and line.is_there() else _Line(settings)
+
+
 def call_there(settings: RaySettings, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Call a function in the cluster.
+    """Call a function in the cluster; connect to it first if that was not done.
 
     Raises:
         ConnectionError, TimeoutError: the cluster does not answer, or has no room.
@@ -100,7 +111,7 @@ def call_there(settings: RaySettings, function: Callable[..., Any], args: Any, k
     """
     global _line
     line, _line = _line, None  # after an error the next call has another actor
-    if line is None or not line.is_there():
+    if line is None:
         line = _Line(settings)
     outcome = line.exchange((function, args, kwargs))
     for name, level, text in outcome["logged"]:

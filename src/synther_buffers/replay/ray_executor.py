@@ -8,7 +8,7 @@ from typing import Any
 
 from ..public_paths import public
 from ..ray_cluster import LOCAL, require_ray
-from .ray_driver import RaySettings, call_there
+from .ray_driver import RaySettings, call_there, connect_there
 from .refresh_process import RefreshProcess
 
 
@@ -27,7 +27,8 @@ class RayExecutor(RefreshProcess):
         address: ``host:port`` of the cluster's head, ``auto`` for the cluster that this machine is a part of, ``local``
             to start one here that ends with the agent.
         num_threads: that PyTorch computes with there; None for as many as here.
-        timeout: seconds for one call, the start of the connection not counted; None for no limit.
+        timeout: seconds for one call, None for no limit. Connecting to the cluster and waiting for room there do not
+            count.
         actor_options: passed to Ray as they are, for example ``{"resources": {"fast": 1}, "runtime_env": {...}}``.
 
     Raises:
@@ -65,6 +66,9 @@ class RayExecutor(RefreshProcess):
             Exception: the function or its arguments cannot be pickled.
         """
         return super().submit(call_there, self._settings, fn, args, kwargs)
+
+    def _preparation(self) -> tuple[Any, ...]:
+        return connect_there, (self._settings,), {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "settings": self._settings}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import pickle
@@ -13,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import cloudpickle
 
@@ -42,8 +43,9 @@ class RefreshProcess(Executor):
 
     The process starts with the first call and lives as long as this object. It never imports the script that started
     it, so scripts without ``if __name__ == "__main__"`` and notebooks work; what they define travels by value
-    (cloudpickle). It ignores Ctrl-C, prints to standard error, and ends when this process ends, however that happens.
-    A pickle has the settings and not the process.
+    (cloudpickle). It ignores Ctrl-C, prints to standard error, and ends when this process ends, however that happens,
+    or when nothing refers any more to this object or to the future of one of its calls. A pickle has the settings and
+    not the process, and a forked copy starts one of its own.
 
     Args:
         num_threads: that PyTorch computes with there; None for as many as here. Another number rounds differently, so
@@ -72,8 +74,8 @@ class RefreshProcess(Executor):
 
     def _start_afresh(self) -> None:
         self._one_at_a_time = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._kill: weakref.finalize[..., RefreshProcess] | None = None
+        self._worker = _Worker(self._one_at_a_time)
+        self._abandon = weakref.finalize(self, self._worker.abandon)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Call a function there.
@@ -81,43 +83,114 @@ class RefreshProcess(Executor):
         Raises:
             Exception: the function or its arguments cannot be pickled.
         """
-        future: Future[Any] = Future()
-        message = cloudpickle.dumps((fn, args, kwargs))
+        future = _Answer(self)
+        messages = [(cloudpickle.dumps((fn, args, kwargs)), self.timeout)]
+        preparation = self._preparation()
+        if preparation is not None:
+            messages.insert(0, (cloudpickle.dumps(preparation), None))
         # A daemon: at the end of the program nobody waits for a refresh that nothing will use.
-        threading.Thread(target=self._answer, args=(future, message), daemon=True).start()
+        threading.Thread(target=self._here().answer, args=(weakref.ref(future), messages), daemon=True).start()
         return future
+
+    def _preparation(self) -> tuple[Any, ...] | None:
+        """A call that comes before each one and has no time limit, as function, arguments and named arguments."""
+        return None
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the process; a call that runs has failed. The next call starts another one."""
-        if self._kill is not None:
-            self._kill()
+        self._here().end()
 
     @property
     def pid(self) -> int | None:
         """Of the process, None while there is none."""
+        return self._here().pid
+
+    def _here(self) -> _Worker:
+        """What belongs to this process: in a forked copy of the one that had it, another one."""
+        if self._worker.owner != os.getpid():
+            self._abandon.detach()
+            self._worker.close()
+            self._start_afresh()
+        return self._worker
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"num_threads": self.num_threads, "timeout": self.timeout}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.num_threads, self.timeout = state["num_threads"], state["timeout"]
+        self._start_afresh()
+
+    def __repr__(self) -> str:
+        return f"RefreshProcess(num_threads={self.num_threads}, timeout={self.timeout})"
+
+
+class _Answer(Future[Any]):
+    """Whoever waits for an answer keeps the executor; the thread that brings it keeps neither."""
+
+    def __init__(self, executor: RefreshProcess) -> None:
+        super().__init__()
+        self._executor = executor
+
+
+class _Worker:
+    """The process, and what the threads that talk to it need; they do not hold the executor, so that it can go.
+
+    Args:
+        one_at_a_time: held by the thread that talks to the process.
+    """
+
+    def __init__(self, one_at_a_time: threading.Lock) -> None:
+        self.owner = os.getpid()
+        self._one_at_a_time = one_at_a_time
+        self._process: subprocess.Popen[bytes] | None = None
+        self._abandoned = False
+
+    @property
+    def pid(self) -> int | None:
         return None if self._process is None or self._process.poll() is not None else self._process.pid
 
-    def _answer(self, future: Future[Any], message: bytes) -> None:
+    def answer(self, asked: weakref.ref[_Answer], messages: list[tuple[bytes, float | None]]) -> None:
+        """Send messages, each with its time limit, and have the answer to the last one, or the first error."""
+        result, failure = None, None
         with self._one_at_a_time:
-            if not future.set_running_or_notify_cancel():
+            if not _begin(asked):
                 return
             try:
-                outcome = self._exchange(message)
+                for message, timeout in messages:
+                    result = _result(self._exchange(message, timeout))
             except BaseException as error:
                 forget_frames(error)
-                future.set_exception(error)
-                return
-        for name, level, text in outcome["logged"]:
-            with contextlib.suppress(Exception):  # of a user's own handler or filter
-                logging.getLogger(name).log(level, "%s", text)
-        if "result" in outcome:
-            future.set_result(outcome["result"])
+                failure = error
+        future = asked()
+        if future is None:
+            return
+        if failure is None:
+            future.set_result(result)
         else:
-            failure = outcome["error"]
-            failure.__cause__ = RemoteTracebackError(outcome["traceback"])
             future.set_exception(failure)
 
-    def _exchange(self, message: bytes) -> dict[str, Any]:
+    def end(self) -> None:
+        """Kill the process; a call that runs has failed."""
+        process = self._process
+        if process is None or self.owner != os.getpid():
+            return
+        _kill_with_children(process)
+        process.wait()
+        if self._one_at_a_time.acquire(blocking=False):  # otherwise a thread reads from a pipe, and closes it itself
+            _close_pipes(process)
+            self._one_at_a_time.release()
+
+    def abandon(self) -> None:
+        """Kill the process for good; called by the garbage collector, in any thread."""
+        self._abandoned = True
+        self.end()
+
+    def close(self) -> None:
+        """Close this side of the pipes."""
+        if self._process is not None:
+            _close_pipes(self._process)
+
+    def _exchange(self, message: bytes, timeout: float | None) -> dict[str, Any]:
         """Send a message and wait for the answer.
 
         Raises:
@@ -131,54 +204,71 @@ class RefreshProcess(Executor):
             late.set()
             _kill_with_children(process)
 
-        timer = None if self.timeout is None else threading.Timer(self.timeout, give_up)
+        timer = None if timeout is None else threading.Timer(timeout, give_up)
         if timer is not None:
             timer.daemon = True
             timer.start()
         try:
-            send(cast(BinaryIO, process.stdin), message)
-            reply = receive(cast(BinaryIO, process.stdout))
+            send(cast(io.RawIOBase, process.stdin), message)
+            reply = receive(cast(io.RawIOBase, process.stdout))
         except OSError:
             reply = None
         except Exception:  # no memory for the answer: what is left of it would be taken for the next one
-            self.shutdown()
+            self.end()
+            _close_pipes(process)
             raise
         finally:
             if timer is not None:
                 timer.cancel()
         if reply is None:
-            self.shutdown()
-            code, self._process = process.returncode, None
+            self.end()
+            _close_pipes(process)
             if late.is_set():
-                raise TimeoutError(f"the refresh took longer than timeout={self.timeout:g} seconds")
-            raise RuntimeError(f"the refresh process died with exit code {code}")
+                raise TimeoutError(f"the refresh took longer than timeout={timeout:g} seconds")
+            raise RuntimeError(f"the refresh process died with exit code {process.returncode}")
         return cast(dict[str, Any], pickle.loads(reply))
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
+            self.close()
+            if self._abandoned:
+                raise RuntimeError("nobody waits for this refresh any more")
             # The same modules as here, in the same order; the folder of the script is one of them.
             paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _COMMAND],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                bufsize=0,
                 env={**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"},
                 start_new_session=True,
             )
-            self._kill = weakref.finalize(self, _end, self._process, os.getpid())
+            if self._abandoned:  # while it was started
+                self.end()
             threading.Thread(target=_watch, args=(self._process,), daemon=True).start()
-            wait_for_hello(cast(BinaryIO, self._process.stdout))
+            wait_for_hello(cast(io.RawIOBase, self._process.stdout))
         return self._process
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"num_threads": self.num_threads, "timeout": self.timeout}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.num_threads, self.timeout = state["num_threads"], state["timeout"]
-        self._start_afresh()
+def _begin(asked: weakref.ref[_Answer]) -> bool:
+    """Whether to make the call: also if nobody waits for its answer, but not if it was cancelled."""
+    future = asked()
+    return future is None or future.set_running_or_notify_cancel()
 
-    def __repr__(self) -> str:
-        return f"RefreshProcess(num_threads={self.num_threads}, timeout={self.timeout})"
+
+def _result(outcome: dict[str, Any]) -> Any:
+    """The result in an answer, or its error raised; what was logged there is logged here."""
+    for name, level, text in outcome["logged"]:
+        with contextlib.suppress(Exception):  # of a user's own handler or filter
+            logging.getLogger(name).log(level, "%s", text)
+    if "result" in outcome:
+        return outcome["result"]
+    raise outcome["error"] from RemoteTracebackError(outcome["traceback"])
+
+
+def _close_pipes(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        cast(io.RawIOBase, pipe).close()
 
 
 def _watch(process: subprocess.Popen[bytes]) -> None:
@@ -193,13 +283,3 @@ def _kill_with_children(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)  # it leads a group of its own
     else:
         process.kill()
-
-
-def _end(process: subprocess.Popen[bytes], owner: int) -> None:
-    """Kill the process and close the pipes, unless this is a forked copy of the one that started it."""
-    if os.getpid() == owner:
-        _kill_with_children(process)
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):  # what was not sent to a dead process
-                cast(BinaryIO, pipe).close()

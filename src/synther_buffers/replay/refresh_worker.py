@@ -7,6 +7,7 @@ the process that started this one, and from nobody else.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import pickle
@@ -17,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 _LENGTH = struct.Struct(">Q")
 #: Sent before the first message. What the interpreter or a package prints while it starts comes before it.
@@ -26,18 +27,23 @@ HELLO = b"\0synther-buffers refresh worker\0"
 _LOOK_EVERY = 1.0
 
 
-def send(stream: BinaryIO, message: bytes) -> None:
+# The streams have no buffers: a fork in the middle of a message would copy a buffer that is locked and half full, and
+# the copy would wait for ever when it closes it, or write its content a second time.
+
+
+def send(stream: io.RawIOBase, message: bytes) -> None:
     """Write a message.
 
     Raises:
         OSError: the other side is gone.
     """
-    stream.write(_LENGTH.pack(len(message)))
-    stream.write(message)
-    stream.flush()
+    for part in (_LENGTH.pack(len(message)), message):
+        rest = memoryview(part)
+        while rest:
+            rest = rest[stream.write(rest) or 0 :]
 
 
-def wait_for_hello(stream: BinaryIO) -> bool:
+def wait_for_hello(stream: io.RawIOBase) -> bool:
     """Skip what was printed before; False if the other side is gone."""
     seen = b""
     while not seen.endswith(HELLO):
@@ -48,14 +54,21 @@ def wait_for_hello(stream: BinaryIO) -> bool:
     return True
 
 
-def receive(stream: BinaryIO) -> bytes | None:
+def receive(stream: io.RawIOBase) -> bytes | bytearray | None:
     """The next message; None if the other side is gone."""
-    header = stream.read(_LENGTH.size)
-    if len(header) < _LENGTH.size:
-        return None
-    (length,) = _LENGTH.unpack(header)
-    message = stream.read(length)
-    return message if len(message) == length else None
+    header = _read(stream, _LENGTH.size)
+    return None if header is None else _read(stream, _LENGTH.unpack(header)[0])
+
+
+def _read(stream: io.RawIOBase, length: int) -> bytearray | None:
+    data = bytearray(length)
+    rest = memoryview(data)
+    while rest:
+        count = stream.readinto(rest)
+        if not count:
+            return None
+        rest = rest[count:]
+    return data
 
 
 class _Warnings(logging.Handler):
@@ -88,8 +101,8 @@ def forget_frames(error: BaseException | None) -> None:
 
 
 def answer(
-    message: bytes,
-    loads: Callable[[bytes], Any] = pickle.loads,
+    message: bytes | bytearray,
+    loads: Callable[[Any], Any] = pickle.loads,
     dumps: Callable[[Any], bytes] = pickle.dumps,
 ) -> bytes:
     """Call the function in a message; its result or its exception, and what was logged, as a message."""
@@ -131,10 +144,9 @@ def main(inlet_fd: int, outlet_fd: int, parent: int) -> None:
         outlet_fd: of what goes out.
         parent: process id.
     """
-    inlet, outlet = os.fdopen(inlet_fd, "rb"), os.fdopen(outlet_fd, "wb")
+    inlet, outlet = os.fdopen(inlet_fd, "rb", buffering=0), os.fdopen(outlet_fd, "wb", buffering=0)
     outlet.write(HELLO)
-    outlet.flush()
-    messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    messages: queue.SimpleQueue[bytes | bytearray] = queue.SimpleQueue()
 
     def read() -> None:
         while (message := receive(inlet)) is not None:
