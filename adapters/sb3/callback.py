@@ -44,16 +44,21 @@ class SynthERCallback(BaseCallback):
         if may_replace(replay.policy, self.model):
             replay.bind_policy(policy_of(self.model))
         self._bind_td_error(replay)
+        replay.update_size = getattr(self.model, "batch_size", None)
         # Rows that were written without `add` are not counted before the first batch.
         buffer: Any = self.model.replay_buffer  # type: ignore[attr-defined]
         total = max(replay.num_observed, buffer.size() * buffer.n_envs)
         total += self.model._total_timesteps - self.model.num_timesteps
-        if replay.synthetic_fraction > 0 and replay.num_refreshes == 0 and total < replay.start_after:
+        first, served = replay.start_after, replay.first_served
+        if replay.synthetic_fraction > 0 and replay.num_refreshes == 0 and total < served:
+            later = served > first  # it runs elsewhere
             logger.warning(
-                "This run ends after %d transitions, before the first refresh at start_after=%d: it will see no "
-                "synthetic rows. Lower start_after or retrain_every, or run longer.",
+                "This run ends after %d transitions, before the first refresh at start_after=%d%s: it will see no "
+                "synthetic rows. Lower start_after%s, or run longer.",
                 total,
-                replay.start_after,
+                first,
+                f" serves, from {served} on" if later else "",
+                ", retrain_every or refresh_lag" if later else " or retrain_every",
             )
 
     def _bind_td_error(self, replay: SyntheticReplay) -> None:

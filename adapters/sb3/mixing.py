@@ -90,7 +90,7 @@ class SynthERMixin(ReplayBuffer):
         if isinstance(action_space, spaces.Box):
             # As they are stored: flattened, and never in float64. SB3's algorithms scale them to [-1, 1], but other
             # training loops may not, so the range is taken from the rows.
-            action_space = spaces.Box(-1, 1, (self.action_dim,), self.actions.dtype.type)
+            action_space = spaces.Box(0, 1, (self.action_dim,), self.actions.dtype.type)
             bounds = (-np.inf, np.inf)
         return TransitionSpec.from_spaces(
             self.observation_space, action_space, action_bounds=bounds, discounts=self._discounts()
@@ -117,9 +117,10 @@ class SynthERMixin(ReplayBuffer):
             ValueError: rows of another number of environments, or a buffer smaller than `retrain_every`.
         """
         self.synthetic.check_capacity()
-        if np.size(done) != self.n_envs:
+        num_rows = np.asarray(done).size
+        if num_rows != self.n_envs:
             raise ValueError(
-                f"{np.size(done)} row(s) came in, but this buffer was made for n_envs={self.n_envs}: it may have been "
+                f"{num_rows} row(s) came in, but this buffer was made for n_envs={self.n_envs}: it may have been "
                 f"loaded from the file of a run with {self.n_envs} environment(s). Go on with as many "
                 f"(make_vec_env(..., n_envs={self.n_envs})), or leave load_replay_buffer out."
             )

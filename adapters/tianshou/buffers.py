@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tianshou.data import PrioritizedVectorReplayBuffer, VectorReplayBuffer, to_numpy
 
-from .mixing import SynthERMixin
+from ..replay.options import lists_options
+from .mixing import BufferKeywords, SynthERMixin
 from .slots import Indices
 
 
@@ -21,6 +22,9 @@ class SynthERReplayBuffer(SynthERMixin, VectorReplayBuffer):
     Branching DQN (BDQN) and Calibrated CQL do not work with synthetic rows: the first reads ends of episodes from the
     raw storage and never bootstraps from them, the second reads 0 as their Monte Carlo return. Use
     `synthetic_fraction=0` with both.
+
+    Where Tianshou's two classes differ although there is one sub-buffer (``sample(None)``, and the random stream with
+    ``sample_avail`` and stacked frames), it is as `VectorReplayBuffer`.
 
     Args: see `SynthERMixin`; everything else is Tianshou's.
     """
@@ -37,8 +41,24 @@ class SynthERPrioritizedReplayBuffer(SynthERMixin, PrioritizedVectorReplayBuffer
     In a batch a synthetic row has the importance weight of a real row of mean priority, which is drawn as often as
     under uniform sampling and so needs no correction.
 
+    With one sub-buffer, ``weight_norm`` and `set_beta` do what they do in `PrioritizedReplayBuffer`; with several they
+    are without effect on batches, as in `PrioritizedVectorReplayBuffer`.
+
     Args: see `SynthERMixin`; ``alpha``, ``beta`` and everything else are Tianshou's.
     """
+
+    @lists_options
+    def __init__(self, total_size: int, buffer_num: int = 1, **options: Unpack[BufferKeywords]) -> None:
+        super().__init__(total_size, buffer_num, **options)
+        if self.buffer_num == 1:
+            # Tianshou gives it to the sub-buffers only.
+            self._weight_norm = self.buffers[0]._weight_norm
+
+    def set_beta(self, beta: float) -> None:
+        """Set the exponent of importance weights; see above."""
+        super().set_beta(beta)
+        if self.buffer_num == 1:
+            self._beta = beta
 
     def get_weight(self, index: Indices) -> Any:
         """Importance weights, of real and synthetic rows; see Tianshou's own."""

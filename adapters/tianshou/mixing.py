@@ -7,7 +7,6 @@ import weakref
 from typing import Any, Self, Unpack
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tianshou.data import Batch, ReplayBuffer, ReplayBufferManager
 from tianshou.data.batch import create_value
@@ -19,7 +18,7 @@ from ..replay.options import SyntheticKeywords, lists_options, split_keywords
 from ..replay.synthetic_replay import SyntheticReplay
 from ..transitions import RowOrder, Transitions, TransitionSpec
 from ..validation import whole_number
-from .rows import to_transitions
+from .rows import modelled, to_transitions
 from .slots import SyntheticSlots
 
 
@@ -146,7 +145,7 @@ class SynthERMixin(SyntheticSlots):
         keys, stored = batch.get_keys(), self._meta.get_keys()
         if self._num_slots and (not stored or "obs_next" not in keys):
             self._check(batch)
-        if self.buffer_num == 1 and not keys <= stored:
+        if self.buffer_num == 1 and not keys <= set(self._reserved_keys):
             # `ReplayBuffer` stores a user's own keys, but a manager drops all except these.
             self._reserved_keys += tuple(set(keys).difference(self._reserved_keys))
         added = super().add(batch, buffer_ids)
@@ -171,12 +170,19 @@ class SynthERMixin(SyntheticSlots):
 
         Returns:
             The slots they got, oldest first.
+
+        Raises:
+            ValueError, TypeError: as of `add`; nothing is stored then.
+            NotImplementedError: there are several sub-buffers.
         """
         if self.buffer_num > 1:
             return super().update(buffer)
-        if len(buffer) and self._num_slots:
+        if len(buffer) == 0:
+            return np.array([], np.int64)
+        self.synthetic.check_capacity()
+        if self._num_slots:
             self._check(buffer._meta)
-        if len(buffer) and not self._meta.get_keys():
+        if not self._meta.get_keys():
             self._meta = create_value(buffer._meta, self.maxsize, stack=False)  # type: ignore[assignment]
             self._set_batch_for_children()
         child = self.buffers[0]
@@ -195,7 +201,12 @@ class SynthERMixin(SyntheticSlots):
         self._learn_afresh()
 
     def set_batch(self, batch: RolloutBatchProtocol) -> None:
-        """Replace all data, ``[maxsize, ...]``, and reset the synthetic part; see Tianshou's `set_batch`."""
+        """Replace all data, ``[maxsize, ...]``, and reset the synthetic part; see Tianshou's `set_batch`.
+
+        Raises:
+            ValueError, TypeError: as of `add`; nothing is stored then.
+        """
+        self.synthetic.check_capacity()
         if self._num_slots:
             self._check(batch)
         super().set_batch(batch)
@@ -205,7 +216,7 @@ class SynthERMixin(SyntheticSlots):
     def from_data(
         cls, obs: Any, act: Any, rew: Any, terminated: Any, truncated: Any, done: Any, obs_next: Any, **kwargs: Any
     ) -> Self:
-        """A full buffer of given rows, as of `ReplayBuffer`.
+        """A full buffer of given rows, as of `ReplayBuffer`; an empty one if there are none.
 
         Args:
             obs: array or HDF5 dataset, ``[N, ...]``.
@@ -216,6 +227,9 @@ class SynthERMixin(SyntheticSlots):
             done: likewise.
             obs_next: likewise.
             **kwargs: the constructor's, besides the sizes.
+
+        Raises:
+            ValueError: arrays of different lengths, or fewer rows than a refresh needs.
         """
         data = {"obs": obs, "act": act, "rew": rew, "terminated": terminated, "truncated": truncated, "done": done}
         data["obs_next"] = obs_next
@@ -223,7 +237,10 @@ class SynthERMixin(SyntheticSlots):
         size = lengths["obs"]
         if set(lengths.values()) != {size}:
             raise ValueError(f"the arrays differ in length: {lengths}; wanted one row of each for every transition.")
-        buffer = cls(size, 1, **kwargs)
+        buffer = cls(max(size, 1), 1, **kwargs)
+        if size == 0:
+            return buffer
+        buffer.synthetic.check_capacity()  # before the datasets are read
         buffer.set_batch(Batch(data))
         child = buffer.buffers[0]
         child._size = buffer._lengths[0] = size
@@ -272,9 +289,7 @@ class SynthERMixin(SyntheticSlots):
     def _record_td_errors(self, index: NDArray[Any], errors: Any) -> None:
         """Keep the TD errors of the real rows among `index`."""
         index = np.asarray(index)
-        real = index < self.maxsize
-        errors = errors.detach().cpu().float() if isinstance(errors, torch.Tensor) else np.asarray(errors)
-        self.synthetic.record_td_errors(index[real], errors.reshape(-1)[real])
+        self.synthetic.record_td_errors(np.where(index < self.maxsize, index, -1), errors)  # -1 is no row
 
     def _bind_td_errors(self) -> None:
         """Tell the guidance the errors that algorithms reported."""
@@ -337,7 +352,7 @@ class SynthERMixin(SyntheticSlots):
 
     def real_transitions(self) -> Transitions:
         """Every row that was written; views of the storage if they are contiguous there."""
-        return to_transitions(self._meta[self._real_slots()])
+        return to_transitions(modelled(self._meta)[self._real_slots()])
 
     def row_order(self) -> RowOrder:
         """When each row was written, in the order of `real_transitions`."""

@@ -17,6 +17,13 @@ from ..transitions import SEPARATOR, Observation, Transitions
 MODELLED = {"obs", "act", "rew", "terminated", "truncated", "done", "obs_next"}
 
 
+def modelled(batch: Any) -> Batch:
+    """The same arrays, without the keys that are not modelled."""
+    out = Batch()
+    out.__dict__.update({key: value for key, value in batch.items() if key in MODELLED})
+    return out
+
+
 def to_transitions(batch: Any) -> Transitions:
     """The rows of a batch as tensors, views where the dtypes allow it.
 

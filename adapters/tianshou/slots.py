@@ -27,6 +27,8 @@ class SyntheticSlots(ReplayBufferManager):
     """
 
     _num_slots: int
+    #: The index that `__getitem__` is reading, which `get` need not look at again for each key.
+    _resolved: Any = None
 
     # -- walking the index space -------------------------------------------------------------------------------------
 
@@ -36,17 +38,40 @@ class SyntheticSlots(ReplayBufferManager):
         The ``done`` of a synthetic row is its ``terminated``: algorithms that read it from a batch (CQL, BCQ) stop
         bootstrapping there.
         """
-        if not self._num_slots or isinstance(index, slice | EllipsisType):
+        if not self._num_slots or isinstance(index, slice):
             return super().__getitem__(index)
-        index = np.asarray(index)
-        if index.dtype == np.bool_:
-            index = np.flatnonzero(index)
-        elif index.size and index.min() < 0:
-            index = np.where(index < 0, index + self.maxsize, index)
-        batch = super().__getitem__(index if index.ndim else int(index))
+        index = self.__dict__["_resolved"] = self._slots_at(index)
+        try:
+            batch = super().__getitem__(index)
+        finally:
+            self.__dict__.pop("_resolved", None)
         columns = batch.__dict__  # attributes of a Batch are slow
         columns["done"] = np.where(index >= self.maxsize, columns["terminated"], columns["done"])[()]
         return batch
+
+    def get(
+        self, index: Any, key: str, default_value: Any = None, stack_num: int | None = None
+    ) -> Batch | NDArray[Any]:
+        """One key of the rows at `index`, real and synthetic; a slice and negative indices mean real ones."""
+        if index is not self._resolved and self._num_slots:
+            index = self._slots_at(index)
+        return super().get(index, key, default_value, stack_num)
+
+    def _slots_at(self, index: Any) -> Indices:
+        """The slots at an index, of which a slice and negative numbers count the real rows alone.
+
+        Raises:
+            IndexError: a negative number below the first real row.
+        """
+        if isinstance(index, slice | EllipsisType):
+            return np.arange(self.maxsize)[index]
+        index = np.asarray(index)
+        if index.dtype.kind == "b":
+            index = np.flatnonzero(index)
+        elif index.size and index.item(index.argmin()) < 0:  # faster than min
+            index, negative = index.copy(), index < 0
+            index[negative] = np.arange(self.maxsize)[index[negative]]
+        return index if index.ndim else int(index)
 
     def next(self, index: Indices) -> NDArray[Any]:
         """The index of the next transition; the same index at an episode's end, and so for every synthetic row."""
@@ -92,6 +117,8 @@ class SyntheticSlots(ReplayBufferManager):
             if len(seq) != self.maxsize:
                 raise ValueError(f"seq has {len(seq)} rows, but the buffer has {self.maxsize}; pass an index.")
             index, default_value = np.arange(self.maxsize), 0
+        elif self._num_slots:
+            index = self._slots_at(index)
         super().set_array_at_key(seq, key, index, default_value)
         if self._num_slots:
             # Tianshou fills the other slots with a default, usually NaN, which must not appear in synthetic rows.
@@ -109,8 +136,9 @@ class SyntheticSlots(ReplayBufferManager):
             self._meta[target] = rows
             self._rows_moved(slots[keep], target, slots)
             before_episode = int((child._ep_start_idx - (slots[0] - offset)) % child.maxsize)
-            child._ep_start_idx = int(keep[:before_episode].sum()) if child._ep_len else kept
-            child._size = child._insertion_idx = self._lengths[number] = kept
+            start = int(keep[:before_episode].sum()) if child._ep_len else kept
+            child._ep_start_idx, child._insertion_idx = start % child.maxsize, kept % child.maxsize
+            child._size = self._lengths[number] = kept
             child.last_index[0] = max(kept - 1, 0)
             self.last_index[number] = offset + child.last_index[0]
 
@@ -118,6 +146,12 @@ class SyntheticSlots(ReplayBufferManager):
         """The real rows in slots `source` are now in `target`; the other slots of `before` are empty."""
 
     # -- persistence -------------------------------------------------------------------------------------------------
+
+    def __copy__(self) -> Self:
+        """A shallow copy, which shares everything with this buffer."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
 
     def __getstate__(self) -> dict[str, Any]:
         """The real rows, stored once: the sub-buffers are views of the storage and keep only their ``done``.

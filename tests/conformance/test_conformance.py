@@ -17,7 +17,7 @@ from batches import assert_every_slice_is_fair, synthetic_places
 from gymnasium import spaces
 from toys import SPEC, TINY, equal, fails_at, global_state
 
-from synther_buffers import Curiosity, FitReport, Novelty, ReturnToGo, TDError, Transitions
+from synther_buffers import Curiosity, FitReport, FunctionGuidance, Novelty, ReturnToGo, TDError, Transitions
 from synther_buffers.guidance import drawing
 from synther_buffers.replay.refresh import run_refresh
 from synther_buffers.upsampling.diffusion_upsampler import DiffusionUpsampler
@@ -428,6 +428,29 @@ def test_15_each_guidance_trains(adapter, guidance, monkeypatch, log):
     reports = adapter.synthetic(trained.buffer).reports
     assert [report.guidance for report in reports] == [type(guidance).__name__] * 2
     assert np.isfinite(trained.parameters).all()
+    assert "does not work" not in log.text
+
+
+def centred(rows):
+    """A relevance that writes into the rows that it is given."""
+    relevance = rows.reward
+    relevance -= rows.observation[:, 0]
+    rows.observation.zero_()
+    return relevance
+
+
+@pytest.mark.parametrize("guidance", [FunctionGuidance(function=centred, by="resampling"), TDError(by="resampling")])
+def test_15_a_function_of_the_users_may_write_into_its_rows(adapter, guidance, monkeypatch, log):
+    monkeypatch.setattr(drawing, "_REGRESSION_STEPS", 20)
+    buffer = make(adapter, guidance=guidance)
+    if isinstance(guidance, TDError):
+        adapter.synthetic(buffer).bind_td_error(centred)
+    fill(adapter, [buffer], 0, 130)
+    before = {name: values.copy() for name, values in adapter.stored(buffer).items()}
+    adapter.sample(buffer, 8)
+    assert_same(dict(adapter.stored(buffer)), before)
+    (report,) = adapter.synthetic(buffer).reports
+    assert report.guidance == type(guidance).__name__
     assert "does not work" not in log.text
 
 

@@ -62,6 +62,12 @@ def test_bad_settings_are_named(name: str, value: object, error: type[Exception]
         ConditioningConfig(**{name: value})
 
 
+@pytest.mark.parametrize(("name", "value"), [("given_share", 1.0), ("drop_relevance", 0.0)])
+def test_shares_that_leave_no_rows_without_a_condition_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"conditioning\.{name} is {value}; .* learned without .* held-out loss"):
+        ConditioningConfig(**{name: value})
+
+
 # -- network and loss ------------------------------------------------------------------------------------------------
 
 

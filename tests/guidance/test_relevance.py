@@ -3,9 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from toys import gaussian, walk
 
-from synther_buffers import Curiosity, FunctionGuidance, Novelty, Rarity, ReturnToGo, RowOrder, TDError, Transitions
+from synther_buffers import (
+    Curiosity,
+    FunctionGuidance,
+    Novelty,
+    Rarity,
+    ReturnToGo,
+    RowOrder,
+    TDError,
+    Transitions,
+    TransitionSpec,
+)
 from synther_buffers.guidance.base import checked_relevance, resolve_guidance
 from synther_buffers.guidance.names import NAMES
 from synther_buffers.guidance.td_error import RecordedErrors
@@ -128,6 +139,28 @@ def test_curiosity_takes_categories_and_dicts():
         found = guidance.relevance(nested, RowOrder.appended(300))
         assert found.shape == (300,)
         assert bool(torch.isfinite(found).all())
+
+
+def test_what_the_fields_are_comes_from_the_spec_where_there_is_one():
+    # Without it, single integers are categories: 5,996 columns for these rows, more than a model takes.
+    counter = lambda: spaces.Box(0, 1_000, (1,), np.int32)  # noqa: E731
+    spec = TransitionSpec.from_spaces(
+        spaces.Dict(a=counter(), b=counter(), c=counter()), spaces.Box(-1.0, 1.0, (1,), np.float32)
+    )
+    draws = torch.Generator().manual_seed(0)
+    whole = lambda: {key: torch.randint(1_000, (300, 1), generator=draws, dtype=torch.int32) for key in "abc"}  # noqa: E731
+    rows = Transitions(whole(), gaussian(300).action, torch.ones(300), whole(), torch.zeros(300, dtype=torch.bool))
+    spec.check(rows)
+    order = RowOrder.appended(300)
+    for guidance in (Curiosity(steps=5), Novelty()):
+        with pytest.raises(ValueError, match="a transition has 5,"):
+            guidance.relevance(rows, order)
+        bound = guidance.for_spec(spec)
+        assert bool(torch.isfinite(bound.relevance(rows, order)).all())
+        assert bound == guidance
+        with pytest.raises(ValueError, match="a transition has 5,"):  # the guidance itself is as it was
+            guidance.relevance(rows, order)
+    assert (other := TDError()).for_spec(spec) is other
 
 
 # -- rarity ----------------------------------------------------------------------------------------------------------

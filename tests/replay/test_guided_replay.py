@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from toys import SPEC, TINY, Resampler, equal, gaussian, global_state
 
 from synther_buffers import (
     Curiosity,
     FunctionGuidance,
     Guidance,
+    Novelty,
     Rarity,
     ReturnToGo,
     RowOrder,
@@ -20,6 +22,7 @@ from synther_buffers import (
     SyntheticReplay,
     TDError,
     Transitions,
+    TransitionSpec,
 )
 from synther_buffers.guidance import drawing
 from synther_buffers.replay.quality_gate import judge
@@ -79,6 +82,22 @@ def test_a_model_that_is_asked_by_condition_learns_relevance_alone():
 def test_an_upsampler_that_takes_no_conditions_is_refused_at_once():
     with pytest.raises(ValueError, match=r'guidance by a condition needs a model .* by="resampling"'):
         make(guidance="curiosity")
+
+
+@pytest.mark.parametrize("guidance", [Curiosity(steps=5, by="resampling"), Novelty(by="resampling")])
+def test_a_guidance_knows_the_fields_of_the_replay(guidance):
+    # Seen without the spec, single integers are categories, here more of them than a model takes.
+    spec = TransitionSpec.from_spaces(
+        spaces.Dict({key: spaces.Box(0, 1_000, (1,), np.int32) for key in "abc"}), spaces.Box(-1.0, 1.0, (1,))
+    )
+    draws = torch.Generator().manual_seed(0)
+    observation, following = (
+        {key: torch.randint(1_000, (400, 1), generator=draws, dtype=torch.int32) for key in "abc"} for _ in range(2)
+    )
+    rows = replace(ROWS[:400], observation=observation, next_observation=following)
+    replay = SyntheticReplay(spec, upsampler=Resampler, guidance=guidance, retrain_every=400, progress_bar=False)
+    replay.observe_total(400)
+    assert replay.prepare_refresh(rows).guided is not None
 
 
 def test_a_guidance_sees_finite_rows_in_their_order_and_the_relevance_stays_with_its_row():

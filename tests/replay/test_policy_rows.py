@@ -243,6 +243,19 @@ def test_a_loaded_model_that_learned_no_conditions_is_replaced_and_its_rows_stay
     assert torch.equal(policy_rows(loaded).action, half(policy_rows(loaded).observation))
 
 
+def test_a_state_with_a_share_that_is_refused_now_loads(caplog):
+    caplog.set_level(logging.WARNING)
+    replay = make()
+    replay.bind_policy(half)
+    observe(replay, 220)
+    state = replay.state_dict()
+    state["config"]["conditioning"]["given_share"] = 1.0
+    loaded = make()
+    loaded.load_state_dict(state)
+    assert equal(loaded.rows, replay.rows)
+    assert not caplog.records
+
+
 def test_a_loaded_set_has_the_share_of_the_options():
     replay = make()
     replay.bind_policy(half)
@@ -305,6 +318,22 @@ def test_a_few_actions_far_from_the_data_are_left_out(caplog):
     observe(replay, 200)
     assert torch.equal(policy_rows(replay).action, half(policy_rows(replay).observation))
     assert not caplog.records
+
+
+def test_actions_a_little_outside_the_action_space_end_at_its_bounds(caplog):
+    caplog.set_level(logging.WARNING)
+    replay = make()
+    replay.bind_policy(lambda observation: 1.3 * torch.sign(observation[:, :1]).float())
+    observe(replay, 200)
+    found = policy_rows(replay)
+    assert torch.equal(found.action, torch.sign(found.observation[:, :1]).float())
+    assert not caplog.records
+    unbounded = SyntheticReplay(
+        None, upsampler=TINY, retrain_every=200, num_synthetic=300, policy_share=0.5, seed=0, progress_bar=False
+    )
+    unbounded.bind_policy(lambda observation: torch.full((len(observation), 1), 1.3))
+    observe(unbounded, 200)
+    assert torch.equal(policy_rows(unbounded).action, torch.full((150, 1), 1.3))
 
 
 def test_whatever_fails_in_a_draw_stops_no_agent(caplog, monkeypatch):
@@ -412,6 +441,18 @@ def test_settings():
             make(policy_share=value)
     with pytest.raises(ValueError, match="redraw_every"):
         make(redraw_every=0)
+
+
+def test_a_policy_of_arrays_ignores_the_default_device(caplog):
+    caplog.set_level(logging.WARNING)
+    replay = make()
+    replay.bind_policy(lambda observation: half(observation).numpy())
+    with torch.device("meta"):
+        replay.observe_total(200)
+        replay.refresh(ROWS[:200])
+        replay.redraw_policy_rows(ROWS[:200])
+    assert not caplog.records
+    assert torch.equal(policy_rows(replay).action, half(policy_rows(replay).observation))
 
 
 def test_rows_are_repeated_on_the_masks_device_whatever_the_default_one():

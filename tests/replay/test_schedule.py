@@ -87,9 +87,9 @@ def test_the_capacity_outlives_a_reset_and_a_pickle(again):
 
 
 def test_the_first_refresh_serves_half_an_interval_later_elsewhere():
-    assert make(refresh_on="process")._first_served == 1_000 + 250
-    assert make(refresh_on="process", retrain_every=300)._first_served == 300 + 150
-    assert make()._first_served == 1_000
+    assert make(refresh_on="process").first_served == 1_000 + 250
+    assert make(refresh_on="process", retrain_every=300).first_served == 300 + 150
+    assert make().first_served == 1_000
 
 
 class AtOnce(Executor):

@@ -342,6 +342,38 @@ def test_7_a_model_with_conditions_and_of_another_shape_goes_on_too(monkeypatch,
     assert equal(loaded.upsampler.sample(10), saved.upsampler.sample(10))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"sigma_data": 0.5}, {"next_observation_change": False}, {"network": replace(TINY.network, width=48)}],
+)
+@pytest.mark.parametrize("says_so", [True, False])
+def test_7_a_model_of_another_configuration_is_replaced_and_its_rows_stay(changes, says_so, caplog):
+    saved = refreshed(TINY, gaussian(400), refresh_lag=None)
+    state = saved.state_dict()
+    if not says_so:
+        state["upsampler"]["model"].pop("settings", None)
+    loaded = make(replace(TINY, **changes))
+    loaded.load_state_dict(state)
+    assert "The saved model has another configuration than the present settings" in caplog.text
+    assert equal(loaded.rows, saved.rows)
+    assert loaded.num_refreshes == 1
+    loaded.observe_total(600)
+    report = loaded.refresh(gaussian(600))
+    assert (report.refresh, report.fit.warm, report.fit.reason) == (2, False, "first fit")
+
+
+def test_7_a_refresh_that_waits_for_another_configuration_is_dropped(caplog):
+    saved = make(TINY, refresh_on="process", refresh_lag=50)
+    saved.observe_total(200)
+    saved.refresh(gaussian(200))
+    state = saved.state_dict()
+    assert state["pending"] is not None
+    loaded = make(replace(TINY, sigma_data=0.5), refresh_on="process", refresh_lag=50)
+    loaded.load_state_dict(state)
+    assert "The saved model has another configuration than the present settings" in caplog.text
+    assert loaded.state_dict()["pending"] is None
+
+
 def test_7_resetting_a_loaded_replay_goes_back_to_the_preset(monkeypatch, caplog):
     monkeypatch.setitem(PRESETS, "cpu", TINY)
     stored = pickle.dumps(refreshed("auto", gaussian(400), upsampler_device="cpu"))

@@ -151,6 +151,32 @@ def test_synthetic_rows_look_like_real_ones(case):
         assert {tuple(row) for row in synthetic.reshape(20, -1).tolist()} <= stored
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.bool_])
+def test_actions_without_negative_numbers_need_nothing_at_fraction_0(dtype):
+    space = box(2, low=0, high=1, dtype=dtype)
+    ours = make_buffer(SynthERBuffer, action_space=space, observation_space=box(3), synthetic_fraction=0.0)
+    plain = PLAIN[SynthERBuffer](400, box(3), space, "cpu")
+    random_into([ours, plain], 20, box(3), space)
+    drawn = []
+    for buffer in (ours, plain):
+        np.random.seed(5)
+        drawn.append(buffer.sample(8))
+    assert_same(*drawn)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # SB3 copies them with np.array
+def test_flags_may_be_tensors():
+    ours, plain = make_buffer(SynthERBuffer, n_envs=2), PLAIN[SynthERBuffer](400, box(1, high=1e6), box(1), "cpu", 2)
+    for buffer in (ours, plain):
+        for step in range(3):
+            rows = torch.full((2, 1), float(step))
+            buffer.add(rows, rows, torch.zeros(2, 1), torch.ones(2), torch.tensor([False, True]), [{}, {}])
+    np.testing.assert_array_equal(ours.dones, plain.dones)
+    assert ours.synthetic.num_observed == 6
+    with pytest.raises(ValueError, match=r"1 row\(s\) came in, but this buffer was made for n_envs=2"):
+        ours.add(rows, rows, torch.zeros(1, 1), torch.ones(1), torch.tensor([True]), [{}])
+
+
 def test_actions_are_described_as_they_are_stored():
     """Flattened and in float32; without bounds, because not everybody scales them to [-1, 1] as SB3 does."""
     buffer = make_buffer(SynthERBuffer, action_space=box(2, 3, low=-5, high=2, dtype=np.float64))
@@ -159,7 +185,11 @@ def test_actions_are_described_as_they_are_stored():
     assert (action.low, action.high) == ((-np.inf,) * 6, (np.inf,) * 6)
 
 
-@pytest.mark.parametrize("case", ["vector", "int32", "uint8 vector", "discrete from -2", "multi-discrete", "dict"])
+@pytest.mark.parametrize("case", [
+        "vector", "int32", "uint8 vector", "discrete from -2", "multi-discrete", "dict", "action int16", "action uint8",
+        "action bool",
+    ],
+)  # fmt: skip
 def test_the_diffusion_model_gives_legal_rows(case):
     _, observation_space, action_space = SPACES[case]
     _, ours = filled_pair(case, upsampler=TINY)

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sb3_helpers import TINY, CounterEnv, Marked, count_into, kwargs_for, make_buffer, small
@@ -140,6 +141,37 @@ def test_a_run_too_short_for_a_refresh_is_warned_about_at_its_start(tmp_path, lo
     with log.at_level(logging.WARNING):
         model.learn(90, callback=SynthERCallback())
     assert "This run ends after 90 transitions, before the first refresh at start_after=120" in log.text
+
+
+@pytest.mark.parametrize(("steps", "warned"), [(140, True), (150, False)])
+def test_a_run_is_too_short_if_a_refresh_elsewhere_does_not_serve_in_it(steps, warned, log):
+    with ThreadPoolExecutor(1) as pool:
+        model = SAC("MlpPolicy", CounterEnv(), **kwargs_for(SynthERBuffer, retrain_every=100, refresh_on=pool))
+        model.learn(steps, callback=SynthERCallback())
+    said = [record.getMessage() for record in log.records if "This run ends" in record.getMessage()]
+    wanted = (
+        "This run ends after 140 transitions, before the first refresh at start_after=100 serves, from 150 on: it will "
+        "see no synthetic rows. Lower start_after, retrain_every or refresh_lag, or run longer."
+    )
+    assert said == ([wanted] if warned else [])
+    assert (model.replay_buffer.synthetic.rows is None) == warned
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "drawn", "ratio"), [(64, 640, None), (64, 128, "2.0"), (32, 32, "1.0"), (512, 512, "1.0")]
+)
+def test_a_batch_that_is_cut_for_several_updates_counts_as_them(batch_size, drawn, ratio, log):
+    """As sbx does it: one batch of batch_size * gradient_steps rows after each step."""
+
+    class Cutting(SAC):
+        def train(self, gradient_steps, batch_size):
+            self.replay_buffer.sample(drawn)
+
+    options = kwargs_for(SynthERBuffer) | {"batch_size": batch_size}
+    Cutting("MlpPolicy", CounterEnv(), **options).learn(300, callback=SynthERCallback())
+    said = [record.getMessage() for record in log.records if "for each real transition" in record.getMessage()]
+    assert len(said) == (ratio is not None)
+    assert all(f"takes about {ratio} gradient steps" in message for message in said)
 
 
 def test_a_callback_serves_several_runs(tmp_path):

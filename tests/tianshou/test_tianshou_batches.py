@@ -116,6 +116,31 @@ def test_one_sub_buffer_is_a_replay_buffer(cls, make_single):
     assert_same(drawn[0][0], drawn[1][0])
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+@pytest.mark.parametrize("came_by", ["update", "set_array_at_key"])
+def test_a_key_of_the_users_is_stored_however_it_came_in(came_by, fraction):
+    source = ReplayBuffer(30)
+    source.add(rows(0, mine=np.array([0.5])), [0])
+    ours, plain = make_buffer(synthetic_fraction=fraction), ReplayBuffer(400)
+    for buffer in (ours, plain):
+        if came_by == "update":
+            buffer.update(source)
+        else:
+            buffer.add(rows(0), [0])
+            buffer.set_array_at_key(np.array([0.5]), "mine", np.array([0]), 0.0)
+        buffer.add(rows(1, mine=np.array([9.5])), [0])
+    assert ours[:].mine.tolist() == plain[:].mine.tolist() == [0.5, 9.5]
+
+
+@pytest.mark.parametrize("options", [{}, {"stack_num": 3, "sample_avail": True, "random_seed": 7}])
+def test_one_sub_buffer_is_a_vector_replay_buffer_where_tianshous_two_differ(options):
+    ours, plain = make_buffer(size=50, synthetic_fraction=0.0, **options), make_plain(size=50, **options)
+    for buffer in (ours, plain):
+        count_into(buffer, 0, 70, ends=range(6, 70, 7))
+    for size in (5, 20, None):
+        np.testing.assert_array_equal(ours.sample_indices(size), plain.sample_indices(size))
+
+
 def test_fraction_0_takes_no_memory_and_refuses_nothing():
     buffer = make_buffer(size=100, synthetic_fraction=0.0, stack_num=2, ignore_obs_next=True)
     count_into(buffer, 0, 10)
@@ -319,6 +344,19 @@ def test_unequal_sub_buffers_are_read_whole():
     wanted = [*range(100), *range(1000, 1100), *range(2030, 2130)]
     assert learned(buffer)[0] == wanted
     assert learned(fresh)[0] == [*range(40), *range(2000, 2090)]
+
+
+class Untouchable:
+    """A column that must not be read."""
+
+    def __getitem__(self, index):
+        raise AssertionError("read")
+
+
+def test_only_what_is_learned_is_read_for_a_refresh():
+    buffer = refreshed()  # two sub-buffers that are not full, so that reading copies
+    buffer._meta.__dict__["mine"] = Untouchable()
+    assert len(buffer.real_transitions()) == 150
 
 
 def test_effective_terminals_are_learned():

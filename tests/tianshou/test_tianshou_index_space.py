@@ -133,6 +133,30 @@ def test_buffer_indices_and_edges():
         buffer.get_buffer_indices(398, 401)
 
 
+@pytest.mark.parametrize(
+    "index",
+    [-1, [-1, 3], np.array([-2, 5]), slice(-3, None), slice(None), ..., np.arange(160) > 150],
+    ids=["number", "list", "array", "slice", "all", "ellipsis", "mask"],
+)
+def test_an_index_of_get_means_real_rows(index):
+    ours, plain = make_buffer(size=160), make_plain(size=160)
+    for buffer in (ours, plain):
+        count_into(buffer, 0, 160)
+    ours.sample(2)
+    for key in ("obs", "rew"):
+        np.testing.assert_array_equal(ours.get(index, key), plain.get(index, key))
+    if index is ...:
+        assert_same(ours[index], plain[index])
+
+
+@pytest.mark.parametrize("read", [lambda buffer, index: buffer[index], lambda buffer, index: buffer.get(index, "rew")])
+def test_an_index_below_the_first_real_row_is_out_of_range(read):
+    buffer = refreshed()
+    for index in (-401, [3, -401]):
+        with pytest.raises(IndexError):
+            read(buffer, index)
+
+
 def test_get_reads_both_kinds_of_rows():
     buffer = refreshed()
     assert buffer.get(np.array([3, 203]), "obs").flatten().tolist() == [3, 1003]

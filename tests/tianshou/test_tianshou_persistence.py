@@ -104,6 +104,20 @@ def test_an_empty_buffer_and_one_before_its_first_refresh(cls, route, tmp_path):
     assert early.sample(8)[1].max() >= 400
 
 
+@CLASSES
+def test_a_shallow_copy_shares_everything_as_tianshous_does(cls):
+    for buffer in (refreshed(cls), make_plain(cls, buffer_num=2)):
+        twin = copy.copy(buffer)
+        assert type(twin) is type(buffer)
+        assert twin is not buffer
+        assert twin.__dict__.keys() == buffer.__dict__.keys()
+        assert all(twin.__dict__[name] is value for name, value in buffer.__dict__.items())
+        count_into(twin, 75, 77)
+        assert len(twin) == len(buffer)
+        assert twin.buffers[0] is buffer.buffers[0]
+        assert buffer.unfinished_index().tolist() == [76, 276] if len(buffer) > 4 else True
+
+
 def test_the_diffusion_model_is_saved_with_the_buffer(tmp_path):
     buffer = make_buffer(upsampler=TINY, num_synthetic=200)
     count_into(buffer, 0, 130)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from batches import real_places, synthetic_places
 from synther_buffers.tianshou import SynthERPrioritizedReplayBuffer
-from tianshou_helpers import MARK, count_into, make_buffer, make_plain, refreshed
+from tianshou.data import PrioritizedReplayBuffer, PrioritizedVectorReplayBuffer
+from tianshou_helpers import MARK, count_into, make_buffer, make_plain, refreshed, rows
 
 
 def prioritized(**kwargs):
@@ -56,6 +57,36 @@ def test_a_synthetic_row_weighs_as_much_as_a_real_one_of_mean_priority():
     # In a batch they are divided by the largest, here that of the row of least priority.
     batch = buffer[np.array([everything[0], everything[149], 400])]
     np.testing.assert_allclose(batch.weight, [4**-0.4, 1, 2**-0.4], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("buffer_num", "plain"), [(1, PrioritizedReplayBuffer), (2, PrioritizedVectorReplayBuffer)])
+def test_weight_norm_and_set_beta_do_what_they_do_in_tianshou(buffer_num, plain):
+    sizes = (400, buffer_num) if buffer_num > 1 else (400,)
+    ours = make_buffer(SynthERPrioritizedReplayBuffer, 400, buffer_num, weight_norm=False, synthetic_fraction=0.0)
+    theirs = plain(*sizes, alpha=0.6, beta=0.4, weight_norm=False)
+    index = np.array([5, 19])
+    for buffer in (ours, theirs):
+        for step in range(20):
+            buffer.add(rows(step), [0])
+        buffer.update_weight(np.arange(20), np.linspace(1, 20, 20))
+    np.testing.assert_array_equal(ours[index].weight, theirs[index].weight)
+    before = ours[index].weight
+    for buffer in (ours, theirs):
+        buffer.set_beta(1.0)
+    np.testing.assert_array_equal(ours[index].weight, theirs[index].weight)
+    assert (ours[index].weight != before).all() == (buffer_num == 1)
+
+
+def test_beta_and_weight_norm_reach_synthetic_rows_and_files(tmp_path):
+    buffer = make_buffer(SynthERPrioritizedReplayBuffer, alpha=0.5, weight_norm=False)
+    count_into(buffer, 0, 130)
+    buffer.sample(2)
+    buffer.update_weight(np.arange(130), np.where(np.arange(130) < 65, 9.0, 1.0))
+    buffer.set_beta(1.0)
+    buffer.save_hdf5(str(tmp_path / "buffer.hdf5"))
+    for each in (buffer, SynthERPrioritizedReplayBuffer.load_hdf5(str(tmp_path / "buffer.hdf5"))):
+        # Priorities to the power of alpha: half of them 3, half 1, mean 2.
+        np.testing.assert_allclose(each[np.array([0, 129, 450])].weight, [1 / 3, 1, 1 / 2], rtol=1e-4)
 
 
 def test_new_rows_and_synthetic_ones_weigh_the_same():

@@ -121,6 +121,32 @@ def test_update_takes_rows_from_another_buffer():
     assert ours.update(ReplayBuffer(10)).tolist() == []
 
 
+@CLASSES
+def test_update_with_an_empty_buffer_changes_nothing(cls):
+    buffer = make_buffer(cls)
+    count_into(buffer, 0, 130)
+    slots = buffer.update(ReplayBuffer(10))
+    assert slots.tolist() == []
+    assert slots.dtype == np.int64
+    assert len(buffer) == buffer.synthetic.num_observed == 130
+
+
+def test_a_buffer_that_is_too_small_is_refused_before_rows_are_stored(monkeypatch):
+    source = ReplayBuffer(30)
+    for step in range(5):
+        source.add(rows(step)[0])
+    buffer = make_buffer(size=50)
+    with pytest.raises(ValueError, match="retrain_every=120 is more than total_size=50"):
+        buffer.update(source)
+    assert len(buffer) == 0
+    with pytest.raises(ValueError, match="retrain_every=120 is more than total_size=50"):
+        buffer.set_batch(Batch(data(50)))
+    assert not buffer._meta.get_keys()
+    monkeypatch.setattr(SynthERReplayBuffer, "set_batch", None)
+    with pytest.raises(ValueError, match="retrain_every=120 is more than total_size=50"):
+        SynthERReplayBuffer.from_data(**data(50), retrain_every=120)
+
+
 def test_update_of_several_sub_buffers_is_as_impossible_as_in_tianshou():
     with pytest.raises(NotImplementedError):
         make_buffer(buffer_num=2).update(ReplayBuffer(10))
@@ -144,6 +170,13 @@ def test_from_data(cls, tmp_path):
     buffer.add(rows(7))
     assert buffer[0].obs == 7
     assert buffer.synthetic.num_observed == 151
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+def test_from_data_of_no_rows_is_an_empty_buffer(fraction):
+    buffer = SynthERReplayBuffer.from_data(**data(0), synthetic_fraction=fraction)
+    assert len(buffer) == len(ReplayBuffer.from_data(**data(0))) == 0
+    assert not buffer._meta.get_keys()
 
 
 def test_rows_that_came_without_add_count_too():
@@ -182,6 +215,32 @@ def test_set_array_at_key():
     assert (synthetic.rew == MARK).all()
     with pytest.raises(ValueError, match="seq has 700 rows, but the buffer has 400"):
         ours.set_array_at_key(np.arange(700.0), "whole")
+
+
+@pytest.mark.parametrize(
+    ("index", "value"),
+    [
+        ([-1], [5.0]),
+        (-1, 5.0),
+        (slice(-3, None), [1.0, 2.0, 3.0]),
+        (slice(None), np.arange(150.0)),
+        (..., np.arange(150.0)),
+        (np.arange(150) < 2, [8.0, 9.0]),
+    ],
+    ids=["list", "number", "slice", "all", "ellipsis", "mask"],
+)
+@pytest.mark.parametrize("key", ["mine", "rew"])
+def test_an_index_of_set_array_at_key_means_real_rows(key, index, value):
+    ours, plain = make_buffer(size=150), make_plain(size=150)
+    for buffer in (ours, plain):
+        count_into(buffer, 0, 150)
+    ours.sample(2)
+    for buffer in (ours, plain):
+        buffer.set_array_at_key(np.asarray(value), key, index, default_value=0.0)
+    assert_same(ours[:], plain[:])
+    assert (ours.rew[150:] == MARK).all()
+    with pytest.raises(IndexError):
+        ours.set_array_at_key(np.asarray([5.0]), key, [-151], default_value=0.0)
 
 
 def test_a_key_put_into_the_storage_directly():
@@ -263,6 +322,31 @@ def test_dropnull_closes_up_the_other_rows_in_their_order(cls):
     assert buffer.get_buffer_indices(start[0], slot[0] + 1).tolist() == list(range(112, 119))
     assert buffer.get_buffer_indices(start[1], slot[1] + 1).tolist() == [139, 140]
     assert num_synthetic(buffer) == 20
+
+
+@CLASSES
+def test_dropnull_of_full_sub_buffers_without_a_null_keeps_the_ring(cls):
+    buffer = make_buffer(cls, 260, 2)
+    count_into(buffer, 0, 140, ends=[129])  # the rings of 130 wrap: 10 to 139
+    buffer.dropnull()
+    assert buffer[:].obs.flatten().tolist() == [*range(10, 140), *range(1010, 1140)]
+    slot, _, _, start = buffer.add(rows(140, 2, terminated=True))
+    assert slot.tolist() == [0, 130]
+    assert start.tolist() == [120, 250]
+    slot, _, _, start = buffer.add(rows(141, 2))
+    assert slot.tolist() == start.tolist() == [1, 131]
+    assert buffer[:].obs.flatten().tolist() == [*range(12, 142), *range(1012, 1142)]
+    assert num_synthetic(buffer) == 20
+
+
+@CLASSES
+def test_dropnull_of_a_full_sub_buffer_between_two_episodes(cls):
+    buffer = make_buffer(cls, 130)
+    count_into(buffer, 0, 130, ends=[129])
+    buffer.dropnull()
+    slot, _, _, start = buffer.add(rows(130))
+    assert slot.tolist() == start.tolist() == [0]
+    assert buffer[:].obs.flatten().tolist() == list(range(1, 131))
 
 
 def test_a_refresh_after_dropnull_learns_what_is_left():

@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+import torch
 from synther_buffers.tianshou import SynthERPrioritizedReplayBuffer, SynthERReplayBuffer
 from tianshou.data import Batch
 from toys import TINY
@@ -63,6 +64,25 @@ def test_a_row_that_is_overwritten_loses_its_error():
     buffer.reset()
     with pytest.raises(RuntimeError, match="no TD error"):
         errors(filled(1))
+
+
+@pytest.mark.parametrize(
+    "reported", [torch.tensor(0.5), torch.ones(2, 3), None, "text"], ids=["scalar", "matrix", "none", "text"]
+)
+def test_errors_of_another_shape_do_not_stop_the_agent(reported, log):
+    buffer = filled(20)
+    buffer.update_weight(np.array([3, 7]), np.array([1.0, 3.0]))
+    for _ in range(2):
+        buffer.update_weight(np.array([3, 205]), reported)
+    assert errors(buffer)[[3, 7]].tolist() == [1, 3]
+    assert log.text.count("The TD errors that were reported cannot be kept") == 1
+
+
+@pytest.mark.parametrize("reported", [torch.ones(2, 1), [1.0, 1.0], torch.ones(2, dtype=torch.bfloat16)])
+def test_errors_in_other_forms_are_kept(reported):
+    buffer = filled(20)
+    buffer.update_weight([3, 205], reported)
+    assert errors(buffer)[3] == 1
 
 
 def test_copies_and_files_keep_them(tmp_path):

@@ -134,6 +134,18 @@ class TestFit:
         assert 0 < report.best_step <= report.steps <= 400
         assert f"weights of step {report.best_step}, at the least held-out loss" in report.spent()
 
+    def test_a_held_out_row_far_from_the_training_rows_decides_nothing(self) -> None:
+        config = replace(BY_ROWS, train_steps=1_600, warm_steps=100)
+        found = []
+        for far in (0.0, 1e3):
+            held_out = gaussian(40, seed=1)
+            held_out.next_observation[0, 1] += far  # the change has a standard deviation of about 0.1
+            upsampler = DiffusionUpsampler(SPEC, config, "cpu", 0)
+            found.append([upsampler.fit(gaussian(rows), held_out=held_out) for rows in (1_000, 1_250)])
+        for usual, far in zip(*found, strict=True):
+            assert far.held_out_loss == pytest.approx(usual.held_out_loss, rel=0.1)
+            assert far.warm == usual.warm
+
     def test_too_few_held_out_rows_choose_nothing(self) -> None:
         for held_out in (0, 29):
             _, report = self.fit(replace(BY_ROWS, train_steps=1_600), 1_000, held_out)

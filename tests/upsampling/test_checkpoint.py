@@ -5,11 +5,13 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from toys import SPEC, TINY, equal, gaussian
 
-from synther_buffers import DiffusionUpsampler
+from synther_buffers import ConditioningConfig, DiffusionUpsampler, TransitionSpec
 from synther_buffers.upsampling import checkpoint
 
 VERSION_3 = Path(__file__).parents[1] / "data" / "version3"
@@ -97,6 +99,59 @@ def test_a_state_of_another_configuration_leaves_the_upsampler_as_it_was():
     with pytest.raises(ValueError, match=r"the weights .* have shape"):
         upsampler.load_state_dict(other.state_dict())
     assert upsampler.model is model
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"sigma_data": 0.5}, "sigma_data"),
+        ({"next_observation_change": False}, "next_observation_change"),
+        ({"normalize_reward": False}, "normalize_reward"),
+    ],
+)
+def test_settings_that_the_shapes_of_the_weights_do_not_show_are_compared(changes, named):
+    upsampler = DiffusionUpsampler(SPEC, TINY, "cpu")
+    upsampler.fit(gaussian(300))
+    other = DiffusionUpsampler(SPEC, replace(TINY, **changes), "cpu")
+    with pytest.raises(ValueError, match=rf"it was fitted with {named}="):
+        other.load_state_dict(upsampler.state_dict())
+    assert other.model is None
+    # Training and sampling may differ.
+    same = DiffusionUpsampler(SPEC, replace(TINY, train_steps=5, warm_start=False), "cpu")
+    same.load_state_dict(upsampler.state_dict())
+    assert equal(same.sample(10), upsampler.sample(10))
+
+
+def test_a_state_of_other_transitions_is_refused():
+    # As many columns, of which other ones are the action's.
+    other = TransitionSpec.from_spaces(spaces.Box(-np.inf, np.inf, (1,), np.float64), spaces.Box(-1.0, 1.0, (3,)))
+    upsampler = DiffusionUpsampler(SPEC, TINY, "cpu")
+    upsampler.fit(gaussian(300))
+    with pytest.raises(ValueError, match="it was fitted on other transitions"):
+        DiffusionUpsampler(other, TINY, "cpu").load_state_dict(upsampler.state_dict())
+
+
+def test_a_state_that_does_not_say_what_it_was_fitted_with_loads():
+    upsampler = DiffusionUpsampler(SPEC, TINY, "cpu")
+    upsampler.fit(gaussian(300))
+    state = upsampler.state_dict()
+    del state["model"]["spec"], state["model"]["settings"]
+    again = DiffusionUpsampler(SPEC, TINY, "cpu")
+    again.load_state_dict(state)
+    assert equal(again.sample(10), upsampler.sample(10))
+
+
+def test_a_file_with_a_share_that_is_refused_now_loads(tmp_path):
+    upsampler = DiffusionUpsampler(SPEC, replace(TINY, conditioning=ConditioningConfig()), "cpu")
+    upsampler.fit(gaussian(300))
+    path = tmp_path / "model.safetensors"
+    upsampler.save(path)
+    content = checkpoint.unpack(path.read_bytes())
+    content["config"]["conditioning"].update(given_share=1.0, drop_relevance=0.0, guidance=3.0)
+    path.write_bytes(checkpoint.pack(content))
+    loaded = DiffusionUpsampler.load(path, device="cpu")
+    assert loaded.settings.conditioning == ConditioningConfig(guidance=3.0)
+    assert equal(loaded.sample(10), upsampler.sample(10))
 
 
 def test_a_file_holds_no_pickle(saved):

@@ -202,6 +202,15 @@ def copy_of(upsampler: DiffusionUpsampler) -> DiffusionUpsampler:
 # -- what stays, and what follows -------------------------------------------------------------------------------------
 
 
+def test_a_condition_ignores_the_default_device() -> None:
+    """Arrays have no device of their own, and on this one nothing holds a value."""
+    condition = Condition(observation=np.ones((3, 2)), action=np.zeros((3, 1), np.float32), relevance=np.ones(3))
+    with torch.device("meta"):
+        known = condition.known(SPEC, 3)
+    assert known["observation"].tolist() == [[1.0, 1.0]] * 3
+    assert known["action"].tolist() == [[0.0]] * 3
+
+
 def test_rates_follow_the_condition() -> None:
     """Terminal iff s'0 < -1.2: almost all rows from s0 = -2.5 on, almost none from s0 = 2 on."""
     config = replace(CONDITIONAL, train_steps=400, terminal_steps=300)

@@ -24,8 +24,10 @@ class ConditioningConfig:
     """How a denoiser learns conditions, and how rows are drawn under them.
 
     Attributes:
-        given_share: of the rows in a training step for which the observation is known, in half of them the action too.
-        drop_relevance: share of the rows in a training step that are learned without their relevance.
+        given_share: of the rows in a training step for which the observation is known, in half of them the action too;
+            below 1, because a model has to learn rows without conditions as well.
+        drop_relevance: share of the rows in a training step that are learned without their relevance; above 0, for the
+            same reason.
         guidance: how far rows are pushed towards the wanted relevance; 1 draws from the distribution that was learned,
             more pushes them further and makes them less varied. In the Heun solver only the first of a step's two
             evaluations is guided, as published, which halves the push.
@@ -42,6 +44,12 @@ class ConditioningConfig:
         for name in ("given_share", "drop_relevance"):
             if getattr(self, name) > 1:
                 raise ValueError(f"conditioning.{name} is {getattr(self, name)}; it is a share, from 0 to 1.")
+        for name, nothing, wanted in (("given_share", 1.0, "below 1"), ("drop_relevance", 0.0, "above 0")):
+            if getattr(self, name) == nothing:
+                raise ValueError(
+                    f"conditioning.{name} is {nothing}; it must be {wanted}, because some rows have to be learned "
+                    "without a condition: the thresholds of decoding and the held-out loss are of such rows."
+                )
 
 
 def condition_dim(dim: int) -> int:

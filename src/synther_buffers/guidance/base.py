@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..public_paths import public
-from ..transitions import RowOrder, Transitions
+from ..transitions import RowOrder, Transitions, TransitionSpec
 from ..validation import not_negative, suggestion
 from .classes import Classes
 
@@ -57,13 +58,34 @@ class Guidance(ABC):
         It is asked at each refresh, in the agent's process, even if the refresh runs elsewhere.
 
         Args:
-            transitions: all real rows of the buffer that are finite, raw; they may be views, so do not write to them.
+            transitions: a copy of all real rows of the buffer that are finite, raw.
             order: when each was written.
         """
+
+    def for_spec(self, spec: TransitionSpec | None) -> Guidance:
+        """The same guidance for rows of this spec; itself unless it depends on what the fields are."""
+        return self
 
     def classes(self, transitions: Transitions) -> Classes | None:
         """Classes of the rows that are learned, whose quotas the set has instead of relevant rows; None for none."""
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldGuidance(Guidance):
+    """A guidance that depends on what the fields are: numbers or categories."""
+
+    _spec: TransitionSpec | None = field(default=None, init=False, repr=False, compare=False)
+
+    def for_spec(self, spec: TransitionSpec | None) -> Guidance:
+        """A copy for rows of this spec; with None the rows themselves show what their fields are."""
+        bound = copy.copy(self)
+        object.__setattr__(bound, "_spec", spec)
+        return bound
+
+    def spec_of(self, transitions: Transitions) -> TransitionSpec:
+        """The spec that was set, or what these rows show."""
+        return TransitionSpec.infer(transitions) if self._spec is None else self._spec
 
 
 @public

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..evaluation.points import CHUNK, Units
 from ..public_paths import public
-from ..transitions import RowOrder, Transitions, TransitionSpec
+from ..transitions import RowOrder, Transitions
 from ..upsampling.seeds import derive_seed, generator
 from ..validation import whole_number
-from .base import Guidance
+from .base import FieldGuidance
 
 #: Rows among which neighbours are searched.
 _RECORDS = 4_096
@@ -20,7 +20,7 @@ _RECORDS = 4_096
 
 @public
 @dataclass(frozen=True, kw_only=True)
-class Novelty(Guidance):
+class Novelty(FieldGuidance):
     """The distance to the nearest other real rows, in observation and action.
 
     Each element counts in its standard deviation over the real rows. The neighbours are searched among at most 4,096
@@ -39,7 +39,7 @@ class Novelty(Guidance):
 
     def relevance(self, transitions: Transitions, order: RowOrder) -> Tensor:
         """The mean distance, ``[N]``."""
-        spec = TransitionSpec.infer(transitions)
+        spec = self.spec_of(transitions)
         units = Units.measure(transitions, spec)
         points = units.columns((*spec.observation, spec.action), transitions.flat()).float()
         draws = generator(derive_seed(0, "novelty"))

@@ -63,13 +63,11 @@ class GuidedReplay(SavedReplay):
         """The relevance of the training rows, ``[n]``."""
         if isinstance(guidance, TDError) and self._td_error is not None:
             # Of all rows, because an adapter may know the errors by the rows' places.
-            found = checked_relevance(self._td_error(real), len(real))
+            found = checked_relevance(self._td_error(_copied(real, np.arange(len(real)))), len(real))
             return found[torch.from_numpy(learnable.learned)]
         finite = np.flatnonzero(learnable.finite)
-        if len(finite) < len(real):
-            real = real[torch.from_numpy(finite)]
-            order = order[finite]
-        found = checked_relevance(guidance.relevance(real, order), len(real))
+        guidance = guidance.for_spec(None if self._infers_spec else self.spec)
+        found = checked_relevance(guidance.relevance(_copied(real, finite), order[finite]), len(finite))
         return found[torch.from_numpy(learnable.learned[finite])]
 
     def bind_td_error(self, function: Callable[[Transitions], Any] | None) -> None:
@@ -79,8 +77,8 @@ class GuidedReplay(SavedReplay):
         buffers of Tianshou and TorchRL for errors that the algorithm reports to them.
 
         Args:
-            function: takes all real rows of the buffer, not normalised, and returns the absolute TD error of each,
-                ``[N]``. It may draw from the global random streams; they are put back. None unbinds.
+            function: takes a copy of all real rows of the buffer, not normalised, and returns the absolute TD error of
+                each, ``[N]``. It may draw from the global random streams; they are put back. None unbinds.
 
         Raises:
             TypeError: it cannot be called.
@@ -124,3 +122,8 @@ class GuidedReplay(SavedReplay):
         if key not in self._warned:
             self._warned.add(key)
             logger.warning(message)
+
+
+def _copied(rows: Transitions, index: NDArray[np.int64]) -> Transitions:
+    """The rows at `index`, in memory of their own: a user's function may write into them."""
+    return rows[torch.from_numpy(index)]

@@ -65,7 +65,7 @@ def draw_policy_rows(
     if 2 * int(near.sum()) >= num_rows:
         # A few actions far from the data cost no draw; of many, `sample` says what is wrong.
         index = _repeated(near, num_rows)
-        chosen, action = chosen[index], action[index]
+        chosen, action = chosen[index], _within_bounds(action[index], spec.action)
     condition = Condition(observation=chosen.observation, action=action)
     return model.sample(num_rows, derive_seed(seed, "outcomes"), condition=condition)
 
@@ -78,10 +78,20 @@ def _repeated(mask: Tensor, count: int) -> Tensor:
 
 def _as_stored(action: Any, field: Field, count: int) -> Tensor:
     """A policy's actions as ``[count, *shape]`` in the field's dtype; one-hot ones as the category."""
-    action = action.detach().cpu() if isinstance(action, Tensor) else torch.as_tensor(np.array(action))
+    action = action.detach().cpu() if isinstance(action, Tensor) else torch.as_tensor(np.array(action), device="cpu")
     wanted = (count, *field.shape)
     if field.kind == "categorical" and action.ndim == len(wanted) + 1 and action.numel() != count * field.size:
         action = action.to(torch.uint8).argmax(-1)
     if action.numel() != count * field.size:
         raise ValueError(f"the policy returned actions of shape {tuple(action.shape)}; wanted {wanted}")
     return action.reshape(wanted).to(field.torch_dtype)
+
+
+def _within_bounds(action: Tensor, field: Field) -> Tensor:
+    """Actions ``[n, *shape]`` with what lies beyond the action space's bounds set to them."""
+    if not field.low:  # categories and flags have no bounds
+        return action
+    low, high = (
+        torch.tensor(bound, dtype=torch.float64, device="cpu").reshape(field.shape) for bound in (field.low, field.high)
+    )
+    return action.double().clamp(low, high).to(action.dtype)

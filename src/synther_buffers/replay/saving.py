@@ -13,6 +13,7 @@ import torch
 
 from ..guidance.td_error import RecordedErrors
 from ..transitions import TransitionSpec
+from ..upsampling.checkpoint import config_from_file
 from ..upsampling.factory import DiffusionFactory, make_upsampler
 from ..upsampling.fitted_model import codec_options
 from ..upsampling.presets import UpsamplerConfig, resolve_device
@@ -107,7 +108,7 @@ class SavedReplay:
         factory = self._factory
         model, waiting = state["upsampler"], state.get("pending")
         if isinstance(factory, DiffusionFactory) and state["config"] is not None:
-            saved = UpsamplerConfig.from_dict(state["config"])
+            saved = config_from_file(state["config"])
             if saved.conditioning is None and factory.config.conditioning is not None:
                 logger.warning(
                     "The saved model learned no conditions, which the present settings ask for. The synthetic rows "
@@ -126,6 +127,12 @@ class SavedReplay:
                         self.options.upsampler, saved.train_steps, saved.network.width,
                     )  # fmt: skip
                     factory = DiffusionFactory(saved)
+                else:
+                    logger.warning(
+                        "The saved model has another configuration than the present settings. The synthetic rows are "
+                        "kept, and the next refresh trains anew."
+                    )
+                    model = waiting = None
         seed = self.options.seed or 0
         hold_out = HoldOut.from_state_dict(state["hold_out"])
         reports = [RefreshReport.from_dict(report) for report in state["reports"]]

@@ -51,10 +51,14 @@ class SyntheticReplay(RefreshingReplay):
         num_synthetic: rows of the largest synthetic set.
         reports: of the refreshes that succeeded.
         last_batch: how the last batch was made; adapters set it where `split` does not say it.
+        update_size: rows that the algorithm takes for one gradient step, where an adapter knows it; a batch may be cut
+            for several. Not saved.
 
     Raises:
         ValueError, TypeError: an argument out of its range or of the wrong type.
     """
+
+    update_size: int | None = None
 
     @lists_options
     def __init__(
@@ -190,7 +194,7 @@ class SyntheticReplay(RefreshingReplay):
         self._num_batches += 1
         if self._num_batches == 1:
             self._announce()
-        self._update_ratio.count(batch_size, self.num_observed)
+        self._update_ratio.count(batch_size, self.num_observed, self.update_size)
         # The small constant keeps 0.3 * 10 from being rounded down to 2.
         num_synthetic = 0 if self._set.rows is None else int(batch_size * self.share_served + 1e-9)
         self.last_batch.interleaved(batch_size - num_synthetic, num_synthetic)
@@ -278,7 +282,7 @@ class SyntheticReplay(RefreshingReplay):
     # -- telling the user --------------------------------------------------------------------------------------------
 
     @property
-    def _first_served(self) -> int:
+    def first_served(self) -> int:
         """Real transitions from which on the first refresh serves, if it is not late."""
         lag = None if self.options.refresh_on == "here" else self._lag(self.start_after)
         return self.start_after + (lag or 0)
@@ -289,7 +293,7 @@ class SyntheticReplay(RefreshingReplay):
         elif self.rows is None:
             log_line(
                 logger, "Batches are all real up to %s real transitions (now %s); then %s%.0f %% of each is synthetic.",
-                f"{self._first_served:,}", f"{self.num_observed:,}",
+                f"{self.first_served:,}", f"{self.num_observed:,}",
                 "up to " if self.options.share_schedule is not None else "", 100 * self.synthetic_fraction,
                 shown=self.options.progress_bar,
             )  # fmt: skip

@@ -46,7 +46,14 @@ def model_state(model: FittedModel) -> dict[str, Any]:
         "num_rows": model.num_rows,
         "outcomes": None if model.outcomes is None else model.outcomes.state_dict(),
         "relevance": None if model.relevance is None else model.relevance.state_dict(),
+        "spec": model.spec.to_dict(),
+        "settings": _settings(denoising.config),
     }
+
+
+def _settings(config: UpsamplerConfig) -> dict[str, Any]:
+    """The settings that the weights depend on and the shapes of the weights do not show."""
+    return {"sigma_data": config.sigma_data, **codec_options(config)}
 
 
 def model_from_state(
@@ -55,9 +62,10 @@ def model_from_state(
     """The model whose state `model_state` returned, for the configuration that it was made with.
 
     Raises:
-        ValueError: the state is damaged, or of another configuration.
+        ValueError: the state is damaged, of another configuration or of another spec.
     """
     try:
+        _check_origin(state, spec, config)
         codec = Codec.from_state_dict(spec, state["codec"], **codec_options(config))
         _check_denoiser(state["denoiser"], config, codec.dim)
         denoiser = new_denoiser(config, codec.dim, device, generator(0)).requires_grad_(False)
@@ -82,6 +90,16 @@ def model_from_state(
         )
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
         raise ValueError(f"the model's state cannot be read ({error}).") from error
+
+
+def _check_origin(state: dict[str, Any], spec: TransitionSpec, config: UpsamplerConfig) -> None:
+    """Raise an error if the model was fitted with another spec or other settings; older states have neither."""
+    if "spec" in state and (fitted := TransitionSpec.from_dict(state["spec"])) != spec:
+        raise ValueError(f"it was fitted on other transitions: {fitted}, not {spec}")
+    present = _settings(config)
+    for name, value in state.get("settings", {}).items():
+        if value != present.get(name):
+            raise ValueError(f"it was fitted with {name}={value}, but this configuration has {present.get(name)}")
 
 
 def _check_denoiser(tensors: dict[str, Tensor], config: UpsamplerConfig, dim: int) -> None:
@@ -164,6 +182,20 @@ def save_file(path: str | Path, saved: Saved) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def config_from_file(data: dict[str, Any]) -> UpsamplerConfig:
+    """The configuration that `UpsamplerConfig.to_dict` wrote, now or in an older version.
+
+    A file may have shares that `ConditioningConfig` refuses. They matter only to further training, for which the
+    defaults replace them.
+    """
+    conditioning = data.get("conditioning")
+    if conditioning is not None:
+        refused = {"given_share": 1.0, "drop_relevance": 0.0}
+        kept = {name: value for name, value in conditioning.items() if value != refused.get(name)}
+        data = {**data, "conditioning": kept}
+    return UpsamplerConfig.from_dict(data)
+
+
 def load_file(path: str | Path) -> Saved:
     """Read what `save_file` wrote, now or in version 3.
 
@@ -175,7 +207,7 @@ def load_file(path: str | Path) -> Saved:
     try:
         content = unpack(data)
         spec = TransitionSpec.from_dict(content["spec"])
-        config = UpsamplerConfig.from_dict(content["config"])
+        config = config_from_file(content["config"])
         return Saved(spec, config, int(content["seed"]), migrate_state(content["state"]))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not an upsampler that this library saved ({error}).") from error

@@ -60,7 +60,7 @@ class Condition:
             raise ValueError(f"the condition has {sorted(given)}; wanted {sorted(fields)}.")
         out = {}
         for name, field in fields.items():
-            value = torch.as_tensor(given[name]).detach().cpu()
+            value = torch.as_tensor(given[name], device="cpu").detach()
             wanted = (num_samples, *field.shape)
             if tuple(value.shape) != wanted:
                 raise ValueError(f"{name} of the condition has shape {tuple(value.shape)}; wanted {wanted}.")

@@ -162,8 +162,8 @@ class DiffusionUpsampler:
         """Restore what `state_dict` returned, now or in an older version.
 
         Raises:
-            ValueError: a state that is damaged, of another configuration, or of a version that is not known. The
-                upsampler stays as it was.
+            ValueError: a state that is damaged, of another configuration or spec, or of a version that is not known.
+                The upsampler stays as it was.
         """
         state = checkpoint.migrate_state(state)
         model = state["model"]

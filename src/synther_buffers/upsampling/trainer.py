@@ -94,7 +94,8 @@ class Trainer:
         attempts: list[_Attempt] = []
         if previous is not None and not reason:
             codec = self._codec(transitions, previous.codec)
-            rows, judged = codec.encode(transitions, self.device), self._encode_held_out(codec, held_out)
+            rows = codec.encode(transitions, self.device)
+            judged = self._encode_held_out(codec, held_out, rows)
             clock.lap("normalize")
             before = self._validation_loss(previous.denoising.denoiser, judged)
             num_steps = warm_steps(self.config, len(rows), previous.num_rows)
@@ -108,7 +109,8 @@ class Trainer:
             clock.lap("train")
         if reason:
             codec = self._codec(transitions, None)
-            rows, judged = codec.encode(transitions, self.device), self._encode_held_out(codec, held_out)
+            rows = codec.encode(transitions, self.device)
+            judged = self._encode_held_out(codec, held_out, rows)
             clock.lap("normalize")
             num_steps = train_steps(self.config, len(rows))
             conditions = self._conditions(codec, scores)
@@ -152,8 +154,17 @@ class Trainer:
         normalizer = None if previous is None else previous.normalizer
         return Codec.fit(self.spec, transitions, normalizer=normalizer, **codec_options(self.config))
 
-    def _encode_held_out(self, codec: Codec, held_out: Transitions | None) -> Tensor | None:
-        return None if held_out is None or len(held_out) == 0 else codec.encode(held_out, self.device)
+    def _encode_held_out(self, codec: Codec, held_out: Transitions | None, rows: Tensor) -> Tensor | None:
+        """The held-out rows, within the range of the training rows ``[N, D]`` widened by a quarter.
+
+        The sampler keeps its rows within the same limits (`BlockDenoiser`). The loss is a squared error, so one value
+        far outside would outweigh all other rows.
+        """
+        if held_out is None or len(held_out) == 0:
+            return None
+        low, high = rows.aminmax(dim=0)
+        slack = 0.25 * (high - low)
+        return codec.encode(held_out, self.device).clamp_(low - slack, high + slack)
 
     def _new_denoiser(self, dim: int) -> Preconditioner:
         weights = generator(derive_seed(self.seed, "network"))
