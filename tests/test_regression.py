@@ -51,7 +51,16 @@ def test_a_loaded_ensemble_predicts_the_same() -> None:
     assert torch.equal(loaded.error, ensemble.error)
 
 
-@pytest.mark.parametrize("count", [1, 7, 60])
+@pytest.mark.parametrize("count", [10, 50])
+def test_few_rows_explain_no_chance(count: int) -> None:
+    """Each network is judged on rows that it did not learn, however few there are."""
+    inputs, targets = columns(count, 0)
+    ensemble = Ensemble.fit(inputs, targets, torch.Generator().manual_seed(0), 300)
+    assert float(ensemble.explained[1]) < 0.3
+    assert float(ensemble.error[1]) > 0.7 * float(targets[:, 1].var(correction=0))
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 7, 60])
 def test_few_rows_are_enough_to_run(count: int) -> None:
     inputs, targets = columns(count, 0)
     ensemble = Ensemble.fit(inputs, targets, torch.Generator().manual_seed(0), 5)

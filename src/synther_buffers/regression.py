@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 #: Networks of an ensemble, their hidden width, and how they are trained. For each network another fifth of the rows, in
-#: runs, is held out for early stopping.
+#: runs, is held out: its weights are those that were best there, and the training ends after `_PATIENCE` looks without
+#: a better one. A training of up to `_PATIENCE` x `_LOOK_EVERY` steps is therefore never cut short.
 _NETWORKS, _WIDTH, _BATCH, _RATE, _LOOK_EVERY, _PATIENCE, _RUN = 5, 256, 128, 3e-3, 100, 8, 25
+#: With fewer rows no network has rows that it did not learn.
+FEWEST_ROWS = _NETWORKS
 #: Rows that are predicted at a time: few on a CPU, where more take memory and save no time.
 _CPU_ROWS, _GPU_ROWS = 2_048, 16_384
 
@@ -28,7 +31,8 @@ class Ensemble:
 
     Args:
         layers: of all networks.
-        error: ``[out]`` mean squared error of each target, of the networks on the rows that each of them did not learn.
+        error: ``[out]`` mean squared error of each target, of the networks on the rows that each of them did not learn;
+            with fewer than five rows, on those that they learned.
         explained: ``[out]`` share of each target's variance that they explain there; below 0 if they are worse than the
             mean, and 0 for a constant target.
         share: ``[out]`` of all rows, those with a target's largest value.
@@ -48,10 +52,11 @@ class Ensemble:
         """Learn columns from standardised ones.
 
         Args:
-            inputs: ``[N, in]`` float32, in the order of writing: runs of 25 consecutive rows are held out together.
+            inputs: ``[N, in]`` float32, in the order of writing: runs of 25 consecutive rows are held out together, and
+                shorter ones of up to 100 rows.
             targets: ``[N, out]`` float32, of any scale: each counts alike.
             generator: source of weights and minibatches, on the device of both.
-            num_steps: gradient steps, at most; training ends earlier if no network improves.
+            num_steps: gradient steps, at most; training ends earlier after 800 in which no network improves.
         """
         device = inputs.device
         # A constant target is known without learning. Its gradients would shrink to denormal numbers, which are slow.
@@ -71,10 +76,11 @@ class Ensemble:
             for fan_in, to in pairwise(sizes)
         ]
         # The held-out fifths differ, so that together the networks learn every row.
-        fold = torch.arange(len(inputs), device=device) // _RUN % _NETWORKS
+        run = _RUN if len(inputs) > _RUN * (_NETWORKS - 1) else max(len(inputs) // (2 * _NETWORKS), 1)
+        fold = torch.arange(len(inputs), device=device) // run % _NETWORKS
         learned = [torch.nonzero(fold != network).flatten() for network in range(_NETWORKS)]
         judged = [torch.nonzero(fold == network).flatten() for network in range(_NETWORKS)]
-        if min(len(rows) for rows in judged) == 0:
+        if len(inputs) < FEWEST_ROWS:
             learned = judged = [torch.arange(len(inputs), device=device)] * _NETWORKS
         parameters = [tensor for layer in layers for tensor in layer]
         optimizer = torch.optim.AdamW(parameters, lr=_RATE, weight_decay=1e-2)

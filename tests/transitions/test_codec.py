@@ -13,8 +13,7 @@ from torch import Tensor
 
 from synther_buffers.transitions import Transitions, TransitionSpec
 from synther_buffers.transitions.codec import Codec
-from synther_buffers.transitions.normalizer import HEAVY_TAIL
-from synther_buffers.transitions.special_columns import FEW_VALUES
+from synther_buffers.transitions.special_columns import FEW_VALUES, HEAVY_TAIL
 from synther_buffers.transitions.values import Thresholds
 
 BOX = spaces.Box(-np.inf, np.inf, (1,))

@@ -9,7 +9,9 @@ from codec_helpers import box, decode, noisy, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from synther_buffers.transitions import layout
 from synther_buffers.transitions.codec import Codec
+from synther_buffers.transitions.special_columns import HEAVY_TAIL
 
 SPEC = box(1, np.float64)
 
@@ -64,6 +66,73 @@ class TestRounding:
         change = 1e-5 * np.random.default_rng(1).normal(size=2_000)  # eighty times the rounding at 1
         rows = rows_of(box(1), 2_000, observation=state, next_observation=state + change)
         assert float(Codec.fit(box(1), rows).normalizer.scale[3]) > 0.0
+
+
+class TestExtremes:
+    @pytest.mark.parametrize("extreme", [[-1e5], [1e6], [1e25], [-1e3] * 7, [-1e4, 2e6]], ids=str)
+    def test_single_ones_leave_the_other_rows_their_scale(self, extreme: list[float]) -> None:
+        value = np.random.default_rng(0).normal(3.0, 0.5, 1_000)
+        value[: len(extreme)] = extreme
+        rows = reward_rows(value)
+        codec = Codec.fit(SPEC, rows)
+        assert codec.clusters == []
+        assert bool(codec.normalizer.heavy[2])
+        column = codec.encode(rows)[:, 2]
+        assert float(column.abs().max()) <= HEAVY_TAIL * (1 + 1e-6)
+        ordinary = column[len(extreme) :]
+        assert 0.1 < float(ordinary.std()) < 1.0  # at 1e25, otherwise above 0.4
+        assert float(ordinary.mean()) == pytest.approx(0.0, abs=0.1)
+        assert codec.drift(rows) == 0.0
+        out = decode(codec, codec.encode(rows))
+        torch.testing.assert_close(out.reward, rows.reward, rtol=1e-5, atol=1e-5)
+
+    def test_of_many_rows_they_are_found_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        value = np.random.default_rng(0).normal(3.0, 0.5, 50_000)
+        value[777] = 1e6
+        codec = Codec.fit(SPEC, reward_rows(value))
+        column = codec.encode(reward_rows(value))[:, 2]
+        assert float(np.delete(column.numpy(), 777).std()) > 0.4
+        monkeypatch.setattr(layout, "CHUNK_ELEMENTS", 10_000)
+        by_parts = Codec.fit(SPEC, reward_rows(value)).normalizer
+        assert by_parts.scale[2] == codec.normalizer.scale[2]
+
+    def test_beside_a_point_mass(self) -> None:
+        """The value that stands for the point mass lies among the ordinary ones."""
+        value = np.random.default_rng(0).normal(3.0, 0.5, 2_000)
+        value[:600], value[600] = -77.0, 1e6
+        codec = Codec.fit(SPEC, reward_rows(value))
+        (mass,) = codec.normalizer.structure.masses
+        assert mass.value == -77.0
+        assert mass.fill == pytest.approx(3.0, abs=0.1)
+        assert float(codec.encode(reward_rows(value))[601:, 2].std()) > 0.4
+
+    def test_moderate_tails_keep_about_unit_scale(self) -> None:
+        value = np.random.default_rng(0).standard_t(3, 10_000)
+        codec = Codec.fit(SPEC, reward_rows(value))
+        assert bool(codec.normalizer.heavy[2])
+        column = codec.encode(reward_rows(value))[:, 2]
+        assert float(column.std()) == pytest.approx(1.0, abs=0.02)
+        low, high = np.quantile(column.numpy(), [0.16, 0.84])
+        assert (high - low) / 2 == pytest.approx(1.0, abs=0.2)
+
+    @pytest.mark.parametrize("share", [0.03, 0.005])
+    @pytest.mark.parametrize("one_sided", [False, True])
+    def test_rare_values_beside_a_constant_are_no_extremes(self, share: float, one_sided: bool) -> None:
+        """A contact force that is nearly always 0: the scale is that of all rows, not of the zeros."""
+        rng = np.random.default_rng(0)
+        value = np.where(rng.random(10_000) < share, rng.normal(size=10_000), 0.0)
+        value = np.abs(value) if one_sided else value
+        codec = Codec.fit(SPEC, reward_rows(value))
+        assert bool(codec.normalizer.heavy[2])
+        assert float(codec.normalizer.scale[2]) == pytest.approx(value.std(), rel=0.1)
+
+    def test_what_varies_by_rounding_only_keeps_the_scale_of_all_rows(self) -> None:
+        """The step of a clock that starts again now and then."""
+        clock = (0.02 * (np.arange(2_001) % 400)).astype(np.float32)
+        rows = rows_of(box(1), 2_000, observation=clock[:-1], next_observation=clock[1:])
+        codec = Codec.fit(box(1), rows)
+        assert bool(codec.normalizer.heavy[3])
+        assert float(codec.normalizer.scale[3]) > 0.1
 
 
 class TestDrift:

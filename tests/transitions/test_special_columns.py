@@ -131,6 +131,34 @@ class TestPointMasses:
         assert [mass.value for mass in Codec.fit(SPEC, later).normalizer.structure.masses] == [0.0]
         assert codec.drift(later) < 1.0
 
+    @pytest.mark.parametrize("among", [3, 4, 6])
+    def test_a_far_one_stays_one_whatever_lies_among_the_others(self, among: int) -> None:
+        rng = np.random.default_rng(0)
+        reward, kind = rng.random(5_000), rng.random(5_000)
+        for place in range(among):
+            reward[(kind > 0.025 * place) & (kind < 0.025 * (place + 1))] = (place + 1) / 10
+        reward[kind > 0.97] = -100.0
+        rows = rows_of(SPEC, 5_000, reward=reward)
+        codec = Codec.fit(SPEC, rows)
+        values = [mass.value for mass in codec.normalizer.structure.masses]
+        assert values == pytest.approx([-100.0, 0.1, 0.2, 0.3] if among == 3 else [-100.0])
+        assert codec.drift(rows) == 0.0
+        out = decode(codec, noisy(codec.encode(rows), 0.2))
+        assert torch.equal(out.reward == -100.0, rows.reward == -100.0)
+
+    def test_more_far_ones_than_can_be_modelled_are_no_drift(self) -> None:
+        """Two of the five are too rare for the search for new ones, which finds only three."""
+        rng = np.random.default_rng(0)
+        reward = rng.random(10_000)
+        start = 0
+        for place, count in enumerate((14, 14, 300, 300, 300)):
+            reward[start : start + count] = -100.0 * (place + 1)
+            start += count
+        rows = rows_of(SPEC, 10_000, reward=reward)
+        codec = Codec.fit(SPEC, rows)
+        assert codec.normalizer.structure.masses == ()
+        assert codec.drift(rows) == 0.0
+
     def test_a_start_that_is_always_the_same_is_none(self) -> None:
         state = np.where(np.arange(8_000) % 100 == 0, 0.0, np.random.default_rng(0).normal(size=8_000))
         assert Structure.detect(SPEC, rows_of(SPEC, 8_000, reward=state)).masses == ()

@@ -7,8 +7,10 @@ from codec_helpers import box, decode, noisy, rows_of
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from synther_buffers.transitions import layout
+from synther_buffers.transitions import Transitions, layout
 from synther_buffers.transitions.codec import Codec
+
+SPEC = box(2)
 
 
 def unit(rng: np.random.Generator, num_rows: int, width: int) -> np.ndarray:
@@ -84,6 +86,38 @@ class TestNorms:
         value = draw(np.random.default_rng(0))
         rows = rows_of(box(4), 1_000, observation=value, next_observation=value)
         assert Codec.fit(box(4), rows).statistics["observation"].norms == ()
+
+
+class TestRowsThatAllHaveThePointMass:
+    """A model that has not learned an indicator may set it in every row; then no row shows the other values."""
+
+    @staticmethod
+    def codec(others: np.ndarray) -> tuple[Codec, Transitions]:
+        value = np.zeros(8_000)
+        value[: len(others)] = others
+        rows = rows_of(SPEC, 8_000, reward=value)
+        codec = Codec.fit(SPEC, rows)
+        assert [mass.value for mass in codec.normalizer.structure.masses] == [0.0]
+        return codec, rows
+
+    @staticmethod
+    def decoded(codec: Codec, rows: Transitions) -> Transitions:
+        matrix = codec.encode(rows)
+        surely = matrix.clone()
+        surely[:, -1] = 0.95
+        out = codec.spec.empty(len(matrix))
+        codec.decode(matrix, out, codec.thresholds(surely))
+        return out
+
+    def test_few_values_are_cut_half_way(self) -> None:
+        codec, rows = self.codec(np.tile([*range(-8, 0), *range(1, 9)], 15))
+        assert len(codec.statistics["reward"].values[0][0]) == 16
+        assert torch.equal(self.decoded(codec, rows).reward, rows.reward)
+
+    def test_limits_are_not_restored(self) -> None:
+        codec, rows = self.codec(np.clip(np.random.default_rng(0).normal(size=240), -1.0, 1.0))
+        assert bool((codec.statistics["reward"].limits > 0).all())
+        torch.testing.assert_close(self.decoded(codec, rows).reward, rows.reward, atol=1e-5, rtol=0.0)
 
 
 class CountSorts(TorchFunctionMode):

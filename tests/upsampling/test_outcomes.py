@@ -109,6 +109,22 @@ class TestJudging:
     def test_right_outcomes_stay(self) -> None:
         assert self.judged(squared_actions(1_000, seed=1)) == []
 
+    @pytest.mark.parametrize("count", [3, 10, 50, 96, 100])
+    def test_chance_stays_however_few_rows_are_learned(self, count: int) -> None:
+        def rows(count: int, seed: int) -> Transitions:
+            made = squared_actions(count, seed)
+            draws = torch.Generator().manual_seed(seed + 100)
+            chance = torch.randn(count, 2, generator=draws)
+            return replace(made, reward=torch.randn(count, generator=draws), next_observation=made.observation + chance)
+
+        learned = rows(count, 0)
+        codec = Codec.fit(BOX, learned)
+        draws = torch.Generator().manual_seed(0)
+        matrix = codec.encode(rows(2_000, 1))
+        judged = OutcomeRegression.fit(codec, codec.encode(learned), matrix, 300, draws)
+        assert judged.replaced_names == []
+        assert torch.equal(judged.apply(matrix), matrix)
+
     def test_rewards_of_other_rows_are_replaced(self) -> None:
         rows = squared_actions(1_000, seed=1)
         assert self.judged(replace(rows, reward=rows.reward.roll(1))) == ["reward"]

@@ -30,6 +30,12 @@ _BLOCK_ROWS, _BLOCK_ROWS_CUDA = 2_048, 65_536
 _EVALUATIONS_TO_CAPTURE = 100
 
 
+def sampling_limits(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The limits of sampled rows: the range of the data's columns, ``[D]`` each, widened by a quarter at both ends."""
+    slack = 0.25 * (high - low)
+    return low - slack, high + slack
+
+
 class BlockDenoiser:
     """``D(x, sigma)`` for up to `num_rows` rows at one noise level, clamped to the range of the data.
 
@@ -53,8 +59,7 @@ class BlockDenoiser:
         if bfloat16:
             for parameter in self._denoiser.network.parameters():  # buffers keep their precision
                 parameter.data = parameter.data.to(torch.bfloat16)
-        slack = 0.25 * (high - low)
-        self._low, self._high = low - slack, high + slack
+        self._low, self._high = sampling_limits(low, high)
         self._graph = CudaGraph(low.device, "sampler's evaluation") if capture and low.is_cuda else None
         if self._graph is not None:
             self._x = torch.zeros((num_rows, len(low)), device=low.device, dtype=torch.float32)

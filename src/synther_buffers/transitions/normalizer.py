@@ -10,19 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .special_columns import Structure
+from .special_columns import HEAVY_TAIL, Structure, central
 
-#: A normalised column with values beyond this is heavy-tailed: asinh compresses it into this range.
-HEAVY_TAIL = 8.0
+#: Rows, drawn at random, from which the centre and scale of heavy-tailed columns are measured.
+_SAMPLE_ROWS = 16_384
 
 
 @dataclass(frozen=True)
 class Normalizer:
     """``x = f((raw - mean) / scale) / spread``: ``[D]`` each, on the CPU, float64 except `heavy`.
 
-    ``f`` is asinh in heavy-tailed columns and the identity elsewhere. `spread` brings the compressed columns back to
-    unit variance, or to less where a few rare values would lie beyond `HEAVY_TAIL`. Constant columns have scale 0 and
-    are 0 in the matrix. Columns of fixed scale have mean 0, scale 1 and no compression.
+    ``f`` is asinh in heavy-tailed columns and the identity elsewhere. There `mean` and `scale` are those of the central
+    rows, so that a single extreme value does not press all others together, and `spread` brings the compressed columns
+    back to unit variance, or to less where a few rare values would lie beyond `HEAVY_TAIL`. Constant columns have scale
+    0 and are 0 in the matrix. Columns of fixed scale have mean 0, scale 1 and no compression.
 
     The weights of a denoiser are valid only for one normalizer, so it is measured when training starts from scratch and
     kept as long as training continues; so is the `structure`, which determines the columns.
@@ -67,6 +68,15 @@ class Normalizer:
         heavy = (extreme > HEAVY_TAIL) & ~fixed & (scale > 0)
         spread = torch.ones_like(mean)
         if bool(heavy.any()):
+            sample = _sample(chunks, count, heavy)
+            for column, rows in zip(heavy.nonzero()[:, 0].tolist(), sample.unbind(1), strict=True):
+                within = central(rows)
+                centre, extent = within.mean(), _nonzero(within[-1] - within[0])
+                deviation = ((within - centre) / extent).square().mean().sqrt() * extent
+                # Otherwise nothing was left out, or what remains is constant but for rounding.
+                if len(within) < len(rows) and deviation > rounding[column]:
+                    mean[column], scale[column] = centre, deviation
+            extreme = torch.maximum((low - mean).abs(), (high - mean).abs()) / _nonzero(scale)
             # The compressed column is not centred exactly, so its root mean square is scaled to 1. A flag that is set
             # in one of 50,000 rows would still lie at 220 times that; the maximum below prevents this.
             moment = torch.zeros_like(mean)
@@ -90,7 +100,8 @@ class Normalizer:
         value = x.double() * spread
         if bool(self.heavy[columns].any()):
             # Generated values may be very large: their sinh would overflow before it is clipped to the range.
-            value = torch.where(heavy, torch.sinh(value.clamp(-40.0, 40.0)), value)
+            furthest = HEAVY_TAIL * spread + 40.0
+            value = torch.where(heavy, torch.sinh(torch.clamp(value, -furthest, furthest)), value)
         return value * scale + mean
 
     def drift(self, chunks: Callable[[], Iterator[Tensor]], fixed: Tensor, rounding: Tensor) -> float:
@@ -128,6 +139,21 @@ class Normalizer:
         """The normalizer that `state_dict` returned; version 3 has no structure."""
         structure = Structure.from_state_dict(state["structure"]) if "structure" in state else Structure()
         return cls(**{**state, "structure": structure})
+
+
+def _sample(chunks: Callable[[], Iterator[Tensor]], count: int, columns: Tensor) -> Tensor:
+    """Some columns ``[D]`` bool of at most `_SAMPLE_ROWS` of the rows, ``[m, d]`` float64 on the CPU.
+
+    They are drawn at random, because rows at a fixed stride may all be of the same environment.
+    """
+    draws = torch.Generator(device="cpu").manual_seed(0)
+    chosen = torch.randperm(count, generator=draws, device="cpu")[:_SAMPLE_ROWS].sort().values
+    parts, start = [], 0
+    for raw in chunks():
+        rows = chosen[(chosen >= start) & (chosen < start + len(raw))] - start
+        parts.append(raw[rows][:, columns])
+        start += len(raw)
+    return torch.cat(parts)
 
 
 def _nonzero(divisor: Tensor) -> Tensor:

@@ -19,8 +19,12 @@ FEW_VALUES = 16
 #: frequency is this many times the median frequency of the column's values. If it lies among the other values it does
 #: less harm, and must have the larger share.
 MASS_SHARE, MASS_ROWS, MASS_FREQUENCY, MASS_SHARE_AMONG_OTHERS = 0.001, 8, 10, 0.02
-#: A column with more frequent values than this is treated as discrete, not as continuous with point masses.
+#: With more frequent values than this, those among the others are treated as discrete, not as point masses.
 MAX_MASSES = 4
+#: A column with values at more standard deviations from its mean than this is heavy-tailed.
+HEAVY_TAIL = 8.0
+#: Share of the values at either end of a heavy-tailed column that do not count for its centre and scale.
+_TAIL_SHARE = 0.01
 #: A frequent value at the end of a column is a limit (clipped velocities, saturated actions) unless its distance to the
 #: other values is at least this share of their central range (from the 5 % to the 95 % quantile).
 _LIMIT_GAP = 0.1
@@ -42,7 +46,8 @@ class PointMass:
         field: name of the field.
         element: index in the field's row, in row-major order.
         value: the frequent value.
-        fill: mean of the other values; it replaces the point mass in the continuous column.
+        fill: mean of the other values, of the central ones if they are heavy-tailed; it replaces the point mass in the
+            continuous column.
     """
 
     field: str
@@ -76,7 +81,8 @@ class Structure:
         Args:
             spec: the fields.
             transitions: at least one finite row.
-            strict: find only point masses that have twice the required share and are far from the other values.
+            strict: find only point masses that have twice the required share and are far from the other values; none
+                that is not found otherwise.
         """
         columns = transitions.flat()
         masses: list[PointMass] = []
@@ -97,7 +103,7 @@ class Structure:
             for element, values in found.items():
                 for name, part in zip(names, parts, strict=True):
                     rest = _without(part[:, element].double().cpu(), values)
-                    fill = float(rest.mean()) if len(rest) else values[0]
+                    fill = _centre(rest) if len(rest) else values[0]
                     masses += [PointMass(name, element, value, fill) for value in values]
         return cls(tuple(masses), tuple(one_hot), tuple(clusters))
 
@@ -190,7 +196,7 @@ def _frequent_values(
     """The point masses by element, and the elements with groups of very different scales."""
     sample = _sample(parts)
     count = len(sample)
-    need = (2 if strict else 1) * max(MASS_ROWS, math.ceil(MASS_SHARE * count))
+    need = max(MASS_ROWS, math.ceil(MASS_SHARE * count))
     masses: dict[int, list[float]] = {}
     clusters: list[int] = []
     if need >= count:
@@ -207,29 +213,69 @@ def _frequent_values(
             distinct, counts = torch.unique_consecutive(column, return_counts=True)
             if len(distinct) <= FEW_VALUES:
                 continue
-            often = counts >= max(need, MASS_FREQUENCY * int(counts.median()))
-            rest = distinct.repeat_interleave(torch.where(often, 0, counts))
-            if bool(often.any()) and len(rest):
-                gap = (_DRIFT_GAP if strict else _LIMIT_GAP) * _central_range(rest)
-                low, high = float(rest[0]), float(rest[-1])
-                values = [
-                    value
-                    for value, rows in zip(distinct[often].tolist(), counts[often].tolist(), strict=True)
-                    if value < low - gap
-                    or value > high + gap
-                    or (low < value < high and rows >= MASS_SHARE_AMONG_OTHERS * count and not strict)
-                ]
-                if 0 < len(values) <= MAX_MASSES:
-                    masses[element] = values
-                    column = _without(column, values)
+            far, among = _masses(distinct, counts, need, _LIMIT_GAP)
+            values = sorted(far + among)
+            if len(values) > MAX_MASSES:
+                values = far if len(far) <= MAX_MASSES else []
+            if strict:
+                # A value that is not recorded when training starts from scratch would start it again at every refresh.
+                certain, _ = _masses(distinct, counts, 2 * need, _DRIFT_GAP)
+                values = [value for value in values if value in certain]
+            if values:
+                masses[element] = values
+                column = _without(column, values)
         if _has_clusters(column, need):
             clusters.append(element)
     return masses, clusters
 
 
+def _masses(distinct: Tensor, counts: Tensor, need: int, gap: float) -> tuple[list[float], list[float]]:
+    """The point masses at least so many central ranges from the other values, and those among them; both ascending."""
+    often = counts >= max(need, MASS_FREQUENCY * int(counts.median()))
+    rest = distinct.repeat_interleave(torch.where(often, 0, counts))
+    far: list[float] = []
+    among: list[float] = []
+    if len(rest):
+        gap *= _central_range(rest)
+        low, high = float(rest[0]), float(rest[-1])
+        for value, rows in zip(distinct[often].tolist(), counts[often].tolist(), strict=True):
+            if value < low - gap or value > high + gap:
+                far.append(value)
+            elif low < value < high and rows >= MASS_SHARE_AMONG_OTHERS * int(counts.sum()):
+                among.append(value)
+    return far, among
+
+
 def _without(column: Tensor, values: list[float]) -> Tensor:
     """The rows of a float64 CPU column without these values."""
     return column[~torch.isin(column, torch.tensor(values, dtype=torch.float64, device="cpu"))]
+
+
+def central(column: Tensor) -> Tensor:
+    """The values of a column ``[n]`` without 1 % at either end, in ascending order.
+
+    It is 1 % of those that differ from the median, so that where most rows have one value the others remain. Of fewer
+    than 52 such values none is left out.
+    """
+    ordered = column.sort().values
+    usual = ordered == ordered[len(ordered) // 2]
+    others = ordered[~usual]
+    last = len(others) - 1
+    skip = round(_TAIL_SHARE * last)
+    if skip <= 0:
+        return ordered
+    return ordered[usual | ((ordered >= others[skip]) & (ordered <= others[last - skip]))]
+
+
+def _centre(column: Tensor) -> float:
+    """Mean of the values ``[n]`` float64; of the central ones if they are heavy-tailed."""
+    mean = column.mean()
+    distance = (column - mean).abs()
+    furthest = distance.max()
+    relative = distance / furthest  # its squares neither overflow nor underflow
+    if float(furthest) > 0.0 and float(relative.square().mean().sqrt()) < 1.0 / HEAVY_TAIL:
+        mean = central(column).mean()
+    return float(mean)
 
 
 def _central_range(ordered: Tensor) -> float:

@@ -158,14 +158,19 @@ class ColumnStatistics:
                 rest = rest[answers <= cuts[-1].to(answers)]
             thresholds.masses[name][element] = torch.stack(cuts)
             rests[element] = value[rest, element]
-        thresholds.few_valued[name] = {
-            element: torch.quantile(rests.get(element, value[:, element]), cumulative.to(value)).cpu()
-            for element, (_, cumulative) in self.values.items()
-        }
+        thresholds.few_valued[name] = {}
+        for element, (distinct, cumulative) in self.values.items():
+            column = rests.get(element, value[:, element])
+            between = distinct[:-1].lerp(distinct[1:], 0.5)
+            if len(column):  # otherwise all rows have a point mass, and there is nothing to rank
+                between = torch.quantile(column, cumulative.to(value)).cpu()
+            thresholds.few_valued[name][element] = between
         at_low = torch.full_like(self.low, -math.inf)
         at_high = torch.full_like(self.high, math.inf)
         for element in self.limits.any(0).nonzero()[:, 0].tolist():
             column = rests.get(element, value[:, element]).sort().values[:, None]
+            if not len(column):
+                continue
             shares = self.limits[:, element]
             at_low[element] = column_quantiles(column, shares[:1], ordered=True)[0]
             at_high[element] = column_quantiles(column, 1.0 - shares[1:], ordered=True)[0]

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..regression import Ensemble
+from ..regression import FEWEST_ROWS, Ensemble
 from ..transitions.codec import Codec
 from .rare_classifier import RareClassifier
 
@@ -70,6 +70,8 @@ class OutcomeRegression:
     ) -> OutcomeRegression:
         """Learn the outcomes of real rows, and which of them the generated rows have wrong.
 
+        With fewer than five real rows it replaces nothing: a regression could be judged only on what it learned.
+
         Args:
             codec: of the rows.
             rows: real ones, encoded, ``[N, D]`` float32, in the order of writing.
@@ -81,11 +83,12 @@ class OutcomeRegression:
         given, numbers, indicators = (part.to(rows.device) for part in columns)
         inputs, wrong = rows[:, given], numbers[:0]
         ensemble = None
-        if len(given) and len(numbers):
+        enough = len(rows) >= FEWEST_ROWS and len(given) > 0
+        if enough and len(numbers):
             ensemble = Ensemble.fit(inputs, rows[:, numbers], generator, num_steps)
             wrong = numbers[_wrong_numbers(ensemble, ensemble.predict(generated[:, given]), generated[:, numbers])]
         classifiers = {}
-        if len(given) and len(indicators):
+        if enough and len(indicators):
             screen = Ensemble.fit(inputs, rows[:, indicators], generator, num_steps)
             misplaced = _wrong_indicators(screen, screen.predict(generated[:, given]), generated[:, indicators])
             seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..diffusion.conditions import ConditionDraws
 from ..diffusion.early_stopping import EarlyStopping
 from ..diffusion.edm import Preconditioner
+from ..diffusion.sampling import sampling_limits
 from ..diffusion.training import NonFiniteLossError, evaluate_denoiser, train_denoiser
 from ..transitions import Transitions, TransitionSpec
 from ..transitions.codec import Codec
@@ -155,16 +156,14 @@ class Trainer:
         return Codec.fit(self.spec, transitions, normalizer=normalizer, **codec_options(self.config))
 
     def _encode_held_out(self, codec: Codec, held_out: Transitions | None, rows: Tensor) -> Tensor | None:
-        """The held-out rows, within the range of the training rows ``[N, D]`` widened by a quarter.
+        """The held-out rows, within the limits that the training rows ``[N, D]`` give the sampler.
 
-        The sampler keeps its rows within the same limits (`BlockDenoiser`). The loss is a squared error, so one value
-        far outside would outweigh all other rows.
+        The loss is a squared error, so one value far outside would outweigh all other rows.
         """
         if held_out is None or len(held_out) == 0:
             return None
-        low, high = rows.aminmax(dim=0)
-        slack = 0.25 * (high - low)
-        return codec.encode(held_out, self.device).clamp_(low - slack, high + slack)
+        low, high = sampling_limits(*rows.aminmax(dim=0))
+        return codec.encode(held_out, self.device).clamp_(low, high)
 
     def _new_denoiser(self, dim: int) -> Preconditioner:
         weights = generator(derive_seed(self.seed, "network"))
