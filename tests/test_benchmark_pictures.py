@@ -69,8 +69,8 @@ class TestClouds:
         ("results", "error", "message"),
         [
             ([], TypeError, "results of Hopper is a list"),
-            ({}, ValueError, "results of Hopper has 0 entries; wanted 1 to 7"),
-            ({str(i): ([1.0], [1.0]) for i in range(8)}, ValueError, "results of Hopper has 8 entries"),
+            ({}, ValueError, "results of Hopper has 0 entries; wanted 1 to 8"),
+            ({str(i): ([1.0], [1.0]) for i in range(9)}, ValueError, "results of Hopper has 9 entries"),
             ({"a": ([1.0, 2.0], [1.0])}, ValueError, r"results\['a'\] has distances of shape \(2,\) and errors of"),
             ({"a": [1.0]}, ValueError, r"results\['a'\] has 1 entries; wanted \(distances, errors\)"),
             ({"a": ([1.0], [math.nan])}, ValueError, r"results\['a'\] has no row whose distance and error"),

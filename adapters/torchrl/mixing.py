@@ -343,7 +343,7 @@ class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[m
             return bool(self._leaves)
         rows = self.synthetic.to(self.device).served()
         addresses = address_of(torch.arange(len(rows), device=self.device), self.synthetic.generation)
-        self._leaves, self._gatherer, self._leaves_of = {}, None, (rows, self._storage)
+        self._leaves, self._gatherer = {}, None
         try:
             with torch.inference_mode(False):
                 stored = self._written()
@@ -353,9 +353,11 @@ class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[m
                 "The synthetic rows do not fit the stored ones (%s): batches are all real until the next refresh.",
                 str(error).rstrip("."),
             )
-            return False
-        self._gatherer = Gatherer(self._storage, self._leaves) if can_gather(self._storage) else None
-        return True
+        else:
+            self._gatherer = Gatherer(self._storage, self._leaves) if can_gather(self._storage) else None
+        # Last, so that what an interrupt cut short is done again.
+        self._leaves_of = (rows, self._storage)
+        return bool(self._leaves)
 
     # -- the real rows -----------------------------------------------------------------------------------------------
 
