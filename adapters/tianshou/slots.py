@@ -27,7 +27,8 @@ class SyntheticSlots(ReplayBufferManager):
     """
 
     _num_slots: int
-    #: The index that `__getitem__` is reading, which `get` need not look at again for each key.
+    #: The index that `__getitem__` is reading, which `get` need not look at again for each key. It is compared by
+    #: identity, so that another thread's costs a second look and nothing else.
     _resolved: Any = None
 
     # -- walking the index space -------------------------------------------------------------------------------------
@@ -148,7 +149,10 @@ class SyntheticSlots(ReplayBufferManager):
     # -- persistence -------------------------------------------------------------------------------------------------
 
     def __copy__(self) -> Self:
-        """A shallow copy, which shares everything with this buffer."""
+        """A shallow copy, which shares everything with this buffer.
+
+        Without this method Python would go through `__getstate__`, which leaves the sub-buffers without their storage.
+        """
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         return twin

@@ -155,7 +155,7 @@ class Layout:
             addresses: ``[M]``, the index of each row.
 
         Raises:
-            ValueError: the set lacks fields of the stored rows, because it was learned without.
+            ValueError: the set lacks fields of the stored rows, because it was learned without, or has others.
         """
         columns = rows.flat()
         if lacking := self.columns.keys() - columns.keys():
@@ -164,6 +164,10 @@ class Layout:
         if self.are_categories(rows.action.shape[1:]):
             num_actions = self.row_shapes[self.columns["action"]][-1]
             columns["action"] = torch.nn.functional.one_hot(rows.action.to(torch.int64), num_actions)
+        for name, key in self.columns.items():
+            size, wanted = columns[name][:1].numel(), self.row_shapes[key].numel()
+            if size not in (1, wanted):
+                raise ValueError(f"their {name} has {size} elements a row, and the stored one {wanted}")
         filled: dict[Key, Tensor] = {key: columns[name] for name, key in self.columns.items()}
         terminated = rows.terminated
         leaves = dict(tensors_of(stored))

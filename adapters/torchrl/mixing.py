@@ -348,7 +348,7 @@ class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[m
             with torch.inference_mode(False):
                 stored = self._written()
                 self._leaves = Layout.of(stored, self.modelled_keys).synthetic_leaves(rows, stored, addresses)
-        except (ValueError, RuntimeError) as error:
+        except ValueError as error:
             logger.warning(
                 "The synthetic rows do not fit the stored ones (%s): batches are all real until the next refresh.",
                 str(error).rstrip("."),
@@ -395,8 +395,9 @@ class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[m
 
     def dumps(self, path: str | Path) -> None:
         """Save to a directory; LazyTensorStorage can load it too, without the synthetic part."""
+        packed = self._packed(self._marked_rows())  # before the rows, which other processes may write meanwhile
         super().dumps(path)
-        write_beside(path, self._packed())
+        write_beside(path, packed)
 
     def loads(self, path: str | Path) -> None:
         """Load what `dumps` saved; the constructor's settings are kept.
@@ -410,7 +411,8 @@ class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[m
 
     def state_dict(self) -> dict[str, Any]:
         """The storage's state and the synthetic part, as bytes in a uint8 tensor."""
-        packed = torch.frombuffer(bytearray(self._packed()), dtype=torch.uint8)
+        # Without a mark: TorchRL's state is the storage's own memory, in which rows may change before it is saved.
+        packed = torch.frombuffer(bytearray(self._packed(None)), dtype=torch.uint8)
         return {**super().state_dict(), "synthetic": packed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -419,9 +421,9 @@ class SynthERStorageMixin(RecordsTDErrors, LazyTensorStorage):  # type: ignore[m
         packed = state_dict.get("synthetic")
         self._unpack(None if packed is None else packed.cpu().numpy().tobytes())
 
-    def _packed(self) -> bytes:
+    def _packed(self, marked: TensorDictBase | None) -> bytes:
         counts = Counts(self._num_written(), self._num_forgotten, self._last_count)
-        return packed_synthetic(self.synthetic, counts, self._marked_rows())
+        return packed_synthetic(self.synthetic, counts, marked)
 
     def _marked_rows(self) -> TensorDictBase | None:
         """Every row, by slots, to be known again with the synthetic part; None where rows come back as other ones."""

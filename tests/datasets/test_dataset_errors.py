@@ -14,6 +14,7 @@ from numpy.lib import format as npy
 from stable_baselines3.common.buffers import ReplayBuffer
 
 from synther_buffers.datasets import open_dataset, write_dataset
+from synther_buffers.datasets.columns import as_dtype
 
 
 @pytest.fixture(autouse=True)
@@ -448,3 +449,8 @@ def test_a_truncated_minari_file(minari_directory):
     file.write_bytes(file.read_bytes()[:3_000])
     with pytest.raises(ValueError, match=r"main_data\.hdf5 cannot be read as HDF5"):
         opened_whole("toys/rows-v0")
+
+
+def test_integers_that_their_space_does_not_hold():
+    with pytest.raises(ValueError, match="file: x holds 300, which does not fit int8"):
+        as_dtype("file", "x", np.array([1, 300]), np.dtype("int8"))

@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import pickle
+import queue
 import signal
 import subprocess
 import sys
@@ -320,12 +321,24 @@ def test_bad_settings_of_the_process(settings, error):
         RefreshProcess(**settings)
 
 
-def test_a_call_that_was_cancelled_is_not_made():
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_call_that_was_cancelled_is_not_made(tmp_path, keep):
     process = RefreshProcess()
     with process._one_at_a_time:
-        future: Future = process.submit(os.getpid)
+        future: Future | None = process.submit((tmp_path / "made").touch)
         assert future.cancel()
-    assert process.pid is None
+        if not keep:
+            future = None
+            gc.collect()
+    process.submit(os.getpid).result()
+    assert not (tmp_path / "made").exists()
+
+
+def test_who_left_a_callback_is_called_without_keeping_the_future():
+    process, told = RefreshProcess(), queue.SimpleQueue()
+    process.submit(os.getpid).add_done_callback(lambda future: told.put(future.result()))
+    gc.collect()
+    assert told.get(timeout=60) == process.pid
 
 
 def forks_and_sleeps():

@@ -217,7 +217,7 @@ def saved_over(tmp_path, first, num_rows):
     plain.dumps(tmp_path)
 
 
-@pytest.mark.parametrize(("first", "num_rows"), [(5_000, 60), (5_000, 150), (0, 160)])
+@pytest.mark.parametrize(("first", "num_rows"), [(5_000, 60), (5_000, 150), (5_000, 200)])
 def test_synthetic_rows_beside_other_real_rows_are_not_loaded(tmp_path, log, first, num_rows):
     saved_over(tmp_path, first, num_rows)
     loaded = make_buffer()
@@ -244,6 +244,24 @@ def test_synthetic_rows_beside_their_own_real_rows_are_loaded_into_any_storage(t
             loaded.loads(tmp_path)
             assert len(loaded.storage.synthetic.rows) == 90
     assert not [message for message in warnings_of(log) if "cannot be read" in message]
+
+
+def test_synthetic_rows_beside_their_own_real_rows_and_later_ones_are_loaded(tmp_path):
+    """As where another process writes while the buffer is saved."""
+    saved_over(tmp_path, 0, 160)
+    loaded = make_buffer()
+    loaded.loads(tmp_path)
+    assert len(loaded.storage.synthetic.rows) == 90
+
+
+def test_a_state_whose_memory_was_written_since_is_loaded():
+    """TorchRL's state is the storage's own memory."""
+    buffer = filled()
+    state = buffer.state_dict()
+    buffer.extend(rows(400, 9_000))
+    loaded = make_buffer()
+    loaded.load_state_dict(state)
+    assert len(loaded.storage.synthetic.rows) == 90
 
 
 def test_a_part_that_was_saved_without_the_real_rows_mark_is_loaded(tmp_path):
@@ -307,6 +325,21 @@ def test_a_modelled_key_that_the_loaded_rows_lack(tmp_path, log):
         assert num_marked(loaded.sample(8)) == 0
     (message,) = [message for message in warnings_of(log) if "all real" in message]
     assert "modelled_keys names 'cost', but the data have only" in message
+
+
+def test_a_set_of_other_widths_is_not_served(log):
+    wide = rows(150, 0)
+    for part in (wide, wide["next"]):
+        part["observation"] = part["observation"].repeat(1, 2)
+    plain = TensorDictReplayBuffer(storage=PLAIN[SynthERStorage](400))
+    plain.extend(wide)
+    state = plain.state_dict()
+    state["_storage"]["synthetic"] = filled().state_dict()["_storage"]["synthetic"]
+    loaded = make_buffer()
+    loaded.load_state_dict(state)
+    assert num_marked(loaded.sample(8)) == 0
+    (message,) = [message for message in warnings_of(log) if "all real" in message]
+    assert "their observation has 2 elements a row, and the stored one 4" in message
 
 
 @pytest.mark.parametrize("way", [by_copy, by_dump, by_state_dict])

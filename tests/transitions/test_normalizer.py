@@ -1,5 +1,6 @@
 """Normalisation has no units of its own, and drift counts all that a fresh fit would do otherwise."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -105,6 +106,31 @@ class TestExtremes:
         assert mass.value == -77.0
         assert mass.fill == pytest.approx(3.0, abs=0.1)
         assert float(codec.encode(reward_rows(value))[601:, 2].std()) > 0.4
+
+    @pytest.mark.parametrize("share", [0.0095, 0.0105, 0.0148, 0.016])
+    def test_as_many_of_them_are_no_drift(self, share: float) -> None:
+        """A percent is where they begin to count for the scale, at 1.5 % the column is no longer heavy-tailed."""
+        rng = np.random.default_rng(0)
+
+        def rows():
+            far = rng.random(20_000) < share
+            return reward_rows(np.where(far, rng.uniform(300.0, 600.0, 20_000), rng.normal(size=20_000)))
+
+        codec = Codec.fit(SPEC, rows())
+        assert max(codec.drift(rows()) for _ in range(4)) < 0.2
+
+    def test_a_scale_of_all_rows_is_no_drift(self) -> None:
+        """As older versions measured it."""
+        value = np.random.default_rng(0).normal(3.0, 0.5, 1_000)
+        value[0] = 1e4
+        codec = Codec.fit(SPEC, reward_rows(value))
+        now = codec.normalizer
+        mean, scale, spread = now.mean.clone(), now.scale.clone(), now.spread.clone()
+        mean[2], scale[2] = value.mean(), value.std()
+        compressed = np.arcsinh((value - value.mean()) / value.std())
+        spread[2] = max(np.sqrt(np.square(compressed).mean()), np.abs(compressed).max() / HEAVY_TAIL)
+        older = dataclasses.replace(codec, normalizer=dataclasses.replace(now, mean=mean, scale=scale, spread=spread))
+        assert older.drift(reward_rows(value)) == pytest.approx(0.0, abs=1e-9)
 
     def test_moderate_tails_keep_about_unit_scale(self) -> None:
         value = np.random.default_rng(0).standard_t(3, 10_000)

@@ -95,11 +95,11 @@ def evaluate(
             with usage():
                 simulator = _simulator(env)
         evaluation = metrics.evaluate(real_rows, synthetic_rows, spec, simulator=simulator, seed=seed)
-        for trained in others:
+        if others:
             # A copy is found only where its original is searched: in all training rows, be they more than memory holds.
-            chunks = chunks_alike(trained, first)
+            chunks = chunks_alike(others[0], first)
             closest = metrics.closest_record(real_rows, synthetic_rows, chunks, spec, seed=seed)
-            evaluation = replace(evaluation, num_train=len(trained), closest=closest)
+            evaluation = replace(evaluation, num_train=len(others[0]), closest=closest)
         result = evaluation.to_dict()
         lines = explain(result)
         if html is not None:

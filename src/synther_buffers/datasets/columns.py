@@ -94,17 +94,18 @@ def native(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def as_dtype(path: str | Path, key: str, array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Finite values in another dtype.
+    """Finite values in another dtype; floats are rounded.
 
     Raises:
-        ValueError: one is too large for it.
+        ValueError: one does not fit it.
     """
     with np.errstate(over="ignore"):  # the error below tells more
         converted = array.astype(dtype, copy=False)
-    if dtype.kind == "f" and not bool(np.isfinite(converted).all()):
+    lost = ~np.isfinite(converted) if dtype.kind == "f" else converted != array
+    if bool(lost.any()):
         raise ValueError(
-            f"{path}: {key} holds {array[~np.isfinite(converted)][0]:g}, which does not fit {dtype}; rescale the "
-            "column, or remove such rows first."
+            f"{path}: {key} holds {array[lost][0]:g}, which does not fit {dtype}; rescale the column, or remove such "
+            "rows first."
         )
     return converted
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import logging
 import socket
 from functools import lru_cache
 from itertools import islice
@@ -20,6 +21,8 @@ from ..upsampling.progress import progress
 from ..upsampling.protocol import Upsampler
 from .chunks import draw_chunk, go_to, missing_chunks
 from .workfolder import MODEL, WorkFolder
+
+logger = logging.getLogger(__name__)
 
 #: How often a chunk is begun again whose worker died.
 _RETRIES = 5
@@ -100,6 +103,7 @@ def draw_on_ray(
             ray.shutdown()
         elif running:  # the cluster lives on, and would write into the folder when nobody expects it any more
             # Not `ray.cancel`: if a task is handed out or done at the same moment, Ray ends this process.
+            logger.info("Waiting up to %.0f s for %d chunks that the cluster is drawing.", _DONE_WITHIN, len(running))
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.wait(list(running), num_returns=len(running), timeout=_DONE_WITHIN)
 

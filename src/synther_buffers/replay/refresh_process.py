@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from dataclasses import dataclass
 from typing import Any, cast
 
 import cloudpickle
@@ -89,7 +90,7 @@ class RefreshProcess(Executor):
         if preparation is not None:
             messages.insert(0, (cloudpickle.dumps(preparation), None))
         # A daemon: at the end of the program nobody waits for a refresh that nothing will use.
-        threading.Thread(target=self._here().answer, args=(weakref.ref(future), messages), daemon=True).start()
+        threading.Thread(target=self._here().answer, args=(future.asked, messages), daemon=True).start()
         return future
 
     def _preparation(self) -> tuple[Any, ...] | None:
@@ -125,11 +126,41 @@ class RefreshProcess(Executor):
 
 
 class _Answer(Future[Any]):
-    """Whoever waits for an answer keeps the executor; the thread that brings it keeps neither."""
+    """Whoever waits for an answer keeps the executor; the thread that brings it keeps neither, but for callbacks."""
 
     def __init__(self, executor: RefreshProcess) -> None:
         super().__init__()
         self._executor = executor
+        self.asked = _Asked(weakref.ref(self))
+
+    def cancel(self) -> bool:
+        cancelled = super().cancel()
+        self.asked.cancelled |= cancelled
+        return cancelled
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        self.asked.kept = self  # somebody waits, even if nobody keeps the future
+        super().add_done_callback(fn)
+
+
+@dataclass
+class _Asked:
+    """What the thread knows of an answer that somebody may wait for.
+
+    Attributes:
+        answer: gives the future as long as somebody keeps it.
+        cancelled: whether it was cancelled before the call was made.
+        kept: the future, if it has to live until it is done.
+    """
+
+    answer: weakref.ref[_Answer]
+    cancelled: bool = False
+    kept: _Answer | None = None
+
+    def begin(self) -> bool:
+        """Whether to make the call: also if nobody waits for its answer, but not if it was cancelled."""
+        future = self.answer()
+        return not self.cancelled if future is None else future.set_running_or_notify_cancel()
 
 
 class _Worker:
@@ -149,11 +180,11 @@ class _Worker:
     def pid(self) -> int | None:
         return None if self._process is None or self._process.poll() is not None else self._process.pid
 
-    def answer(self, asked: weakref.ref[_Answer], messages: list[tuple[bytes, float | None]]) -> None:
+    def answer(self, asked: _Asked, messages: list[tuple[bytes, float | None]]) -> None:
         """Send messages, each with its time limit, and have the answer to the last one, or the first error."""
         result, failure = None, None
         with self._one_at_a_time:
-            if not _begin(asked):
+            if not asked.begin():
                 return
             try:
                 for message, timeout in messages:
@@ -161,7 +192,7 @@ class _Worker:
             except BaseException as error:
                 forget_frames(error)
                 failure = error
-        future = asked()
+        future, asked.kept = asked.answer(), None
         if future is None:
             return
         if failure is None:
@@ -248,12 +279,6 @@ class _Worker:
             threading.Thread(target=_watch, args=(self._process,), daemon=True).start()
             wait_for_hello(cast(io.RawIOBase, self._process.stdout))
         return self._process
-
-
-def _begin(asked: weakref.ref[_Answer]) -> bool:
-    """Whether to make the call: also if nobody waits for its answer, but not if it was cancelled."""
-    future = asked()
-    return future is None or future.set_running_or_notify_cancel()
 
 
 def _result(outcome: dict[str, Any]) -> Any:

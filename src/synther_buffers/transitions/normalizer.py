@@ -47,23 +47,7 @@ class Normalizer:
             rounding: standard deviation, ``[D]``, up to which a column varies by rounding only and counts as constant.
             structure: of the data.
         """
-        count, total, low = 0, torch.zeros_like(rounding), torch.full_like(rounding, math.inf)
-        high = -low
-        for raw in chunks():
-            count += len(raw)
-            total += raw.sum(0)
-            low = torch.minimum(low, raw.amin(0))
-            high = torch.maximum(high, raw.amax(0))
-        mean = total / count
-        extent = _nonzero(high - low)  # dividing by it keeps squares from overflow and underflow
-        squares = torch.zeros_like(mean)
-        for raw in chunks():
-            squares += ((raw - mean) / extent).square().sum(0)
-        scale = (squares / count).sqrt() * extent
-        constant = (low == high) | (scale <= rounding)
-        mean = torch.where(fixed, 0.0, torch.where(low == high, low, mean))
-        scale = torch.where(fixed, 1.0, torch.where(constant, 0.0, scale))
-
+        count, mean, scale, low, high = _moments(chunks, fixed, rounding)
         extreme = torch.maximum((low - mean).abs(), (high - mean).abs()) / _nonzero(scale)
         heavy = (extreme > HEAVY_TAIL) & ~fixed & (scale > 0)
         spread = torch.ones_like(mean)
@@ -109,25 +93,31 @@ class Normalizer:
 
         It is the largest of these values over all columns: the shift of the mean in standard deviations; the log-ratio
         (to base 3) of the scales; and that of the largest normalised value to `HEAVY_TAIL`, beyond which a new
-        normalizer would compress. Infinite if a column that was constant now varies.
+        normalizer would compress. Of heavy-tailed columns, whose mean and scale change with the number of extremes, the
+        log of the root mean square counts instead of the first two: it is at most 1 where they were measured. Infinite
+        if a column that was constant now varies.
 
         Args:
             chunks: the new data, as in `measure`.
             fixed: as in `measure`.
             rounding: as in `measure`, of the new data; means that differ by less count as equal.
         """
-        now = Normalizer.measure(chunks, fixed, rounding, self.structure)
+        count, mean, new_scale, *_ = _moments(chunks, fixed, rounding)
         constant = self.scale == 0
-        moved = (now.mean - self.mean).abs() > rounding
-        if bool((constant & ((now.scale > 0) | moved)).any()):
+        moved = (mean - self.mean).abs() > rounding
+        if bool((constant & ((new_scale > 0) | moved)).any()):
             return math.inf
         scale = _nonzero(self.scale)
-        shift = (now.mean - self.mean).abs() / scale
-        ratio = torch.where(now.scale > 0, (_nonzero(now.scale) / scale).log().abs() / math.log(3.0), 0.0)
-        extreme = torch.zeros_like(shift)
+        shift = (mean - self.mean).abs() / scale
+        ratio = torch.where(new_scale > 0, (_nonzero(new_scale) / scale).log().abs(), 0.0)
+        extreme, moment = torch.zeros_like(shift), torch.zeros_like(shift)
         for raw in chunks():
-            extreme = torch.maximum(extreme, self.apply(raw).abs().amax(0))
-        drift = torch.stack([shift, ratio, (extreme / HEAVY_TAIL).log() / math.log(3.0)]).amax(0)
+            x = self.apply(raw)
+            extreme = torch.maximum(extreme, x.abs().amax(0))
+            moment += x.square().sum(0)
+        shift = torch.where(self.heavy, 0.0, shift)
+        ratio = torch.where(self.heavy, (moment / count).sqrt().log(), ratio)
+        drift = torch.stack([shift, ratio / math.log(3.0), (extreme / HEAVY_TAIL).log() / math.log(3.0)]).amax(0)
         return float(torch.where(constant | fixed, 0.0, drift).max().clamp(min=0.0))
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,6 +129,28 @@ class Normalizer:
         """The normalizer that `state_dict` returned; version 3 has no structure."""
         structure = Structure.from_state_dict(state["structure"]) if "structure" in state else Structure()
         return cls(**{**state, "structure": structure})
+
+
+def _moments(
+    chunks: Callable[[], Iterator[Tensor]], fixed: Tensor, rounding: Tensor
+) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
+    """The number of rows, and mean, scale, least and largest value of the columns, as in `Normalizer.measure`."""
+    count, total, low = 0, torch.zeros_like(rounding), torch.full_like(rounding, math.inf)
+    high = -low
+    for raw in chunks():
+        count += len(raw)
+        total += raw.sum(0)
+        low = torch.minimum(low, raw.amin(0))
+        high = torch.maximum(high, raw.amax(0))
+    mean = total / count
+    extent = _nonzero(high - low)  # dividing by it keeps squares from overflow and underflow
+    squares = torch.zeros_like(mean)
+    for raw in chunks():
+        squares += ((raw - mean) / extent).square().sum(0)
+    scale = (squares / count).sqrt() * extent
+    constant = (low == high) | (scale <= rounding)
+    mean = torch.where(fixed, 0.0, torch.where(low == high, low, mean))
+    return count, mean, torch.where(fixed, 1.0, torch.where(constant, 0.0, scale)), low, high
 
 
 def _sample(chunks: Callable[[], Iterator[Tensor]], count: int, columns: Tensor) -> Tensor:
