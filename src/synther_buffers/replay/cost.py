@@ -17,7 +17,7 @@ from ..upsampling.presets import UpsamplerConfig, resolve_device
 from ..validation import whole_number
 from .holdout import SHARE
 from .learnable_rows import MIN_ROWS
-from .options import SyntheticKeywords, SyntheticOptions, split_keywords
+from .options import SyntheticKeywords, SyntheticOptions, split_keywords, too_long_interval
 from .policy_rows import NUM_POLICY_ROWS
 from .schedule import RefreshSchedule, redraw_interval
 
@@ -88,10 +88,7 @@ def estimate_cost(
     chosen = SyntheticOptions(**split_keywords("estimate_cost", options)[0])
     num_steps, buffer_size = whole_number("num_steps", num_steps, 1), whole_number("buffer_size", buffer_size, 1)
     if chosen.synthetic_fraction > 0.0 and chosen.retrain_every is not None and chosen.retrain_every > buffer_size:
-        raise ValueError(
-            f"retrain_every={chosen.retrain_every} is more than buffer_size={buffer_size}: rows would be overwritten "
-            "before a refresh could learn them. Lower retrain_every or raise buffer_size."
-        )
+        raise ValueError(too_long_interval(chosen.retrain_every, f"buffer_size={buffer_size}", "buffer_size"))
     factory = chosen.factory()
     if not isinstance(factory, DiffusionFactory):
         raise TypeError(

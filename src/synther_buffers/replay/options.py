@@ -241,6 +241,14 @@ def split_keywords(owner: str, keywords: Mapping[str, Any], framework: Iterable[
     return ours, {name: value for name, value in keywords.items() if name not in OPTIONS}
 
 
+def too_long_interval(retrain_every: int, store: str, argument: str) -> str:
+    """What is wrong with an interval between refreshes of more rows than a store holds, whose size is `argument`."""
+    return (
+        f"retrain_every={retrain_every} is more than {store}: rows would be overwritten before a refresh could learn "
+        f"them. Lower retrain_every or raise {argument}."
+    )
+
+
 def lists_options(function: Callable[P, R]) -> Callable[P, R]:
     """Show the options by name and default in a signature that takes them as ``**keywords``.
 

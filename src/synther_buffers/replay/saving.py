@@ -13,9 +13,8 @@ import torch
 
 from ..guidance.td_error import RecordedErrors
 from ..transitions import TransitionSpec
-from ..upsampling.checkpoint import config_from_file
+from ..upsampling.checkpoint import config_from_file, weight_settings
 from ..upsampling.factory import DiffusionFactory, make_upsampler
-from ..upsampling.fitted_model import codec_options
 from ..upsampling.presets import UpsamplerConfig, resolve_device
 from ..upsampling.protocol import Upsampler, UpsamplerFactory
 from .holdout import HoldOut
@@ -106,15 +105,11 @@ class SavedReplay:
         if not self._infers_spec and spec != self.spec:
             raise ValueError(f"it was saved for other transitions: {spec}, not {self.spec}")
         factory = self._factory
-        model, waiting = state["upsampler"], state.get("pending")
+        model, waiting, differs = state["upsampler"], state.get("pending"), ""
         if isinstance(factory, DiffusionFactory) and state["config"] is not None:
             saved = config_from_file(state["config"])
             if saved.conditioning is None and factory.config.conditioning is not None:
-                logger.warning(
-                    "The saved model learned no conditions, which the present settings ask for. The synthetic rows "
-                    "are kept, and the next refresh trains anew."
-                )
-                model = waiting = None
+                differs = "learned no conditions, which the present settings ask for"
             else:
                 # A model that knows conditions which nobody asks for, because a guidance could not be read, is as good.
                 present = replace(factory.config, conditioning=factory.config.conditioning or saved.conditioning)
@@ -128,11 +123,12 @@ class SavedReplay:
                     )  # fmt: skip
                     factory = DiffusionFactory(saved)
                 else:
-                    logger.warning(
-                        "The saved model has another configuration than the present settings. The synthetic rows are "
-                        "kept, and the next refresh trains anew."
-                    )
-                    model = waiting = None
+                    differs = "has another configuration than the present settings"
+        if differs:
+            logger.warning(
+                "The saved model %s. The synthetic rows are kept, and the next refresh trains anew.", differs
+            )
+            model = waiting = None
         seed = self.options.seed or 0
         hold_out = HoldOut.from_state_dict(state["hold_out"])
         reports = [RefreshReport.from_dict(report) for report in state["reports"]]
@@ -245,7 +241,7 @@ def _without_executor(options: SyntheticOptions) -> SyntheticOptions:
 
 def _shape(config: UpsamplerConfig) -> tuple[Any, ...]:
     """The settings that a model's weights depend on; those of training and sampling may differ."""
-    return config.network, config.sigma_data, codec_options(config), config.conditioning is None
+    return config.network, weight_settings(config), config.conditioning is None
 
 
 def _usable(device: str | torch.device) -> bool:

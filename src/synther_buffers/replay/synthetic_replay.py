@@ -19,7 +19,14 @@ from ..validation import fraction
 from .holdout import HoldOut
 from .last_batch import LastBatch
 from .learnable_rows import MIN_ROWS
-from .options import ShareSchedule, SyntheticKeywords, SyntheticOptions, lists_options, split_keywords
+from .options import (
+    ShareSchedule,
+    SyntheticKeywords,
+    SyntheticOptions,
+    lists_options,
+    split_keywords,
+    too_long_interval,
+)
 from .quality_gate import judge
 from .refreshing import RefreshingReplay
 from .reports import RefreshReport
@@ -157,10 +164,7 @@ class SyntheticReplay(RefreshingReplay):
                 "synthetic_fraction=0."
             )
         elif self.retrain_every is not None and self.retrain_every > capacity:
-            self._too_small = (
-                f"retrain_every={self.retrain_every} is more than {store}: rows would be overwritten before a refresh "
-                f"could learn them. Lower retrain_every or raise {argument}."
-            )
+            self._too_small = too_long_interval(self.retrain_every, store, argument)
 
     def check_capacity(self) -> None:
         """Check that the store can hold what a refresh learns; adapters call it before they write.

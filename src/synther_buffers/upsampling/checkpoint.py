@@ -47,11 +47,11 @@ def model_state(model: FittedModel) -> dict[str, Any]:
         "outcomes": None if model.outcomes is None else model.outcomes.state_dict(),
         "relevance": None if model.relevance is None else model.relevance.state_dict(),
         "spec": model.spec.to_dict(),
-        "settings": _settings(denoising.config),
+        "settings": weight_settings(denoising.config),
     }
 
 
-def _settings(config: UpsamplerConfig) -> dict[str, Any]:
+def weight_settings(config: UpsamplerConfig) -> dict[str, Any]:
     """The settings that the weights depend on and the shapes of the weights do not show."""
     return {"sigma_data": config.sigma_data, **codec_options(config)}
 
@@ -96,7 +96,7 @@ def _check_origin(state: dict[str, Any], spec: TransitionSpec, config: Upsampler
     """Raise an error if the model was fitted with another spec or other settings; older states have neither."""
     if "spec" in state and (fitted := TransitionSpec.from_dict(state["spec"])) != spec:
         raise ValueError(f"it was fitted on other transitions: {fitted}, not {spec}")
-    present = _settings(config)
+    present = weight_settings(config)
     for name, value in state.get("settings", {}).items():
         if value != present.get(name):
             raise ValueError(f"it was fitted with {name}={value}, but this configuration has {present.get(name)}")
