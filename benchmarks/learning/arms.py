@@ -9,7 +9,7 @@ from typing import Any
 
 from synther_buffers import PRESETS, UpsamplerConfig
 from synther_buffers.guidance.names import NAMES
-from synther_buffers.upsampling.augmentation import Bootstrap
+from synther_buffers.upsampling.augmentation import Bootstrap, GaussianNoise
 
 from .tasks import Task
 from .upsamplers import Oracle, OracleDynamics
@@ -22,7 +22,8 @@ class Arm:
     Attributes:
         utd: critic updates per environment step; None for the task's control's.
         policy_delay: critic updates per update of actor and temperature; None for the task's control's.
-        upsampler: None for real rows alone; ``bootstrap``, ``oracle``, ``oracle-dynamics`` or ``diffusion``.
+        upsampler: None for real rows alone; ``bootstrap``, ``gaussian``, ``oracle``, ``oracle-dynamics`` or
+            ``diffusion``.
         preset: of the diffusion model.
         changes: of the preset; a mapping changes a part, as in ``{"training": {"weight_decay": 1.0}}``.
         retrain_every: environment steps between refreshes.
@@ -90,6 +91,8 @@ ARMS: dict[str, Arm] = {
     # The published rule: one actor and one temperature update per environment step.
     "utd20-delay": Arm(20, 20),
     "bootstrap": Arm(upsampler="bootstrap", num_synthetic=10_000),
+    # Real rows with noise of 0.1 standard deviations on both observations, as often anew as the chosen arm's rows.
+    "gaussian": Arm(upsampler="gaussian", num_synthetic=10_000, retrain_every=500),
     "oracle": Arm(upsampler="oracle", num_synthetic=10_000),
     "oracle-dynamics": Arm(upsampler="oracle-dynamics", num_synthetic=10_000),
     # The first released default: as many steps for any number of rows, and the weights at the end.
@@ -170,6 +173,7 @@ def buffer_kwargs(arm: Arm, task: Task, seed: int) -> dict[str, Any]:
     else:
         factories = {
             "bootstrap": Bootstrap,
+            "gaussian": GaussianNoise,
             "oracle": partial(Oracle, task=task),
             "oracle-dynamics": partial(OracleDynamics, task=task, config=_model(arm, task)),
         }

@@ -91,8 +91,8 @@ def _reporting(lines: Sequence[Line], choosing: Scores) -> list[str]:
     ]
     runs = len(first_of_each([line for line in lines if line["arm"] in stage.arms]))
     wanted = len(jobs(stage))
-    # An opponent that is not one on every task comes last.
-    arms = (*stage.arms, *sorted(set(best.values()) - set(stage.arms)))
+    # Opponents on some of the tasks come last.
+    arms = (*stage.arms, *sorted({line["arm"] for line in lines} - set(stage.arms)))
     areas = [_areas(scores, task, arms) for task in stage.tasks]
     state = (
         "Complete."

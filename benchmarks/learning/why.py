@@ -14,7 +14,7 @@ from .tables import Rows, table
 from .tasks import TASKS
 
 #: Arms whose critic is looked at.
-LOOKED_AT = ("utd1", "utd10", "bootstrap", CHOSEN, "oracle")
+LOOKED_AT = ("utd1", "utd10", "bootstrap", "gaussian", CHOSEN, "oracle")
 #: Arms with half of each batch synthetic at the control's rule; they differ in the model and how often it is refreshed.
 MODELS = (
     "few-rows",
