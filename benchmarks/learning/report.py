@@ -37,7 +37,9 @@ def render(results: Path, page: Path) -> None:
             *why([*reporting, *all_lines], STAGES["reporting"].tasks),
             *_stage(all_lines),
             *_pilot(every),
-            *_other_agents([*all_lines, *elsewhere, *others], scores_of([*all_lines, *reporting])),
+            *_other_agents(
+                [*all_lines, *elsewhere, *others], scores_of([*all_lines, *reporting]), scores_of(all_lines)
+            ),
             *_rest(),
         ]
     )
@@ -302,8 +304,11 @@ _OTHERS = {
 }
 
 
-def _other_agents(lines: Sequence[Line], plain: Scores) -> list[str]:
-    """A section for each agent that has run but sbx's SAC, whose scores are `plain`, beside those on the same seeds."""
+def _other_agents(lines: Sequence[Line], plain: Scores, choosing: Scores) -> list[str]:
+    """A section for each agent that has run but sbx's SAC, whose scores are `plain`, beside those on the same seeds.
+
+    The choosing seeds' scores give the unit of each task.
+    """
     blocks = []
     for agent, (title, words) in _OTHERS.items():
         found = scores_of(lines, agent)
@@ -314,8 +319,38 @@ def _other_agents(lines: Sequence[Line], plain: Scores) -> list[str]:
                 f"{words} Area, mean ± standard deviation (seeds), that of sbx's SAC on the same seeds, and paired "
                 "differences as above.",
                 table(header, agent_rows(found, plain)),
+                *_agent_over_tasks(found, plain, choosing),
             ]
     return blocks
+
+
+def _agent_over_tasks(found: Scores, plain: Scores, choosing: Scores) -> list[str]:
+    """The chosen arm of an agent over several tasks, against its control and against arms of sbx's SAC."""
+    tasks = [task for task in STAGES["reporting"].tasks if CHOSEN in found.get(task, {})]
+    if len(tasks) < 2:
+        return []
+    units = {task: headroom(choosing, task, TASKS[task].control) for task in tasks}
+    scores = {
+        task: {
+            CHOSEN: found[task][CHOSEN],
+            "control": found[task].get(TASKS[task].control, {}),
+            **{f"plain {arm}": plain.get(task, {}).get(arm, {}) for arm in (CHOSEN, "utd1")},
+        }
+        for task in tasks
+    }
+    opponents = {
+        "its control": "control",
+        f"`{CHOSEN}` of sbx's SAC": f"plain {CHOSEN}",
+        "`utd1` of sbx's SAC": "plain utd1",
+    }
+    rows = []
+    for name, opponent in opponents.items():
+        comparison = compare(scores, CHOSEN, dict.fromkeys(tasks, opponent), units)
+        rows.append([name, *_compared(comparison, tasks=len(tasks), seeds=LEAST_SEEDS)])
+    return [
+        f"`{CHOSEN}` of this agent over these tasks, in the units of the primary comparison:",
+        table(["against", "tasks x seeds", "IQM of differences", "95 % interval", "P(improvement)", "verdict"], rows),
+    ]
 
 
 def agent_rows(found: Scores, plain: Scores) -> Rows:

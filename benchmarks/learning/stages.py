@@ -115,9 +115,14 @@ STAGES: dict[str, Stage] = {
         CHOOSING,
         "learning_elsewhere.jsonl",
     ),
-    # What else is known to make many updates per step safe (`--agent layer-norm`, `--agent crossq --arms utd1`), with
-    # rows of ours and without.
-    "c": Stage(("halfcheetah", "hopper"), ("utd1", "utd10", CHOSEN), REPORTING[:5], "learning_stage_c.jsonl"),
+    # What else is known to make many updates per step safe, with rows of ours and without: `--agent layer-norm`, with
+    # `--arms utd1` on the first two tasks as well, and `--agent crossq --arms utd1` on these.
+    "c": Stage(
+        ("halfcheetah", "hopper", "walker2d", "pusher"),
+        ("utd10", CHOSEN),
+        REPORTING[:5],
+        "learning_stage_c.jsonl",
+    ),
 }
 
 

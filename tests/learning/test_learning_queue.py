@@ -128,6 +128,22 @@ def test_another_agent_stands_beside_sac_on_the_same_seeds():
     ]
 
 
+def test_another_agent_over_several_tasks_is_told_in_units_of_what_true_rows_gain(tmp_path):
+    stage_a, choosing, others = (tmp_path / STAGES[name].file for name in ("a", "choosing", "c"))
+    for task, unit in (("halfcheetah", 400.0), ("hopper", 100.0)):
+        append(stage_a, line(task, "utd10", 0, 0.0))
+        append(stage_a, line(task, "oracle", 0, unit))
+        append(choosing, line(task, "default-often", 100, 10.0))
+        append(others, line(task, "utd10", 100, 20.0) | {"agent": "layer-norm"})
+        append(others, line(task, "default-often", 100, 220.0) | {"agent": "layer-norm"})
+    render(tmp_path, tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    # (220 - 20) / 400 and (220 - 20) / 100, and from 10 likewise; of two, the interquartile mean is the mean.
+    assert "| its control | 2 x 1 | 1.25 | one seed: none | 1.00 | too early |" in page
+    assert "| `default-often` of sbx's SAC | 2 x 1 | 1.31 | one seed: none | 1.00 | too early |" in page
+    assert "| `utd1` of sbx's SAC | no pairs yet |" in page
+
+
 def test_the_best_real_only_arm_is_that_of_the_highest_mean(tmp_path):
     path = tmp_path / STAGES["a"].file
     for arm, area in (
@@ -148,7 +164,16 @@ def test_every_kind_of_arm_runs_from_end_to_end(tmp_path):
     path = tmp_path / "lines.jsonl"
     assert main(["--toy", "--out", str(path)]) == 0
     lines = {(found["agent"], found["arm"]): found for found in read(path)}
-    kinds = ("utd1", "utd20-delay", "bootstrap", "oracle", "oracle-delay", "oracle-dynamics", "constant-budget")
+    kinds = (
+        "utd1",
+        "utd20-delay",
+        "bootstrap",
+        "gaussian",
+        "oracle",
+        "oracle-delay",
+        "oracle-dynamics",
+        "constant-budget",
+    )
     kinds += ("passes-delay", "policy-0.05", "guided-curiosity", "resampled-curiosity")
     assert set(lines) == {
         *(("sbx", arm) for arm in kinds),
