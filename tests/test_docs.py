@@ -5,6 +5,7 @@ about:
 
     <!-- run as: 10_000 -> 400; gradient_steps=10 -> gradient_steps=1 -->    smaller numbers
     <!-- run before: from tianshou_sac import make_sac -->                   what the page leaves to the reader
+    <!-- run after: assert model.num_timesteps == 400 -->                    what the block must have done
     <!-- not run: takes a minute -->                                         why not
     <!-- needs: tianshou.highlevel.experiment -->                            not run where it cannot be imported
 
@@ -36,9 +37,11 @@ PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") 
 TINY = replace(toys.TINY, num_synthetic=1_000)
 
 _BLOCK = re.compile(
-    r"(?P<comments>(?:^<!--(?:(?!-->).)*-->\n+)*)^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"(?P<comments>(?:^<!--(?:(?!-->).)*-->\n+)*)^```(?P<language>\w+)\n(?P<code>.*?)^```$"
+    r"(?P<after>(?:\n+^<!-- *run after:(?:(?!-->).)*-->)?)",
+    re.MULTILINE | re.DOTALL,
 )
-_COMMENT = re.compile(r"<!-- *(?P<kind>run as|run before|not run|needs):(?P<text>.*?)-->", re.DOTALL)
+_COMMENT = re.compile(r"<!-- *(?P<kind>run as|run before|run after|not run|needs):(?P<text>.*?)-->", re.DOTALL)
 
 
 @dataclass
@@ -49,6 +52,7 @@ class Block:
     language: str
     code: str
     before: str = ""
+    after: str = ""
     needs: str = ""
     is_run: bool = True
     changes: list[tuple[str, str]] = field(default_factory=list)
@@ -64,12 +68,14 @@ class Block:
 def blocks(text: str) -> Iterator[Block]:
     for match in _BLOCK.finditer(text):
         block = Block(text.count("\n", 0, match.start("code")) + 1, match["language"], match["code"])
-        for comment in _COMMENT.finditer(match["comments"]):
+        for comment in _COMMENT.finditer(match["comments"] + match["after"]):
             said = comment["text"].strip()
             if comment["kind"] == "run as":
                 block.changes += [tuple(part.strip().split(" -> ")) for part in said.split(";")]
             elif comment["kind"] == "run before":
                 block.before += said + "\n"
+            elif comment["kind"] == "run after":
+                block.after = said
             elif comment["kind"] == "needs":
                 block.needs = said
             else:
@@ -129,6 +135,7 @@ def test_the_code_of_a_page_runs(page, elsewhere):
             run_python(block, page, namespace)
         else:
             run_commands(block, page)
+        exec(compile(block.after, f"{page}, after line {block.line}", "exec"), namespace)
 
 
 def test_every_block_says_its_language():
@@ -138,16 +145,24 @@ def test_every_block_says_its_language():
         assert all(fences[::2]), f"{page}: a block without a language would not be run; write ```text"
 
 
+def test_every_comment_about_a_block_is_beside_one():
+    for page in PAGES:
+        text = (DOCS / page).read_text()
+        beside = "".join(match[0] for match in _BLOCK.finditer(text))
+        assert len(_COMMENT.findall(text)) == len(_COMMENT.findall(beside)), f"{page}: a comment would not be run"
+
+
 def test_blocks_are_found_with_their_comments():
     page = "\n".join(
         [
             "text", "", "<!-- run as: 10_000 -> 4; a -> b -->", "<!-- run before: import os -->", "```python",
-            "a = 10_000", "```", "", "<!-- not run: too long -->", "", "```bash", "synther-buffers info x", "```",
+            "a = 10_000", "```", "", "<!-- run after: assert b == 4 -->", "",
+            "<!-- not run: too long -->", "", "```bash", "synther-buffers info x", "```",
         ]
     )  # fmt: skip
     first, second = blocks(page)
     assert (first.line, first.language, first.before) == (6, "python", "import os\n")
-    assert first.shown_as_run() == "b = 4\n"
+    assert (first.shown_as_run(), first.after) == ("b = 4\n", "assert b == 4")
     assert (second.language, second.is_run) == ("bash", False)
     first.changes = [("c", "d")]
     with pytest.raises(AssertionError, match="no 'c' to replace"):
