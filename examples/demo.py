@@ -2,7 +2,7 @@
 
     python examples/demo.py [--steps 5000] [--logdir runs/demo]
 
-Two processes with one thread each run `examples/sbx_sac.py` on HalfCheetah-v5; seven to eleven minutes on two cores.
+Two processes with one thread each run `examples/sbx_sac.py` on HalfCheetah-v5; about ten minutes on two cores.
 One run is no evidence, so the picture also shows the recorded runs of the same task and settings with other seeds
 (`benchmarks/results/learning_reporting.jsonl`), as thin lines.
 """
@@ -111,7 +111,7 @@ def main() -> None:
     args = parser.parse_args()
     print(
         f"SAC on {args.env} for {args.steps:,} steps at UTD {args.utd}, with and without synthetic transitions, "
-        "in two processes.\nSeven to eleven minutes for 5,000 steps on two cores; each run says how far it is.",
+        "in two processes.\nAbout ten minutes for 5,000 steps on two cores; each run says how far it is.",
         flush=True,
     )
     if args.steps < 400:

@@ -21,7 +21,8 @@ class Evaluation:
         mean_return: undiscounted, over the episodes.
         value: mean of the smaller critic's value at states of the episodes.
         discounted_return: mean of what followed there, discounted; at a time limit the critic's value of the last
-            step stands for the rest. The critic's value holds the entropy bonus of the future, this does not.
+            step stands for the rest. That value, like every one of the critic's, holds the entropy bonus of the
+            future; the rewards that followed do not.
     """
 
     mean_return: float

@@ -11,14 +11,26 @@ import numpy as np
 
 from .arms import ARMS, FORMER_ARMS, REAL_ONLY
 from .lines import Line, first_of_each, read, runs_of
-from .stages import CHOSEN, STAGES, Stage, jobs, missing
-from .statistics import Comparison, Scores, compare, headroom, paired, scores_of, told
+from .stages import CHOSEN, STAGES, Job, Stage, jobs, missing
+from .statistics import (
+    Comparison,
+    Scores,
+    compare,
+    differences,
+    headroom,
+    interval_with_units,
+    paired,
+    scores_of,
+    told,
+)
 from .tables import Rows, table
 from .tasks import TASKS
 from .why import why
 
 #: A comparison with fewer pairs a task gets no verdict (protocol.md).
 LEAST_SEEDS = 5
+#: Commits of the chosen arm's lines in which heavy-tailed columns had no scale of their own yet.
+FORMER_SCALE = ("209ad70", "469c3b2", "6285ecc", "e5c501e")
 
 
 def render(results: Path, page: Path) -> None:
@@ -40,6 +52,7 @@ def render(results: Path, page: Path) -> None:
             *_other_agents(
                 [*all_lines, *elsewhere, *others], scores_of([*all_lines, *reporting]), scores_of(all_lines)
             ),
+            *_again(),
             *_rest(),
         ]
     )
@@ -60,8 +73,11 @@ def _head(stage: Sequence[Line], results: Path) -> list[str]:
         "# Does the agent learn more?",
         "SAC on short runs, with the same environment steps in each arm. The rules were fixed before any treatment: "
         "[the protocol](learning_protocol.md). Two of them, the unit and the number of seeds of each opponent, were "
-        "changed on 2026-11-28, when the arm was known to be above the control; its section of that day says why. "
+        "changed on 2026-11-28, when the arm was known to be above the control; its section of that day says why. The "
+        "rule that chose the arm ended in a tie, which was decided by judgement (section of 2026-11-27). "
         "The page is rendered by `python -m benchmarks.learning --report`.",
+        "The score of a run, its area, is the mean return of its evaluations after the first update; in a run of "
+        "5,000 steps these come at steps 1,500 to 5,000.",
         f"Stage A (choosing seeds 0 to 4). {state} {hours:.1f} core-hours so far"
         + (
             ". Nothing here is a result while it is partial: no verdict follows from one or two seeds." if left else "."
@@ -87,36 +103,54 @@ def _reporting(lines: Sequence[Line], choosing: Scores) -> list[str]:
         "best real-only arm": best,
     }
     units = {task: headroom(choosing, task, control[task]) for task in stage.tasks}
-    rows = [
-        [name, *_compared(compare(scores, CHOSEN, opponent, units), tasks=len(stage.tasks), seeds=len(stage.seeds))]
-        for name, opponent in opponents.items()
-    ]
-    runs = len(first_of_each([line for line in lines if line["arm"] in stage.arms]))
-    wanted = len(jobs(stage))
-    # Opponents on some of the tasks come last.
+    rows = []
+    for name, opponent in opponents.items():
+        cells = _compared(compare(scores, CHOSEN, opponent, units), tasks=len(stage.tasks), seeds=len(stage.seeds))
+        # Behind the interval, that with the unit's own uncertainty.
+        rows.append([name, *cells[:3], _with_units(scores, opponent, choosing), *cells[3:]])
+    made = {Job(line["task"], line["arm"], line["seed"], line["agent"]) for line in lines}
+    left = sum(job not in made for job in jobs(stage))
+    # Opponents that are not the stage's come last.
     arms = (*stage.arms, *sorted({line["arm"] for line in lines} - set(stage.arms)))
     areas = [_areas(scores, task, arms) for task in stage.tasks]
     state = (
-        "Complete."
-        if runs >= wanted
-        else f"**Partial: {runs} of {wanted} runs.** A comparison has as many seeds as its task with the fewest pairs."
+        f"**Partial: {len(jobs(stage)) - left} of {len(jobs(stage))} runs.** A comparison has as many seeds as its "
+        "task with the fewest pairs."
+        if left
+        else "Complete."
     )
     return [
         "## The reporting seeds",
         f"`{CHOSEN}` and its opponents on seeds 100 to 109, which chose nothing. {state} "
         "`python -m benchmarks.learning --stage reporting` makes the runs that are missing.",
         table(["task", *(f"`{arm}`" for arm in arms)], areas),
+        *_versions(lines),
         "The best real-only arm, by the choosing seeds: "
         + ", ".join(f"`{arm}` on {TASKS[task].env}" for task, arm in best.items())
+        + ". It is the best of three rules. Their choosing seeds, task by task: "
+        + "; ".join(f"`{arm}` " + ", ".join(str(len(choosing[task][arm])) for task in stage.tasks) for arm in REAL_ONLY)
         + ".",
+        *_finals_and_costs(lines, stage.tasks, arms),
         "Paired differences of the area, task by task: the mean over the seeds that both arms have, its 95 % interval "
         "(Student's), and in how many pairs it is above 0.",
         table(["task", *(f"over `{arm}`" for arm in arms if arm != CHOSEN)], _differences(scores, stage.tasks, arms)),
         *_on_gpu(lines, stage),
         "The primary comparison: paired differences of the area in units of what `oracle` gains over the control on "
-        "the choosing seeds, interquartile mean over tasks and seeds. The unit is measured on other seeds, and its own "
-        "uncertainty is not in the intervals.",
-        table(["against", "tasks x seeds", "IQM of differences", "95 % interval", "P(improvement)", "verdict"], rows),
+        "the choosing seeds, interquartile mean over tasks and seeds. The unit is measured on other seeds, with 10,000 "
+        f"true rows every 1,000 steps where `{CHOSEN}` is refreshed every 500. Its own uncertainty is not in the first "
+        "intervals, by which the protocol judges; in the second ones it is drawn anew too.",
+        table(
+            [
+                "against",
+                "tasks x seeds",
+                "IQM of differences",
+                "95 % interval",
+                "with the unit's own uncertainty",
+                "P(improvement)",
+                "verdict",
+            ],
+            rows,
+        ),
         "By the protocol the arm *helps* if it is better than the control, `bootstrap` and the best real-only arm: "
         + (
             "**it helps.**"
@@ -124,6 +158,65 @@ def _reporting(lines: Sequence[Line], choosing: Scores) -> list[str]:
             else "**this is not shown.**"
         ),
     ]
+
+
+def _with_units(scores: Scores, opponent: Mapping[str, str], choosing: Scores) -> str:
+    """The interval of a comparison of the chosen arm with the uncertainty of the units in it."""
+    gains = {task: _gains(choosing, task) for task in opponent}
+    tasks, raw = differences(
+        scores, CHOSEN, opponent, {task: 1.0 for task, values in gains.items() if np.sum(values) > 0.0}
+    )
+    if len(raw) < 2:
+        return ""
+    low, high = interval_with_units(raw, [gains[task] for task in tasks])
+    return "-" if np.isnan(low) else f"[{low:.2f}, {high:.2f}]"
+
+
+def _versions(lines: Sequence[Line]) -> list[str]:
+    """Of which commits the chosen arm's lines are."""
+    commits = sorted({line["commit"][:7] for line in lines if line["arm"] == CHOSEN})
+    former = [commit for commit in commits if commit in FORMER_SCALE]
+    if not commits:
+        return []
+    words = f"The lines of `{CHOSEN}` are of the commits {', '.join(commits)}."
+    if former:
+        which = "All of these" if former == commits else f"Of these, {', '.join(former)}"
+        words += f" {which} come before heavy-tailed columns got a scale of their own, which concerns Hopper-v5."
+    return [words]
+
+
+def _finals_and_costs(lines: Sequence[Line], tasks: Sequence[str], arms: Sequence[str]) -> list[str]:
+    """What a run costs, beside the return that it ends with."""
+    lines = first_of_each(lines)
+    rows = []
+    for task in tasks:
+        cells = []
+        for arm in arms:
+            runs = runs_of(lines, task, arm)
+            seconds = [run["cpu_seconds"] for run in runs if not run["gpu"]]
+            final = f"{np.mean([run['final'] for run in runs]):.4g}" if runs else ""
+            cells.append(f"{final}; {np.median(seconds):.0f} ({len(seconds)})" if seconds else final or "-")
+        rows.append([TASKS[task].env, *cells])
+    return [
+        "The mean return of the last evaluation; then the median CPU seconds of a run on one core, its refreshes in "
+        "them, over the runs without a GPU (their number)." + _times_as_long(lines, tasks),
+        table(["task", *(f"`{arm}`" for arm in arms)], rows),
+    ]
+
+
+def _times_as_long(lines: Sequence[Line], tasks: Sequence[str]) -> str:
+    """The CPU seconds of the chosen arm by those of two opponents on the same seed."""
+    seconds = scores_of([line for line in lines if not line["gpu"]], score=lambda line: line["cpu_seconds"])
+    words = []
+    for name, opponent in (("its control", None), ("`utd1`", "utd1")):
+        pairs = [pair for task in tasks for pair in paired(seconds, task, CHOSEN, opponent or TASKS[task].control)]
+        times = [first / second for first, second in pairs]
+        if times:
+            words.append(
+                f"{np.median(times):.1f} times those of {name} (median of {len(times)} pairs; {min(times):.1f} to "
+                f"{max(times):.1f})"
+            )
+    return f" Paired by seed, those of `{CHOSEN}` are {' and '.join(words)}." if words else ""
 
 
 def _differences(scores: Scores, tasks: Sequence[str], arms: Sequence[str]) -> Rows:
@@ -175,7 +268,7 @@ def _stage(lines: Sequence[Line]) -> list[str]:
     blocks += [
         "### Cost, and what the critic believes",
         "CPU seconds of a run on one core, those of its refreshes, and the critic's value at the end beside the "
-        "discounted return that followed (medians over the runs; the entropy bonus is in the value).",
+        "discounted return that followed, as under [Why](#why) (medians over the runs).",
         table(["task", "arm", "runs", "CPU s", "refreshes s", "value", "return that followed"], _costs(lines, stage)),
     ]
     return blocks
@@ -346,7 +439,8 @@ def _agent_over_tasks(found: Scores, plain: Scores, choosing: Scores) -> list[st
     rows = []
     for name, opponent in opponents.items():
         comparison = compare(scores, CHOSEN, dict.fromkeys(tasks, opponent), units)
-        rows.append([name, *_compared(comparison, tasks=len(tasks), seeds=LEAST_SEEDS)])
+        # The protocol wants all tasks of the primary comparison.
+        rows.append([name, *_compared(comparison, tasks=len(STAGES["reporting"].tasks), seeds=LEAST_SEEDS)])
     return [
         f"`{CHOSEN}` of this agent over these tasks, in the units of the primary comparison:",
         table(["against", "tasks x seeds", "IQM of differences", "95 % interval", "P(improvement)", "verdict"], rows),
@@ -379,6 +473,45 @@ def _has_headroom(gains: Sequence[float]) -> str:
     if len(gains) < 3:
         return f"open: {len(gains)} of 3 seeds"
     return "yes" if np.mean(gains) > 0.0 and np.mean(gains) >= np.std(gains, ddof=1) else "no"
+
+
+def _again() -> list[str]:
+    """The commands of the runs."""
+    stage = "python -m benchmarks.learning --stage"
+    two, five = "--tasks halfcheetah hopper", "--seeds 100 101 102 103 104"
+    one = "python -m benchmarks.learning.run --task TASK --arm"
+    commands = [
+        "python -m benchmarks.learning --prepare",
+        f"{stage} pilot",
+        f"{stage} a",
+        f"{stage} choosing",
+        f"{stage} reporting",
+        f"{stage} reporting --arms gaussian {two} {five}",
+        f"{stage} choosing --arms default-utd1 policy-0.2 {two} --seeds 0 1 2",
+        f"{stage} elsewhere --agent dqn --tasks cartpole",
+        f"{stage} a --agent sb3 --tasks halfcheetah --arms utd10 --seeds 0",
+        f"{stage} elsewhere --agent sb3 --tasks halfcheetah --arms {CHOSEN} --seeds 0",
+        f"{stage} c --agent layer-norm",
+        f"{stage} c --agent layer-norm --arms utd1 {two}",
+        f"{stage} c --agent crossq --arms utd1 {two}",
+        f"{stage} c --agent crossq --arms default-utd1 {two} --seeds 100 101 102",
+        "python -m benchmarks.learning --report",
+    ]
+    on_gpu = [
+        f"{one} {CHOSEN} --seed SEED --gpu >> benchmarks/results/{STAGES['reporting'].file}",
+        f"{one} passes-wide --seed SEED --gpu >> benchmarks/results/{STAGES['choosing'].file}",
+    ]
+    gone = ", ".join(f"`{arm}`" for arm in FORMER_ARMS)
+    return [
+        "## The runs again",
+        "A command makes those of its runs that have no line yet, with the present code; a line's own code is its "
+        "`commit`. A stage wants more runs than there are; `--tasks`, `--arms`, `--seeds` and `--agent` choose some. "
+        f"The code of {gone} is gone.",
+        "```text\n" + "\n".join(commands) + "\n```",
+        f"Before the stages, on a machine with a GPU: `{CHOSEN}` on each task of the reporting stage, seeds 103 to "
+        "106, and `passes-wide`, seeds 0 to 2.",
+        "```text\n" + "\n".join(on_gpu) + "\n```",
+    ]
 
 
 def _rest() -> list[str]:

@@ -6,9 +6,9 @@ import json
 import logging
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -23,12 +23,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """Tasks x arms x seeds and the file of their lines, in ``benchmarks/results``."""
+    """Tasks x arms x seeds and the file of their lines, in ``benchmarks/results``.
+
+    Attributes:
+        only: tasks and seeds of an arm that does not run on all of the stage's.
+    """
 
     tasks: tuple[str, ...]
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
     file: str
+    only: Mapping[str, tuple[tuple[str, ...], tuple[int, ...]]] = field(default_factory=dict)
+
+    def wants(self, task: str, arm: str, seed: int) -> bool:
+        """Whether an arm of the stage runs there."""
+        tasks, seeds = self.only.get(arm, (self.tasks, self.seeds))
+        return task in tasks and seed in seeds
 
 
 @dataclass(frozen=True)
@@ -104,9 +114,13 @@ STAGES: dict[str, Stage] = {
     # The one chosen arm and its opponents, on seeds that chose nothing.
     "reporting": Stage(
         ("halfcheetah", "walker2d", "pusher", "hopper"),
-        ("utd1", "utd10", CHOSEN, "bootstrap", "oracle"),
+        ("utd1", "utd10", CHOSEN, "bootstrap", "utd20-delay"),
         REPORTING,
         "learning_reporting.jsonl",
+        only={
+            "bootstrap": (("halfcheetah", "walker2d", "pusher", "hopper"), REPORTING[:5]),
+            "utd20-delay": (("hopper",), REPORTING[:5]),
+        },
     ),
     # Discrete actions (`--agent dqn`) and another framework (`--agent torchrl`).
     "elsewhere": Stage(
@@ -128,7 +142,13 @@ STAGES: dict[str, Stage] = {
 
 def jobs(stage: Stage, agent: str = "sbx") -> list[Job]:
     """All runs, seed by seed, so that what is complete first can be compared."""
-    return [Job(task, arm, seed, agent) for seed in stage.seeds for task in stage.tasks for arm in stage.arms]
+    return [
+        Job(task, arm, seed, agent)
+        for seed in stage.seeds
+        for task in stage.tasks
+        for arm in stage.arms
+        if stage.wants(task, arm, seed)
+    ]
 
 
 def toy_jobs() -> list[Job]:

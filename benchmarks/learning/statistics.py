@@ -112,6 +112,31 @@ def interval(table: NDArray[np.float64], resamples: int = RESAMPLES) -> tuple[fl
     return float(points["difference"][0]), float(low), float(high)
 
 
+def interval_with_units(
+    table: NDArray[np.float64], gains: Sequence[Sequence[float]], resamples: int = 10 * RESAMPLES
+) -> tuple[float, float]:
+    """The 95 % interval of the interquartile mean if the units, too, are drawn anew from the seeds that gave them.
+
+    The ends are NaN where there is one seed, or where a gain is not above 0, so that a unit might not be.
+
+    Args:
+        table: paired differences, not in units, ``[seeds, tasks]``.
+        gains: by task, what the oracle gains over the control seed by seed; their mean is the unit.
+        resamples: of the bootstrap.
+    """
+    from scipy.stats import trim_mean
+
+    if len(table) < 2 or min(map(min, gains)) <= 0.0:
+        return math.nan, math.nan
+    random = np.random.default_rng(0)
+    seeds, tasks = table.shape
+    drawn = table[random.integers(0, seeds, (resamples, seeds, tasks)), np.arange(tasks)]
+    units = [np.array(values)[random.integers(0, len(values), (resamples, len(values)))].mean(1) for values in gains]
+    means = trim_mean((drawn / np.stack(units, 1)[:, None]).reshape(resamples, -1), 0.25, axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def student_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """The mean of a few values and its 95 % interval by Student's t; the ends are NaN with one."""
     from scipy.stats import t

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 
 import pytest
+from benchmarks.learning import __main__ as command
+from benchmarks.learning import report
 from benchmarks.learning.__main__ import main
 from benchmarks.learning.lines import append, read, repair
 from benchmarks.learning.prepare import HERE
 from benchmarks.learning.report import agent_rows, render
 from benchmarks.learning.run import settings
-from benchmarks.learning.stages import STAGES, Job, Stage, jobs, missing, work
+from benchmarks.learning.stages import CHOSEN, STAGES, Job, Stage, jobs, missing, work
 
 CORE = min(os.sched_getaffinity(0))
 
@@ -30,6 +33,7 @@ def line(task: str, arm: str, seed: int, area: float = 0.0) -> dict:
         "area": area,
         "cpu_seconds": 1800.0,
         "refresh_seconds": 12.0,
+        "refreshes": [],
     }
 
 
@@ -43,6 +47,32 @@ def test_seeds_come_one_after_the_other():
         Job("run", "utd1", 1),
     ]
     assert {job.agent for job in jobs(stage, "dqn")} == {"dqn"}
+
+
+def test_an_arm_may_run_on_some_of_the_tasks_and_seeds_alone():
+    stage = Stage(("run", "jump"), ("utd1", "oracle"), (0, 1), "lines.jsonl", only={"oracle": (("jump",), (1,))})
+    assert jobs(stage) == [
+        Job("run", "utd1", 0),
+        Job("jump", "utd1", 0),
+        Job("run", "utd1", 1),
+        Job("jump", "utd1", 1),
+        Job("jump", "oracle", 1),
+    ]
+
+
+def test_the_reporting_stage_is_what_the_protocol_says():
+    wanted = jobs(STAGES["reporting"])
+    by_arm = {arm: [job for job in wanted if job.arm == arm] for arm in STAGES["reporting"].arms}
+    # Three arms on four tasks and ten seeds, bootstrap on five, and the last one on one task.
+    assert {arm: len(found) for arm, found in by_arm.items()} == {
+        "utd1": 40,
+        "utd10": 40,
+        CHOSEN: 40,
+        "bootstrap": 20,
+        "utd20-delay": 5,
+    }
+    assert {job.seed for job in by_arm["bootstrap"]} == {100, 101, 102, 103, 104}
+    assert by_arm["utd20-delay"] == [Job("hopper", "utd20-delay", seed) for seed in range(100, 105)]
 
 
 def test_a_torn_last_line_is_made_again(tmp_path):
@@ -142,6 +172,77 @@ def test_another_agent_over_several_tasks_is_told_in_units_of_what_true_rows_gai
     assert "| its control | 2 x 1 | 1.25 | one seed: none | 1.00 | too early |" in page
     assert "| `default-often` of sbx's SAC | 2 x 1 | 1.31 | one seed: none | 1.00 | too early |" in page
     assert "| `utd1` of sbx's SAC | no pairs yet |" in page
+
+
+@pytest.mark.parametrize(("number", "verdict"), [(2, "too early"), (4, "better")])
+def test_another_agent_gets_a_verdict_from_five_seeds_on_all_tasks_alone(tmp_path, number, verdict):
+    for task in STAGES["reporting"].tasks[:number]:
+        append(tmp_path / STAGES["a"].file, line(task, "utd10", 0, 0.0))
+        append(tmp_path / STAGES["a"].file, line(task, "oracle", 0, 100.0))
+        for seed in range(100, 105):
+            for arm, area in (("utd10", 20.0), (CHOSEN, 70.0)):
+                append(tmp_path / STAGES["c"].file, line(task, arm, seed, area) | {"agent": "layer-norm"})
+    render(tmp_path, tmp_path / "page.md")
+    # (70 - 20) / 100
+    wanted = f"| its control | {number} x 5 | 0.50 | [0.50, 0.50] | 1.00 | {verdict} |"
+    assert wanted in (tmp_path / "page.md").read_text()
+
+
+def reporting_lines(tmp_path):
+    """Two choosing seeds that give units of 100 on each task, and two reporting seeds, the second on a GPU."""
+    for task in STAGES["reporting"].tasks:
+        for seed in (0, 1):
+            for arm, area in (("utd1", 10.0), ("utd10", 0.0), ("utd20-delay", 5.0), ("oracle", 50.0 + 100.0 * seed)):
+                append(tmp_path / STAGES["a"].file, line(task, arm, seed, area))
+        for seed, gpu in ((100, None), (101, "a GPU")):
+            more = {"commit": "209ad70" + 33 * "0"}
+            reporting = tmp_path / STAGES["reporting"].file
+            append(reporting, line(task, "utd1", seed, 30.0) | more | {"gpu": None, "cpu_seconds": 50.0})
+            append(reporting, line(task, "utd10", seed, 20.0) | more | {"gpu": None, "cpu_seconds": 200.0})
+            cost = 150.0 if gpu else 400.0
+            append(reporting, line(task, CHOSEN, seed, 120.0) | more | {"gpu": gpu, "cpu_seconds": cost})
+
+
+def test_the_reporting_seeds_have_final_returns_and_costs_beside_the_gain(tmp_path):
+    reporting_lines(tmp_path)
+    render(tmp_path, tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert "**Partial: 24 of 145 runs.**" in page
+    # A line's last return is its area here; of the chosen arm one run had no GPU.
+    assert "| Hopper-v5 | 30; 50 (2) | 20; 200 (2) | 120; 400 (1) | - | - |" in page
+    # 400 / 200 and 400 / 50 on four tasks.
+    assert "2.0 times those of its control (median of 4 pairs; 2.0 to 2.0) and 8.0 times those of `utd1`" in page
+    assert "Their choosing seeds, task by task: `utd1` 2, 2, 2, 2; `utd10` 2, 2, 2, 2; `utd20-delay`" in page
+    assert f"The lines of `{CHOSEN}` are of the commits 209ad70. All of these come before heavy-tailed columns" in page
+
+
+def test_the_primary_comparison_has_the_units_uncertainty_beside_it(tmp_path):
+    reporting_lines(tmp_path)
+    render(tmp_path, tmp_path / "page.md")
+    (row,) = [row for row in (tmp_path / "page.md").read_text().splitlines() if row.startswith("| control | 4 x 2")]
+    # 100 in units of 100; drawn anew, a unit is 50, 100 or 150, so that a task has 2, 1 or 2/3 of it.
+    assert row.startswith("| control | 4 x 2 | 1.00 | [1.00, 1.00] | [0.6")
+    assert row.endswith("| 1.00 | too early |")
+
+
+def test_the_commands_of_the_page_ask_for_runs_that_there_are(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(command, "prepare", lambda: None)
+    monkeypatch.setattr(command, "prepared", lambda: HERE)
+    monkeypatch.setattr(
+        command, "work", lambda wanted, path, runner, cores: asked.append((len(wanted), path.name)) or 0
+    )
+    monkeypatch.setattr(report, "render", lambda results, page: asked.append("report"))
+    blocks = [block for block in report._again() if block.startswith("```")]
+    for text in blocks[0].splitlines()[1:-1]:
+        python, flag, module, *flags = shlex.split(text)
+        assert (python, flag, module) == ("python", "-m", "benchmarks.learning")
+        assert main(flags) == 0
+    assert asked[-1] == "report"
+    assert all(number > 0 for number, _ in asked[:-1])
+    assert (145, STAGES["reporting"].file) in asked
+    # Noise instead of a model, on two tasks and five seeds.
+    assert (10, STAGES["reporting"].file) in asked
 
 
 def test_the_best_real_only_arm_is_that_of_the_highest_mean(tmp_path):

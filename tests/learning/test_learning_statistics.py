@@ -12,6 +12,7 @@ from benchmarks.learning.statistics import (
     differences,
     headroom,
     interval,
+    interval_with_units,
     paired,
     rank_correlation,
     student_interval,
@@ -83,6 +84,22 @@ def test_one_seed_has_no_interval():
 def test_seeds_are_drawn_within_a_task():
     # Drawn across tasks, the values of one would replace the other's.
     assert interval(np.array([[0.0, 1.0], [0.0, 1.0]]), 500) == (0.5, 0.5, 0.5)
+
+
+def test_the_interval_with_units_draws_the_units_too():
+    # Units of 1 stay 1: as without them, the means are 0, 1/2 and 1.
+    assert interval_with_units(np.array([[0.0], [1.0]]), [[1.0, 1.0]], 2_000) == (0.0, 1.0)
+    # A difference of 6 in units of 1, 2 or 3.
+    assert interval_with_units(np.array([[6.0], [6.0]]), [[1.0, 3.0]], 2_000) == (2.0, 6.0)
+    # Each task has its own unit, always 2 and 3 here: 3, 3, 4 and 4, and the middle half of them is 3 and 4.
+    assert interval_with_units(np.array([[6.0, 12.0], [6.0, 12.0]]), [[2.0], [3.0]], 100) == (3.5, 3.5)
+
+
+@pytest.mark.parametrize(
+    ("table", "gains"), [([[6.0]], [[1.0, 3.0]]), ([[6.0], [6.0]], [[1.0, 0.0]]), ([[6.0], [6.0]], [[4.0, -1.0]])]
+)
+def test_one_seed_or_a_unit_about_zero_has_no_interval_with_units(table, gains):
+    assert np.isnan(interval_with_units(np.array(table), gains, 100)).all()
 
 
 def test_the_interval_leaves_the_global_random_stream_alone():
@@ -191,3 +208,44 @@ def test_the_page_tells_differences_task_by_task_and_those_of_runs_with_a_gpu():
     assert words.startswith(f"On seeds 103 `{CHOSEN}` refreshed on a GPU")
     assert "| Pusher-v5 | 7, 1 of 1 | 2, 1 of 1 |" in table
     assert _on_gpu(lines[:2], STAGES["reporting"]) == []
+
+
+def test_the_page_tells_what_the_critic_believes_and_what_the_model_copies():
+    from benchmarks.learning.stages import CHOSEN
+    from benchmarks.learning.why import why
+
+    def line(arm, seed, value, followed, area, copies=()):
+        return {
+            "task": "pusher",
+            "agent": "sbx",
+            "arm": arm,
+            "seed": seed,
+            "area": area,
+            "settings": {"task": {"learning_starts": 1_000}},
+            # The first look, before the first update, does not count.
+            "values": [[1_000, 99.0, 99.0], [1_500, value, followed]],
+            "refreshes": [{"copy_share": share} for share in copies],
+        }
+
+    blocks = why(
+        [
+            line("utd10", 0, 10.0, 1.0, 0.0),
+            line("utd10", 1, 12.0, 2.0, 0.0),
+            line(CHOSEN, 0, 11.0, 4.0, 5.0, [0.1, 0.3]),
+            line(CHOSEN, 1, 12.5, 5.0, 6.0, [0.0, 0.02]),
+            # Another's seed without a control has no gain, and a model that copies is left out.
+            line("default", 7, 0.0, 0.0, 0.0, [0.9]),
+            line("constant-budget", 0, 0.0, 0.0, 9.0, [1.0]),
+        ],
+        ["pusher"],
+    )
+    tables = [block.splitlines()[-1].split(" | ") for block in blocks if block.startswith("| task")]
+    believed, excess, value, model = ([cell.strip("| ") for cell in row] for row in tables)
+    # In the order of utd1, utd10, bootstrap, gaussian, the chosen arm, oracle; the control is left out of differences.
+    assert believed[5] == "11.8 (4.5), 2"
+    # Excesses of 7 and 7.5 against 9 and 10: -2 and -2.5. Values: 1 and 0.5 more.
+    assert excess[4] == "-2.25 [-5.43, 0.927], 0 of 2"
+    assert value[4] == "0.75 [-2.43, 3.93], 2 of 2"
+    assert model[1] == "-"
+    # (0.1 + 0.3) / 2 and (0 + 0.02) / 2
+    assert "The mean share of copies of a run is 0.01 to 0.20 (0.05" in "\n".join(blocks)
