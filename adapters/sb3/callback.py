@@ -41,6 +41,7 @@ class SynthERCallback(BaseCallback):
             self._warn_of_a_plain_buffer()
             return
         self._recorded = _latest(replay)
+        self._warn_of_loaded_options(replay)
         if may_replace(replay.policy, self.model):
             replay.bind_policy(policy_of(self.model))
         self._bind_td_error(replay)
@@ -67,6 +68,21 @@ class SynthERCallback(BaseCallback):
                 replay.bind_td_error(td_error_of(self.model))
             except TypeError as error:
                 logger.warning("No TD error is bound: %s", error)
+
+    def _warn_of_loaded_options(self, replay: SyntheticReplay) -> None:
+        """`load_replay_buffer` puts the file's buffer in place of the model's, with the options it was saved with."""
+        asked = getattr(self.model, "replay_buffer_kwargs", None) or {}
+        differ = [
+            f"{name}={getattr(replay.options, name)!r} (not {value!r})"
+            for name, value in asked.items()
+            if isinstance(value, int | float) and getattr(replay.options, name, value) != value
+        ]
+        if differ:
+            logger.warning(
+                "The replay buffer has other options than replay_buffer_kwargs asks for: %s. load_replay_buffer keeps "
+                'those of the file (docs/sb3.md, "Saving and restoring").',
+                ", ".join(differ),
+            )
 
     def _warn_of_a_plain_buffer(self) -> None:
         found = type(getattr(self.model, "replay_buffer", None)).__name__

@@ -52,8 +52,8 @@ class Ensemble:
         """Learn columns from standardised ones.
 
         Args:
-            inputs: ``[N, in]`` float32, in the order of writing: runs of 25 consecutive rows are held out together, and
-                shorter ones of up to 100 rows.
+            inputs: ``[N, in]`` float32, each environment's in the order of writing: runs of 25 consecutive
+                rows are held out together, and shorter ones of up to 100 rows.
             targets: ``[N, out]`` float32, of any scale: each counts alike.
             generator: source of weights and minibatches, on the device of both.
             num_steps: gradient steps, at most; training ends earlier after 800 in which no network improves.

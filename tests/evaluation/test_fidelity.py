@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
-from synther_buffers.evaluation.fidelity import MAX_ROWS, correlation_similarity, ks_complement, measure_fidelity
+from synther_buffers.evaluation.fidelity import correlation_similarity, ks_complement, measure_fidelity
+from synther_buffers.evaluation.points import MAX_ROWS
 from synther_buffers.transitions import Transitions, TransitionSpec
 
 
@@ -78,6 +79,13 @@ class TestCorrelation:
         synthetic = torch.tensor([[1.0, 1.0, 4.0], [2.0, 2.0, 6.0], [3.0, 3.0, 5.0]])
         assert correlation_similarity(real, synthetic) == pytest.approx(1.0)
 
+    @pytest.mark.parametrize("unit", [1e-170, 1e-13, 1e-6, 1e170])
+    def test_does_not_depend_on_the_unit(self, unit: float) -> None:
+        # In the real set b = a, in the other b is uncorrelated with a: |1 - 0| / 2 for the only pair.
+        real = torch.tensor([[1.0, 1.0], [1.0, 1.0], [-1.0, -1.0], [-1.0, -1.0]], dtype=torch.float64)
+        synthetic = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
+        assert correlation_similarity(real * unit, synthetic * unit) == pytest.approx(0.5)
+
     def test_is_nan_with_fewer_than_two_varying_columns(self) -> None:
         assert math.isnan(correlation_similarity(column(1, 2, 3), column(1, 2, 3)))
 
@@ -130,7 +138,7 @@ class TestMeasureFidelity:
         assert fidelity.worst_marginal == marginal
         assert fidelity.correlation == pytest.approx(1.0)
 
-    def test_looks_at_evenly_spaced_rows_of_large_sets(self) -> None:
+    def test_looks_at_rows_from_everywhere_in_large_sets(self) -> None:
         rows = make_rows(4 * MAX_ROWS)
         rows.reward = torch.arange(4.0 * MAX_ROWS)
         few = make_rows(MAX_ROWS)
@@ -139,6 +147,28 @@ class TestMeasureFidelity:
         # Reading only the first rows would put this column far off, and make it the worst.
         assert fidelity.worst_column != "reward"
         assert fidelity.worst_marginal > 0.95
+
+    def test_rows_of_two_environments_in_turn(self) -> None:
+        """Every second row is of the other task; taking each 2nd or 4th would show one task alone."""
+        real, synthetic = make_rows(2 * MAX_ROWS), make_rows(MAX_ROWS, seed=1)
+        for rows in (real, synthetic):
+            rows.reward = rows.reward + 10.0 * (torch.arange(len(rows)) % 2)
+        fidelity = measure_fidelity(real, synthetic, SPEC)
+        assert fidelity.worst_marginal > 0.95
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+    def test_does_not_depend_on_the_default_dtype(self, dtype: torch.dtype) -> None:
+        real, synthetic = make_rows(12_000), make_rows(12_000, seed=1)
+        wanted = measure_fidelity(real, synthetic, SPEC)
+        try:
+            torch.set_default_dtype(dtype)
+            found = measure_fidelity(real, synthetic, SPEC)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert found == wanted
+
+    def test_equal_large_sets_give_1(self) -> None:
+        assert measure_fidelity(make_rows(12_000), make_rows(12_000), SPEC).marginal == 1.0
 
     def test_sets_of_different_sizes_and_samples(self) -> None:
         fidelity = measure_fidelity(make_rows(4_000), make_rows(3_000, seed=1), SPEC)

@@ -150,6 +150,20 @@ class TestClosestRecord:
         assert result.ratio == pytest.approx(1.0, abs=0.1)
         assert result.share_closer == pytest.approx(0.05, abs=0.03)
 
+    def test_a_column_of_rare_large_values_hides_no_copies(self) -> None:
+        """The 40 held-out rows have none of them: in their units, all distances would be those of that column."""
+        real, train = gaussian(40, 0), gaussian(1_000, 2)
+        for rows in (real, train):
+            rows.observation[:, 0] *= 0.01
+        train.observation[::25, 0] += 50.0
+        generator = torch.Generator().manual_seed(0)
+        near = train[torch.arange(1_000)]
+        near.observation = train.observation + 0.02 * train.observation.std(0) * torch.randn(
+            train.observation.shape, generator=generator, dtype=train.observation.dtype
+        )
+        assert closest_record(real, near, train, SPEC, units=train).share_closer > 0.9
+        assert closest_record(real, near, train, SPEC).share_closer < 0.1
+
     def test_copies_and_strangers(self) -> None:
         real, train = gaussian(500, 0), gaussian(2_000, 2)
         far = gaussian(500, 1)
@@ -240,6 +254,11 @@ class TestUnits:
         units = Units.measure(one, spec)
         for other, wanted in ((row(2, [1, 3]), 0.0), (row(3, [1, 3]), 1.0), (row(-1, [5, 9]), 3.0)):
             assert float((units.points(one) - units.points(other)).square().sum()) == pytest.approx(wanted)
+
+    @pytest.mark.parametrize("unit", [1e-170, 1e170])
+    def test_values_whose_squares_no_float_holds(self, unit: float) -> None:
+        # -4 and 4 have the standard deviation 4.
+        assert closest_distance(line(6 * unit), line(-4 * unit), LINE, line(-4 * unit, 4 * unit)).item() == 2.5
 
     def test_a_constant_far_from_0_does_not_blur_distances(self) -> None:
         real = line(*range(100))

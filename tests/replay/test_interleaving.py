@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synther_buffers.replay.interleaving import batch_order, batch_order_on, is_synthetic_place
+from synther_buffers.replay.interleaving import _kept, batch_order, batch_order_on, gather, is_synthetic_place
 from synther_buffers.replay.last_batch import LastBatch
 
 
@@ -57,6 +57,17 @@ def test_batches_of_many_sizes_do_not_pile_up():
     for num_real in range(100):
         batch_order(num_real, 5)
     assert batch_order.cache_info().currsize * 8 * 255_000 < 40e6  # bytes, if each were of 255,000 rows
+
+
+def test_one_large_batch_does_not_occupy_memory_for_ever():
+    rows = np.arange(200_000.0)[:, None].repeat(100, 1)  # 153 MiB
+    order = np.arange(len(rows) // 2)
+    large = gather(rows, order, rows, order + len(order))
+    kept = getattr(_kept, "bytes", ())
+    assert len(kept) <= 64 * 2**20
+    np.testing.assert_array_equal(np.sort(large[:, 0]), rows[:, 0])
+    small = gather(rows, order[:1_000], rows, order[1_000:2_000])
+    np.testing.assert_array_equal(np.sort(small[:, 99]), rows[:2_000, 99])
 
 
 def test_what_is_cached_cannot_be_written_to():

@@ -71,6 +71,12 @@ def test_every_option_is_described_and_on_the_page_of_settings():
 # -- checks ----------------------------------------------------------------------------------------------------------
 
 
+def test_seeds_are_what_random_generators_take():
+    assert SyntheticOptions(seed=2**64 - 1).seed == 2**64 - 1
+    with pytest.raises(ValueError, match=r"^seed is 18446744073709551616; it must be below 2\*\*64\."):
+        SyntheticOptions(seed=2**64)
+
+
 def test_defaults_are_resolved():
     options = SyntheticOptions(retrain_every=7, refresh_log="log.jsonl")
     assert options.seed == torch.initial_seed()

@@ -243,6 +243,33 @@ def test_a_loaded_model_that_learned_no_conditions_is_replaced_and_its_rows_stay
     assert torch.equal(policy_rows(loaded).action, half(policy_rows(loaded).observation))
 
 
+def test_a_loaded_model_that_learned_a_guidance_alone_draws_none_until_the_next_refresh(caplog):
+    caplog.set_level(logging.WARNING)
+    guided = make(policy_share=0.0, guidance="novelty")
+    observe(guided, 200)
+    assert guided.upsampler.settings.conditioning.given_share == 0.0  # it was never given an observation
+    loaded = make()
+    loaded.bind_policy(half)
+    loaded.load_state_dict(guided.state_dict())
+    assert "learned no conditions" in caplog.text
+    observe(loaded, 399)
+    assert equal(loaded.rows, guided.rows)
+    observe(loaded, 400)
+    assert loaded.reports[-1].fit.reason == "first fit"
+    assert torch.equal(policy_rows(loaded).action, half(policy_rows(loaded).observation))
+
+
+def test_a_loaded_model_that_learned_given_values_goes_on_for_a_guidance(caplog):
+    caplog.set_level(logging.WARNING)
+    saved = make()
+    observe(saved, 200)
+    loaded = make(policy_share=0.0, guidance="novelty")
+    loaded.load_state_dict(saved.state_dict())
+    assert "The saved model" not in caplog.text
+    observe(loaded, 400)
+    assert loaded.reports[-1].fit.warm
+
+
 def test_a_state_with_a_share_that_is_refused_now_loads(caplog):
     caplog.set_level(logging.WARNING)
     replay = make()

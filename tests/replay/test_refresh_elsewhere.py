@@ -230,6 +230,47 @@ def test_ctrl_c_while_waiting_keeps_the_refresh(go_on):
     assert observe(buffer, 301).refresh == 1
 
 
+class AtOnce(Executor):
+    """Does what it is given at once, in this process."""
+
+    def submit(self, fn, /, *args, **kwargs):
+        future: Future = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+@pytest.mark.parametrize("place", ["Transitions.to", "replay.refreshing.log_report"])
+def test_ctrl_c_while_it_is_put_into_service_neither_loses_nor_doubles_it(place, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    buffer = replay(refresh_on=AtOnce())
+    observe(buffer, 200)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"synther_buffers.{place}", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            observe(buffer, 300)
+    observe(buffer, 301)
+    assert [report.refresh for report in buffer.reports] == [1]
+    assert len(buffer.rows) == 300
+    assert not buffer.refresh_due
+
+
+def test_rows_that_do_not_fit_where_they_serve_are_one_failure(monkeypatch, caplog):
+    def no_room(*args, **kwargs):
+        raise MemoryError("no room")
+
+    buffer = replay(refresh_on=AtOnce())
+    observe(buffer, 200)
+    with monkeypatch.context() as patch:
+        patch.setattr("synther_buffers.Transitions.to", no_room)
+        assert observe(buffer, 300) is None
+    assert "no room" in caplog.text
+    assert not buffer.refresh_due
+    observe(buffer, 400)
+    assert observe(buffer, 500).refresh == 1
+
+
 def test_reset_forgets_it(go_on):
     buffer = replay(Slow)
     observe(buffer, 200)
@@ -274,6 +315,18 @@ def test_a_pending_refresh_is_done_here_if_it_is_loaded_to_refresh_here():
     here.load_state_dict(saved.state_dict())
     assert observe(here, 299) is None
     assert observe(here, 300).num_observed == 200
+
+
+@pytest.mark.parametrize("where", ["here", "process"])
+def test_a_pending_refresh_is_done_on_the_device_of_the_machine_that_loads_it(where):
+    saved = replay(TINY, upsampler_device="cpu")
+    observe(saved, 200)
+    state = saved.state_dict()
+    assert "device" not in state["pending"]
+    state["pending"]["device"] = "cuda:77"  # as a machine with GPUs has written it before
+    loaded = replay(TINY, refresh_on=where, upsampler_device="cpu")
+    loaded.load_state_dict(state)
+    assert observe(loaded, 300).num_observed == 200
 
 
 def test_settings_of_a_process_are_saved_and_the_process_is_not():

@@ -5,9 +5,10 @@ import pickle
 from concurrent.futures import Executor, Future
 
 import pytest
-from toys import SPEC, Resampler, gaussian
+from toys import SPEC, Resampler, fails_at, gaussian
 
 from synther_buffers import SyntheticOptions, SyntheticReplay
+from synther_buffers.replay.refresh import run_refresh
 from synther_buffers.replay.schedule import RefreshSchedule
 
 
@@ -97,8 +98,60 @@ class AtOnce(Executor):
 
     def submit(self, function, /, *args, **kwargs):
         future = Future()
-        future.set_result(function(*args, **kwargs))
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
         return future
+
+
+class Never(Executor):
+    """Takes what it is given, and does not come to it."""
+
+    def submit(self, function, /, *args, **kwargs):
+        return Future()
+
+
+def first_line(replay, total, caplog):
+    """What the first batch says, after an adapter observed `total` transitions."""
+    observe(replay, total)
+    caplog.clear()
+    replay.split(256)
+    return caplog.messages[-1]
+
+
+def test_the_first_batch_announces_when_the_refresh_that_was_started_serves(caplog):
+    caplog.set_level("INFO")
+    # The rows were written before anything was sampled: started at 5,000, with a lag of half of 500.
+    assert "up to 5,250 real transitions (now 5,000);" in first_line(make(refresh_on=AtOnce()), 5_000, caplog)
+    as_ready = make(refresh_on=Never(), refresh_lag="as-ready")
+    assert "all real up to the end of the refresh that is running; then 50 %" in first_line(as_ready, 5_000, caplog)
+
+
+def test_the_first_batch_announces_the_attempt_after_one_that_failed(caplog):
+    caplog.set_level("INFO")
+    here = make(upsampler=fails_at(1, Resampler))
+    assert "up to 1,500 real transitions (now 1,000);" in first_line(here, 1_000, caplog)
+    elsewhere = make(upsampler=fails_at(1, Resampler), refresh_on=AtOnce(), refresh_lag=0)
+    assert "up to 1,500 real transitions (now 1,000);" in first_line(elsewhere, 1_000, caplog)
+
+
+def test_the_first_batch_announces_no_moment_that_has_passed(caplog):
+    caplog.set_level("INFO")
+    replay = make(refresh_on="process")
+    replay.observe_total(5_000)
+    replay.split(256)  # before anyone asked whether a refresh is due
+    assert "up to 5,250 real transitions (now 5,000);" in caplog.text
+
+
+def test_a_refresh_done_in_steps_is_not_due_again():
+    replay = make()
+    replay.observe_total(1_200)
+    job = replay.prepare_refresh(gaussian(1_000))
+    assert replay.refresh_due, "nothing serves yet"
+    replay.observe_total(1_300)
+    replay.commit(run_refresh(job))
+    assert [total for total in range(1_300, 2_300, 100) if observe(replay, total)] == [1_700, 2_200]
 
 
 @pytest.mark.parametrize(("lag", "served"), [(None, 21_000), (600, 20_600), (5_000, 22_000)])

@@ -16,9 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import SPEC, TINY, Resampler, equal, fails_at, gaussian, global_state, walk
 
-from synther_buffers import PRESETS, RowBudget, RowOrder, Transitions
+from synther_buffers import PRESETS, ConditioningConfig, RowBudget, RowOrder, Transitions
 from synther_buffers.replay.reports import RefreshReport
+from synther_buffers.replay.saving import why_unfit
 from synther_buffers.replay.synthetic_replay import SyntheticReplay
+
+#: Learns given observations and actions, and relevance alone.
+GIVEN = replace(TINY, conditioning=ConditioningConfig())
+ASKED = replace(TINY, conditioning=ConditioningConfig(given_share=0.0))
 
 
 def make(upsampler=Resampler, **kwargs) -> SyntheticReplay:
@@ -374,6 +379,65 @@ def test_7_a_refresh_that_waits_for_another_configuration_is_dropped(caplog):
     assert loaded.state_dict()["pending"] is None
 
 
+@pytest.mark.parametrize(("before", "now"), [(Resampler, TINY), (TINY, Resampler)], ids=["to ours", "to their own"])
+@pytest.mark.parametrize("pending", [False, True])
+def test_7_rows_outlive_a_change_between_a_preset_and_an_upsampler_of_ones_own(before, now, pending, caplog):
+    saved = refreshed(before, gaussian(400), seed=0)
+    state = saved.state_dict()
+    if pending:
+        waiting = make(before, refresh_on="process", refresh_lag=50)
+        waiting.observe_total(200)
+        waiting.refresh(gaussian(200))
+        state["pending"] = waiting.state_dict()["pending"]
+        waiting.reset()
+    loaded = make(now)
+    loaded.load_state_dict(state)
+    assert caplog.messages == [
+        "The saved model is not of the upsampler that the present settings ask for. The synthetic rows are kept, and "
+        "the next refresh trains anew."
+    ]
+    assert equal(loaded.rows, saved.rows)
+    assert loaded.reports == saved.reports
+    assert loaded.state_dict()["hold_out"].keys() == state["hold_out"].keys()
+    assert loaded.num_observed == 400
+    assert not loaded.refresh_due
+    loaded.observe_total(600)
+    assert loaded.refresh(gaussian(600)).refresh == 2
+
+
+def test_7_where_nothing_was_learned_yet_no_model_is_missed(monkeypatch, caplog):
+    monkeypatch.setitem(PRESETS, "cpu", TINY)
+    states = [make(upsampler).state_dict() for upsampler in (Resampler, TINY)]
+    wider = replace(TINY, network=replace(TINY.network, width=48))
+    monkeypatch.setitem(PRESETS, "cpu", wider)
+    for state in states:
+        loaded = make("cpu", upsampler_device="cpu")
+        loaded.load_state_dict(state)
+        assert loaded.upsampler.settings == wider
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("saved", "present", "why"),
+    [
+        (None, None, ""),
+        (None, TINY, "is not of the upsampler"),
+        (TINY, None, "is not of the upsampler"),
+        (TINY, replace(TINY, train_steps=60), ""),
+        (TINY, replace(TINY, sigma_data=0.5), "has another configuration"),
+        (GIVEN, TINY, ""),
+        (GIVEN, ASKED, ""),
+        (TINY, ASKED, "learned no conditions"),
+        (ASKED, GIVEN, "learned no conditions"),
+        (ASKED, ASKED, ""),
+    ],
+)
+def test_7_which_model_goes_on_under_which_configuration(saved, present, why):
+    found = why_unfit(saved, present)
+    assert found.startswith(why)
+    assert bool(found) == bool(why)
+
+
 def test_7_resetting_a_loaded_replay_goes_back_to_the_preset(monkeypatch, caplog):
     monkeypatch.setitem(PRESETS, "cpu", TINY)
     stored = pickle.dumps(refreshed("auto", gaussian(400), upsampler_device="cpu"))
@@ -706,3 +770,25 @@ def test_extra_fields_are_learned_and_generated():
     assert set(replay.rows.extra["phase"].tolist()) <= {0, 1, 2, 3}
     assert replay.rows.extra["phase"].dtype == torch.int64
     assert torch.equal(replay.rows.extra["length"], torch.full((300, 2), 0.5))
+
+
+def test_7_an_upsampler_of_a_script_is_saved_with_the_buffer():
+    class Local(Resampler):
+        pass
+
+    replay = refreshed(Local)
+    loaded = pickle.loads(pickle.dumps(replay))
+    assert loaded.options.upsampler.__qualname__ == Local.__qualname__
+    assert equal(loaded.rows, replay.rows)
+
+
+def test_7_a_buffer_whose_upsampler_cannot_be_read_keeps_everything_else(caplog):
+    replay = refreshed(Resampler)
+    stored = replay.__getstate__() | {"upsampler": b"of a module that is not here"}
+    loaded = object.__new__(SyntheticReplay)
+    loaded.__setstate__(stored)
+    assert "The saved upsampler cannot be read" in caplog.text
+    assert "the next refresh trains the default model" in caplog.text
+    assert loaded.options.upsampler == "auto"
+    assert equal(loaded.rows, replay.rows)
+    assert len(loaded.reports) == 1

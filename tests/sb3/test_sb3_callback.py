@@ -50,6 +50,17 @@ def test_a_loaded_file_of_a_plain_buffer_is_named_as_the_cause(tmp_path, log):
     assert "Leave the loading out" in message
 
 
+def test_options_of_a_loaded_file_that_are_not_those_asked_for_are_named(tmp_path, log):
+    saved = SAC("MlpPolicy", CounterEnv(), **kwargs_for(SynthERBuffer, synthetic_fraction=0.5))
+    saved.save_replay_buffer(tmp_path / "saved")
+    model = SAC("MlpPolicy", CounterEnv(), **kwargs_for(SynthERBuffer, synthetic_fraction=0.0))
+    model.learn(10, callback=SynthERCallback())
+    assert "other options" not in log.text
+    model.load_replay_buffer(tmp_path / "saved")
+    model.learn(10, callback=SynthERCallback())
+    assert "asks for: synthetic_fraction=0.5 (not 0.0). load_replay_buffer keeps those of the file" in log.text
+
+
 def test_rows_that_came_without_add_are_no_run_that_is_too_short(log):
     model = SAC("MlpPolicy", CounterEnv(), **kwargs_for(SynthERBuffer))
     model.replay_buffer.pos = 115

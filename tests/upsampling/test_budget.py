@@ -48,6 +48,8 @@ def test_a_warm_start_takes_as_large_a_share_as_there_is_new() -> None:
     # A full ring, or one that was emptied: the least; not known: all of them.
     assert warm_steps(BY_ROWS, 8_000, 8_000) == warm_steps(BY_ROWS, 8_000, 9_000) == 400
     assert warm_steps(BY_ROWS, 8_000, 0) == 4_000
+    # Fewer steps from scratch than a warm start takes at least: no more than those.
+    assert warm_steps(replace(BY_ROWS, train_steps=100), 8_000, 7_600) == 100
 
 
 def test_regularisation_falls_as_the_steps_rise() -> None:

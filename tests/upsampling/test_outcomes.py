@@ -1,6 +1,7 @@
 """Rewards and next observations that a regression predicts, on rows whose outcomes are known functions."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from toys import SPEC, TINY, equal, gaussian
 
 from synther_buffers import DiffusionUpsampler, Transitions, TransitionSpec
 from synther_buffers.transitions.codec import Codec
-from synther_buffers.upsampling.outcomes import OutcomeRegression
+from synther_buffers.upsampling.outcomes import OutcomeRegression, _wrong_indicators
 from synther_buffers.upsampling.presets import PRESETS, UpsamplerConfig, merge_config
 
 REGRESSED = replace(TINY, train_steps=200, outcome_steps=300)
@@ -47,6 +48,13 @@ class TestKnownOutcomes:
         assert found[1] > 0.95
         change = regressed.next_observation[:, 0] - regressed.observation[:, 0]
         assert correlation(change, regressed.action[:, 0]) > 0.95
+
+    @pytest.mark.parametrize(("share", "misplaced"), [(2e-4, False), (1 / 4_096, True), (0.1, True), (1.0, False)])
+    def test_a_value_that_no_generated_row_should_have_is_not_misplaced(self, share: float, misplaced: bool) -> None:
+        """Of 4,096 rows none has the point mass; by its share 0, 1, 409 or all should."""
+        prediction = torch.linspace(-2.0, 0.0, 4_096)[:, None]
+        learned = SimpleNamespace(share=torch.tensor([share]), recall=torch.tensor([0.9]))
+        assert _wrong_indicators(learned, prediction, torch.full((4_096, 1), -1.0)).tolist() == [misplaced]
 
     def test_a_rare_penalty_stands_in_the_right_rows(self) -> None:
         rows = squared_actions(4_000)

@@ -10,7 +10,15 @@ import pytest
 import torch
 
 import synther_buffers
-from synther_buffers import DPMSolver, HeunSolver, NetworkConfig, SamplerConfig, TrainingConfig
+from synther_buffers import (
+    ConditioningConfig,
+    DPMSolver,
+    HeunSolver,
+    NetworkConfig,
+    RowBudget,
+    SamplerConfig,
+    TrainingConfig,
+)
 from synther_buffers.upsampling.presets import PRESETS, UpsamplerConfig, resolve_config, resolve_device
 
 CONFIG = UpsamplerConfig(
@@ -22,6 +30,15 @@ CONFIG = UpsamplerConfig(
     warm_start=True,
     num_synthetic=100,
 )
+#: By the name that they have in messages.
+PARTS = {
+    None: CONFIG,
+    "training": CONFIG.training,
+    "sampler": CONFIG.sampler,
+    "sampler.solver": CONFIG.sampler.solver,
+    "budget": RowBudget(),
+    "conditioning": ConditioningConfig(),
+}
 
 
 class TestValidation:
@@ -70,6 +87,75 @@ class TestValidation:
     def test_what_is_no_solver(self, solver: object) -> None:
         with pytest.raises(TypeError, match=r"^sampler\.solver is .*; wanted a solver, such as DPMSolver"):
             SamplerConfig(solver)
+
+    @pytest.mark.parametrize(
+        ("part", "name", "value"),
+        [
+            ("training", "learning_rate", math.inf),
+            ("training", "weight_decay", math.inf),
+            ("training", "p_std", math.inf),
+            ("training", "p_mean", math.nan),
+            ("training", "p_mean", -math.inf),
+            ("sampler.solver", "sigma_max", math.inf),
+            ("sampler.solver", "sigma_max", math.nan),
+            ("sampler.solver", "rho", math.inf),
+            ("sampler.solver", "s_noise", math.nan),
+            (None, "sigma_data", math.inf),
+            ("budget", "power", math.inf),
+            ("conditioning", "guidance", math.inf),
+        ],
+    )
+    def test_what_is_not_finite(self, part: str | None, name: str, value: float) -> None:
+        full = name if part is None else f"{part}.{name}"
+        with pytest.raises(ValueError, match=rf"^{full} is {value}; wanted a finite number\."):
+            replace(PARTS[part], **{name: value})
+
+    def test_infinity_where_it_means_without_a_limit(self) -> None:
+        assert replace(CONFIG.training, max_grad_norm=math.inf).max_grad_norm == math.inf
+        solver = HeunSolver(4, s_churn=math.inf, s_tmin=0.0, s_tmax=math.inf)
+        assert (solver.s_churn, solver.s_tmin, solver.s_tmax) == (math.inf, 0.0, math.inf)
+
+    @pytest.mark.parametrize(
+        ("betas", "error", "message"),
+        [
+            ((1.5, 0.9), ValueError, r"^training\.betas\[0\] is 1\.5; it must be at least 0 and below 1\."),
+            ((0.9, math.nan), ValueError, r"^training\.betas\[1\] is nan; it must be at least 0 and below 1\."),
+            ((0.9, "0.99"), TypeError, r"^training\.betas\[1\] is '0\.99' \(str\); wanted a number"),
+            ((0.9,), TypeError, r"^training\.betas is \(0\.9,\); wanted two numbers"),
+            (0.9, TypeError, r"^training\.betas is 0\.9; wanted two numbers"),
+        ],
+    )
+    def test_betas(self, betas: object, error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=message):
+            replace(CONFIG.training, betas=betas)
+
+    def test_betas_of_a_list_are_a_tuple(self) -> None:
+        assert replace(CONFIG.training, betas=[0.8, 0]).betas == (0.8, 0.0)
+
+    @pytest.mark.parametrize("value", ["false", "no", None, 2, 0.0])
+    @pytest.mark.parametrize(
+        ("part", "name"),
+        [
+            ("training", "bfloat16"),
+            ("sampler", "bfloat16"),
+            (None, "warm_start"),
+            (None, "next_observation_change"),
+            (None, "normalize_reward"),
+            (None, "model_terminals"),
+        ],
+    )
+    def test_flags(self, part: str | None, name: str, value: object) -> None:
+        full = name if part is None else f"{part}.{name}"
+        with pytest.raises(TypeError, match=rf"^{full} is {value!r} \({type(value).__name__}\); wanted True or False"):
+            replace(PARTS[part], **{name: value})
+        assert getattr(replace(PARTS[part], **{name: np.True_}), name) is True
+        assert getattr(replace(PARTS[part], **{name: 0}), name) is False
+
+    @pytest.mark.parametrize("value", ["a", None])
+    @pytest.mark.parametrize("name", ["ema_decay", "dropout", "p_mean"])
+    def test_rates_that_are_no_numbers(self, name: str, value: object) -> None:
+        with pytest.raises(TypeError, match=rf"^training\.{name} is {value!r} .*; wanted a "):
+            replace(CONFIG.training, **{name: value})
 
     def test_is_frozen(self) -> None:
         with pytest.raises(FrozenInstanceError):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..public_paths import public
-from ..validation import not_negative, positive, whole_number
+from ..validation import below_one, finite_number, flag, not_negative, positive, whole_number
 from .network import ACTIVATIONS, Activation
 from .solvers import SOLVERS, Solver
 
@@ -42,7 +42,7 @@ class TrainingConfig:
             diverge.
         betas, weight_decay: AdamW's.
         dropout: share of each layer's hidden units that are set to 0 in a training step.
-        max_grad_norm: gradients are clipped to this norm.
+        max_grad_norm: gradients are clipped to this norm; infinity clips none.
         p_mean, p_std: of ln sigma (EDM, Table 1).
         ema_decay, ema_every: moving average of the weights, updated every `ema_every` steps. The decay ramps up as
             (1 + k) / (10 + k), so that the first weights do not dominate the average of a short training.
@@ -66,14 +66,18 @@ class TrainingConfig:
         """Reject values out of range with an error that names them."""
         for name, minimum in (("batch_size", 1), ("ema_every", 1), ("warmup_steps", 0)):
             object.__setattr__(self, name, whole_number(f"training.{name}", getattr(self, name), minimum))
-        for name in ("learning_rate", "max_grad_norm", "p_std"):
+        for name in ("learning_rate", "p_std"):
             object.__setattr__(self, name, positive(f"training.{name}", getattr(self, name)))
-        for name in ("weight_decay", "dropout"):
-            object.__setattr__(self, name, not_negative(f"training.{name}", getattr(self, name)))
-        if self.dropout >= 1:
-            raise ValueError(f"training.dropout is {self.dropout}; it must be at least 0 and below 1.")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"training.ema_decay is {self.ema_decay}; it must be at least 0 and below 1.")
+        for name in ("dropout", "ema_decay"):
+            object.__setattr__(self, name, below_one(f"training.{name}", getattr(self, name)))
+        object.__setattr__(self, "max_grad_norm", positive("training.max_grad_norm", self.max_grad_norm, finite=False))
+        object.__setattr__(self, "weight_decay", not_negative("training.weight_decay", self.weight_decay))
+        object.__setattr__(self, "p_mean", finite_number("training.p_mean", self.p_mean))
+        object.__setattr__(self, "bfloat16", flag("training.bfloat16", self.bfloat16))
+        if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
+            raise TypeError(f"training.betas is {self.betas!r}; wanted two numbers, such as (0.9, 0.99).")
+        betas = (below_one("training.betas[0]", self.betas[0]), below_one("training.betas[1]", self.betas[1]))
+        object.__setattr__(self, "betas", betas)
 
 
 @public
@@ -96,6 +100,7 @@ class SamplerConfig:
         """Reject values out of range with an error that names them."""
         if not isinstance(self.solver, Solver):
             raise TypeError(f"sampler.solver is {self.solver!r}; wanted a solver, such as DPMSolver(num_steps=16).")
+        object.__setattr__(self, "bfloat16", flag("sampler.bfloat16", self.bfloat16))
         if self.block_rows is not None:
             object.__setattr__(self, "block_rows", whole_number("sampler.block_rows", self.block_rows, 1))
 

@@ -62,6 +62,7 @@ def closest_record(
     *,
     seed: int = 0,
     max_rows: int = MAX_ROWS,
+    units: Transitions | None = None,
 ) -> ClosestRecord:
     """Distance of synthetic rows to the closest training row, against that of held-out real rows.
 
@@ -76,16 +77,22 @@ def closest_record(
         spec: the fields of all of them.
         seed: of the choice of rows.
         max_rows: largest number of real and of synthetic rows.
+        units: real rows, of which at most 100,000 are used, whose standard deviations are the units of a distance;
+            `real` if None. Few real rows may have none of a column's rare large values, and then all distances are
+            those of that column.
 
     Raises:
         ValueError: rows that do not match the spec, are not finite, or none.
     """
     chunks = [thin(train, MAX_RECORDS, seed + 2)] if isinstance(train, Transitions) else train
     check_rows(spec, 1, real=real, synthetic=synthetic)
-    units = Units.measure(real, spec)
+    if units is not None:
+        units = thin(units, MAX_RECORDS, seed + 2)
+        check_rows(spec, 1, units=units)
+    measured = Units.measure(real if units is None else units, spec)
     few_real, few_synthetic = thin(real, max_rows, seed), thin(synthetic, max_rows, seed + 1)
-    points = torch.cat((units.points(few_real), units.points(few_synthetic)))
-    held, drawn = _closest(points, _checked(chunks, spec), units).split([len(few_real), len(few_synthetic)])
+    points = torch.cat((measured.points(few_real), measured.points(few_synthetic)))
+    held, drawn = _closest(points, _checked(chunks, spec), measured).split([len(few_real), len(few_synthetic)])
     held_median, median = float(held.quantile(0.5)), float(drawn.quantile(0.5))
     ratio = median / held_median if held_median > 0 else math.nan if median == 0 else math.inf
     return ClosestRecord(median, held_median, ratio, _share_closer(held, drawn))

@@ -16,9 +16,7 @@ from torch import Tensor
 
 from ..public_paths import public
 from ..transitions import Transitions, TransitionSpec
-
-#: Largest number of rows of each set that are compared.
-MAX_ROWS = 5_000
+from .points import MAX_ROWS, columns, thin
 
 
 @public
@@ -40,8 +38,11 @@ class Fidelity:
 
 
 def measure_fidelity(real: Transitions, synthetic: Transitions, spec: TransitionSpec) -> Fidelity:
-    """Compare at most `MAX_ROWS` evenly spaced rows of each set, column by column and pair by pair."""
-    names, discrete, left, right = _columns(_thin(real), _thin(synthetic), spec)
+    """Compare at most 5,000 rows of each set, column by column and pair by pair.
+
+    Larger sets are subsampled, by the same random choice at each call.
+    """
+    names, discrete, left, right = _columns(real, synthetic, spec)
     similarity = _similarity(discrete, left, right)
     worst = int(similarity.argmin())
     return Fidelity(
@@ -54,7 +55,7 @@ def measure_fidelity(real: Transitions, synthetic: Transitions, spec: Transition
 
 def column_similarities(real: Transitions, synthetic: Transitions, spec: TransitionSpec) -> dict[str, float]:
     """The marginal similarity of each column, in [0, 1], by its name; `measure_fidelity` has their mean."""
-    names, discrete, left, right = _columns(_thin(real), _thin(synthetic), spec)
+    names, discrete, left, right = _columns(real, synthetic, spec)
     return dict(zip(names, _similarity(discrete, left, right).tolist(), strict=True))
 
 
@@ -62,19 +63,23 @@ def ks_complement(real: Tensor, synthetic: Tensor) -> Tensor:
     """``1 - sup |F_real - F_synthetic|`` of each column; ``[n, C]`` and ``[m, C]`` give ``[C]``."""
     left, right = real.T.contiguous().sort(1).values, synthetic.T.contiguous().sort(1).values
     points = torch.cat((left, right), dim=1)
-    at_left = torch.searchsorted(left, points, right=True) / left.shape[1]
-    at_right = torch.searchsorted(right, points, right=True) / right.shape[1]
-    return 1.0 - (at_left - at_right).abs().amax(1).double()
+    # In float64, because a quotient of whole numbers has torch's default dtype, which may be bfloat16.
+    at_left = torch.searchsorted(left, points, right=True).double() / left.shape[1]
+    at_right = torch.searchsorted(right, points, right=True).double() / right.shape[1]
+    return 1.0 - (at_left - at_right).abs().amax(1)
 
 
 def correlation_similarity(real: Tensor, synthetic: Tensor) -> float:
     """Mean over pairs of columns that vary in both sets of ``1 - |rho_real - rho_synthetic| / 2``."""
-    varies = (real.std(0) > 1e-12) & (synthetic.std(0) > 1e-12)
+    ranges = [side.amax(0) - side.amin(0) for side in (real, synthetic)]
+    varies = (ranges[0] > 0) & (ranges[1] > 0)
     if int(varies.sum()) < 2:
         return float("nan")
-    difference = (torch.corrcoef(real[:, varies].T) - torch.corrcoef(synthetic[:, varies].T)).abs()
+    # In units of their ranges, because the squares of very small or large values leave the range of the dtype.
+    sides = [side[:, varies] / span[varies] for side, span in zip((real, synthetic), ranges, strict=True)]
+    difference = (torch.corrcoef(sides[0].T) - torch.corrcoef(sides[1].T)).abs()
     size = len(difference)
-    row, column = torch.triu_indices(size, size, offset=1)
+    row, column = torch.triu_indices(size, size, offset=1, device=difference.device)
     return float(1.0 - difference[row, column].mean() / 2.0)
 
 
@@ -95,21 +100,11 @@ def _tv_complement(left: Tensor, right: Tensor, discrete: Tensor) -> Tensor:
     return out
 
 
-def _columns(left: Transitions, right: Transitions, spec: TransitionSpec) -> tuple[list[str], Tensor, Tensor, Tensor]:
-    """Names, which are discrete, and both sides as float64 matrices on the CPU."""
-    names: list[str] = []
-    discrete: list[bool] = []
-    for field in spec.fields:
-        names += field.elements
-        discrete += [field.kind != "continuous"] * field.size
-    sides = []
-    for rows in (left, right):
-        flat = rows.flat()
-        sides.append(torch.cat([flat[f.name].reshape(len(rows), -1).double().cpu() for f in spec.fields], dim=1))
-    return names, torch.tensor(discrete, device="cpu"), sides[0], sides[1]
-
-
-def _thin(rows: Transitions) -> Transitions:
-    if len(rows) <= MAX_ROWS:
-        return rows
-    return rows[torch.linspace(0, len(rows) - 1, MAX_ROWS, device=rows.device).long()]
+def _columns(
+    real: Transitions, synthetic: Transitions, spec: TransitionSpec
+) -> tuple[list[str], Tensor, Tensor, Tensor]:
+    """Names, which are discrete, and some rows of both sides as float64 matrices on the CPU."""
+    names = [name for field in spec.fields for name in field.elements]
+    discrete = [field.kind != "continuous" for field in spec.fields for _ in range(field.size)]
+    left, right = (columns(thin(rows, MAX_ROWS, seed=0), spec) for rows in (real, synthetic))
+    return names, torch.tensor(discrete, device="cpu"), left, right

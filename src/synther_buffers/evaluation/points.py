@@ -43,8 +43,10 @@ class Units:
             if field.kind == "continuous":
                 value = element_columns(flat[field.name])
                 mean[field.name] = value.mean(0)
-                varies = value.amin(0) < value.amax(0)
-                std[field.name] = torch.where(varies, value.std(0, correction=0), 1.0)
+                span = value.amax(0) - value.amin(0)
+                # In units of the range, because the square of a very small value is 0.
+                unit = torch.where(span > 0, span, 1.0)
+                std[field.name] = torch.where(span > 0, (value / unit).std(0, correction=0) * unit, 1.0)
         return cls(spec, mean, std)
 
     def points(self, rows: Transitions) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -45,8 +44,6 @@ class Guidance(ABC):
     def __post_init__(self) -> None:
         """Reject values out of range with an error that names them."""
         object.__setattr__(self, "strength", not_negative("guidance.strength", self.strength))
-        if not math.isfinite(self.strength):
-            raise ValueError(f"guidance.strength is {self.strength}; wanted a finite number.")
         if self.by not in get_args(Mechanism):
             close = suggestion(self.by, get_args(Mechanism)) if isinstance(self.by, str) else ""
             raise ValueError(f"guidance.by is {self.by!r}; wanted 'condition' or 'resampling'.{close}")
@@ -58,7 +55,7 @@ class Guidance(ABC):
         It is asked at each refresh, in the agent's process, even if the refresh runs elsewhere.
 
         Args:
-            transitions: a copy of all real rows of the buffer that are finite, raw.
+            transitions: a copy of all real rows of the buffer that are finite, raw, environment after environment.
             order: when each was written.
         """
 

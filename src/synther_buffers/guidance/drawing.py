@@ -24,7 +24,7 @@ from .classes import Classes
 logger = logging.getLogger(__name__)
 
 #: Rows that are drawn for each row of the set, by resampling, and at most for quotas.
-CANDIDATES, _MOST_CANDIDATES = 4, 8
+_CANDIDATES, _MOST_CANDIDATES = 4, 8
 #: Gradient steps of the regression that tells the relevance of generated rows.
 _REGRESSION_STEPS = 400
 #: Rows that are converted to points at a time.
@@ -32,6 +32,12 @@ _ROWS_AT_ONCE = 65_536
 
 #: Draws so many rows, under a condition or, with None, like the data.
 Draw = Callable[[int, Condition | None], Transitions]
+
+
+def rows_drawn(num_rows: int, by: Mechanism) -> int:
+    """Rows of an unguided draw that take as long to generate as a guided set of `num_rows`."""
+    # A row that is asked for is computed with the condition and without it.
+    return num_rows * (_CANDIDATES if by == "resampling" else 2)
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class GuidedDraw:
         units = Units.measure(train, spec)
         regression: Ensemble | None = None
         parts = []
-        for number in range(CANDIDATES):
+        for number in range(_CANDIDATES):
             candidates = draw(num_rows, None)
             if regression is None:
                 device = candidates.device  # the upsampler's
@@ -95,7 +101,7 @@ class GuidedDraw:
             rank = (expected.argsort().argsort().double() + 0.5) / num_rows
             # The largest of these keys are a draw without replacement by softmax (Gumbel top-k; Vieira 2014).
             chance = torch.empty(num_rows, dtype=torch.float64, device="cpu").exponential_(generator=draws)
-            wanted = num_rows * (number + 1) // CANDIDATES - num_rows * number // CANDIDATES
+            wanted = num_rows * (number + 1) // _CANDIDATES - num_rows * number // _CANDIDATES
             best = (self.strength * torch.special.ndtri(rank) - chance.log()).topk(wanted).indices
             parts.append(candidates[best.to(candidates.device)])
         return concatenate(parts)

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 import torch
 
 from ..guidance.base import Guidance
-from ..guidance.drawing import CANDIDATES
+from ..guidance.drawing import rows_drawn
 from ..public_paths import public
 from ..transitions import Transitions, TransitionSpec
 from ..upsampling.cost import Speed, measure_speed
@@ -138,10 +138,8 @@ def _seconds(speed: Speed, config: UpsamplerConfig, learned: list[int], sizes: l
 
 def _rows_drawn(options: SyntheticOptions, num_synthetic: int) -> int:
     """Rows whose generation takes as long as that of a set."""
-    if not isinstance(options.guidance, Guidance):
-        return num_synthetic
-    # A row that is asked for is computed with the condition and without it.
-    return num_synthetic * (CANDIDATES if options.guidance.by == "resampling" else 2)
+    guidance = options.guidance
+    return rows_drawn(num_synthetic, guidance.by) if isinstance(guidance, Guidance) else num_synthetic
 
 
 def _policy_rows(options: SyntheticOptions, num_steps: int, refreshes: list[tuple[int, int]]) -> int:

@@ -65,10 +65,10 @@ class GuidedReplay(SavedReplay):
             # Of all rows, because an adapter may know the errors by the rows' places.
             found = checked_relevance(self._td_error(_copied(real, np.arange(len(real)))), len(real))
             return found[torch.from_numpy(learnable.learned)]
-        finite = np.flatnonzero(learnable.finite)
+        finite = learnable.finite
         guidance = guidance.for_spec(None if self._infers_spec else self.spec)
         found = checked_relevance(guidance.relevance(_copied(real, finite), order[finite]), len(finite))
-        return found[torch.from_numpy(learnable.learned[finite])]
+        return found[torch.from_numpy(np.isin(finite, learnable.learned))]
 
     def bind_td_error(self, function: Callable[[Transitions], Any] | None) -> None:
         """Set what tells the TD errors, for the guidance `TDError`.

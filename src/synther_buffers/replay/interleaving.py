@@ -20,8 +20,9 @@ from torch import Tensor
 #: volume 3, section 6.4, theorem S).
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 #: Fields of at least this size in bytes are gathered in memory that is kept between batches, because allocating it for
-#: each batch takes longer than the copy.
-_LARGE = 65_536
+#: each batch takes longer than the copy. What is larger than the second size is not kept: one such batch, as an
+#: evaluation may draw, would occupy the memory for as long as its thread lives.
+_LARGE, _TOO_LARGE = 65_536, 64 * 2**20
 _kept = threading.local()
 #: Orders that are kept. Most clients draw batches of one size; where each has another, keeping many only takes memory.
 _MOST_KEPT = 16
@@ -100,7 +101,7 @@ def gather(
 
 def _room(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
     size = math.prod(shape) * dtype.itemsize
-    if size < _LARGE:
+    if not _LARGE <= size <= _TOO_LARGE:
         return np.empty(shape, dtype)
     kept = getattr(_kept, "bytes", None)
     if kept is None or len(kept) < size:

@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 #: Fewer real rows than this are not worth a model: the refresh is skipped.
 MIN_ROWS = 100
+#: Of them, so many must be left without those that are held out or reach into held-out ones.
+_MIN_LEARNED = MIN_ROWS // 2
 #: A larger share of rows that are not finite skips the refresh.
 MAX_NON_FINITE = 0.01
 
@@ -24,18 +26,21 @@ MAX_NON_FINITE = 0.01
 class LearnableRows:
     """What a refresh may learn.
 
+    Rows that follow each other in the environment do so in all of these, whatever the order in the buffer: a network
+    that is judged on runs of consecutive rows must not learn the neighbours of each of them.
+
     Attributes:
         train: rows to learn, in memory of their own.
         held_out: rows that judge the model, in memory of their own.
-        finite: which of all real rows are finite, ``[N]`` bool.
-        learned: which of all real rows are in `train`, ``[N]`` bool.
+        finite: which of all real rows are finite, indices.
+        learned: which of all real rows are in `train`, ``[n]`` indices.
         num_dropped: rows that are not finite.
     """
 
     train: Transitions
     held_out: Transitions
-    finite: NDArray[np.bool_]
-    learned: NDArray[np.bool_]
+    finite: NDArray[np.int64]
+    learned: NDArray[np.int64]
     num_dropped: int
 
 
@@ -77,12 +82,22 @@ def learnable_rows(
             "rows", f"Synthetic refresh skipped: {num_finite} real rows are too few to learn from, wanted {MIN_ROWS}."
         )
         return None
-    learned = finite & ~reaches_held_out(held, order, max_steps)
+    in_order = order.by_sequence()
+    finite_in_order = in_order[finite[in_order]]
+    learned = finite_in_order[~reaches_held_out(held, order, max_steps)[finite_in_order]]
+    if len(learned) < _MIN_LEARNED:
+        warn_once(
+            "learned rows",
+            f"Synthetic refresh skipped: of {num_finite} real rows {len(learned)} are left to learn, wanted "
+            f"{_MIN_LEARNED}. n-step rows, here of up to {max_steps} steps, that reach into held-out rows are not "
+            "learned.",
+        )
+        return None
     # Copies without gradients: what an upsampler does to its rows must reach neither the buffer's nor what made them.
     with torch.no_grad():
-        train = real[torch.from_numpy(np.flatnonzero(learned))]
-        held_out = real[torch.from_numpy(np.flatnonzero(finite & held))]
-    return LearnableRows(train, held_out, finite, learned, num_dropped)
+        train = real[torch.from_numpy(learned)]
+        held_out = real[torch.from_numpy(finite_in_order[held[finite_in_order]])]
+    return LearnableRows(train, held_out, finite_in_order, learned, num_dropped)
 
 
 def finite_rows(rows: Transitions) -> NDArray[np.bool_]:
@@ -107,11 +122,16 @@ def non_finite_columns(rows: Transitions) -> dict[str, int]:
 
 def reaches_held_out(held: NDArray[np.bool_], order: RowOrder, max_steps: int) -> NDArray[np.bool_]:
     """True for held-out rows, and for rows of up to `max_steps` steps that reach into them, ``[N]``."""
-    key = order.stream.astype(np.int64) * 2**40 + order.write_index
-    reaches = held.copy()
-    for steps in range(1, max_steps):
-        reaches |= np.isin(key + steps, key[held])
-    return reaches
+    rows = order.by_sequence()
+    same = order.sequence[rows[1:]] == order.sequence[rows[:-1]]
+    same &= order.stream[rows[1:]] == order.stream[rows[:-1]]
+    reaches = held[rows]
+    for _ in range(1, max_steps):
+        # The ends of episodes are no help: a stored n-step row that reaches an end carries its flag.
+        reaches[:-1] |= reaches[1:] & same
+    found = np.empty_like(reaches)
+    found[rows] = reaches
+    return found
 
 
 def _finite_columns(rows: Transitions) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""Converts states and pickles of older versions to the current format."""
+"""Converts pickles of version 3 to the current format."""
 
 from __future__ import annotations
 
@@ -9,17 +9,6 @@ from .options import SyntheticOptions
 
 #: Version of the states that `SyntheticReplay.state_dict` returns.
 STATE_VERSION = 4
-
-
-def migrate_state(state: dict[str, Any]) -> dict[str, Any]:
-    """A replay's state in the format that `SyntheticReplay.state_dict` returns.
-
-    Raises:
-        ValueError: an unknown version.
-    """
-    if state.get("version") != STATE_VERSION:
-        raise ValueError(f"it has version {state.get('version')!r}; this library reads version {STATE_VERSION}")
-    return state
 
 
 def migrate_pickle(pickled: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ..public_paths import public
 from ..upsampling.factory import UpsamplerOption, resolve_factory, with_conditions
 from ..upsampling.presets import resolve_device
 from ..upsampling.protocol import UpsamplerFactory
-from ..validation import fraction, suggestion, whole_number
+from ..validation import fraction, seed_number, suggestion, whole_number
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -147,7 +147,7 @@ class SyntheticOptions:
                 "synthetic_fraction", self.synthetic_fraction, "between 0 (all real) and 1 (all synthetic)"
             ),
             # Reading torch's seed does not advance its stream.
-            "seed": torch.initial_seed() if self.seed is None else whole_number("seed", self.seed, 0),
+            "seed": torch.initial_seed() if self.seed is None else seed_number("seed", self.seed),
             "refresh_log": None if self.refresh_log is None else Path(self.refresh_log),
             "refresh_lag": self._lag(every),
             "policy_share": fraction(

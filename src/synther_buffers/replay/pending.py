@@ -13,7 +13,7 @@ from ..upsampling.protocol import UpsamplerFactory
 from .refresh import RefreshJob, RefreshResult, run_refresh
 
 #: Fields of a `RefreshJob` that are plain data.
-_PLAIN = ("device", "seed", "state", "num_synthetic", "num_threads", "refresh", "num_observed", "num_dropped")
+_PLAIN = ("seed", "state", "num_synthetic", "num_threads", "refresh", "num_observed", "num_dropped")
 
 
 def run_for_another_process(job: RefreshJob) -> RefreshResult:
@@ -86,7 +86,7 @@ class PendingRefresh:
         return self.future if self.submitted_by == os.getpid() else None
 
     def state_dict(self) -> dict[str, Any]:
-        """The job without its factory, in plain data and CPU tensors: done again, it has the same result."""
+        """The job without its factory and device, in plain data and CPU tensors: done again, it has the same result."""
         return {
             "serve_from": self.serve_from,
             "spec": self.job.spec.to_dict(),
@@ -97,11 +97,12 @@ class PendingRefresh:
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any], factory: UpsamplerFactory) -> PendingRefresh:
-        """What `state_dict` returned, with the factory of the upsampler."""
+    def from_state(cls, state: dict[str, Any], factory: UpsamplerFactory, device: str) -> PendingRefresh:
+        """What `state_dict` returned, with the upsampler's factory and device, which are those of this machine."""
         job = RefreshJob(
             spec=TransitionSpec.from_dict(state["spec"]),
             factory=factory,
+            device=device,
             progress_bar=False,
             train=Transitions.from_flat(state["train"]),
             held_out=Transitions.from_flat(state["held_out"]),

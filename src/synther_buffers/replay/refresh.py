@@ -14,9 +14,10 @@ import torch
 
 from ..console import is_seen, log_line
 from ..evaluation.copies import ClosestRecord, closest_record
-from ..evaluation.fidelity import MAX_ROWS, Fidelity, measure_fidelity
+from ..evaluation.fidelity import Fidelity, measure_fidelity
 from ..evaluation.outcome_gap import outcome_gap
-from ..guidance.drawing import GuidedDraw
+from ..evaluation.points import MAX_ROWS
+from ..guidance.drawing import GuidedDraw, rows_drawn
 from ..transitions import Transitions, TransitionSpec
 from ..upsampling.condition import Condition
 from ..upsampling.cost import expected_seconds
@@ -100,7 +101,8 @@ def log_start(job: RefreshJob, last: RefreshReport | None) -> None:
     elif is_seen(logger, shown=job.progress_bar):
         try:
             device = resolve_device(job.device)
-            seconds = expected_seconds(job.factory, job.spec, job.train, job.num_synthetic, device)
+            drawn = job.num_synthetic if job.guided is None else rows_drawn(job.num_synthetic, job.guided.by)
+            seconds = expected_seconds(job.factory, job.spec, job.train, drawn, device)
         except Exception:  # whatever it is, an estimate is not worth a refresh
             logger.debug("The time of a refresh could not be estimated.", exc_info=True)
         else:
@@ -207,7 +209,10 @@ def _closest(job: RefreshJob, synthetic: Transitions) -> ClosestRecord | None:
     """Whether the synthetic rows are new."""
     if len(job.held_out) < _MIN_HELD_OUT:
         return None
-    return closest_record(job.held_out, synthetic, job.train, job.spec, seed=job.seed, max_rows=_CLOSEST_ROWS)
+    # In units of the rows learned: of the few held-out ones, some columns may hold no rare large value.
+    return closest_record(
+        job.held_out, synthetic, job.train, job.spec, seed=job.seed, max_rows=_CLOSEST_ROWS, units=job.train
+    )
 
 
 def _outcome_gap(job: RefreshJob, synthetic: Transitions) -> float:

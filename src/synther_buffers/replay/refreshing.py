@@ -177,18 +177,20 @@ class RefreshingReplay(GuidedReplay):
         start = time.perf_counter()
         try:
             result = pending.result()
+            waited = time.perf_counter() - start
+            self._serve(result)
         except Exception:
             self._pending = None
             raise
-        self._pending = None
-        waited, most = time.perf_counter() - start, self._schedule.interval(pending.job.num_observed)
+        self._pending = None  # not before: an interrupt leaves it due
+        most = self._schedule.interval(pending.job.num_observed)
         lag = None if pending.serve_from is None else pending.serve_from - pending.job.num_observed
         if waited > _WORTH_A_LINE and lag is not None and lag < most:
             log_line(
                 logger, "The agent waited %.0f s for this refresh: refresh_lag was %d, and may be up to %d.",
                 waited, lag, most, shown=self.options.progress_bar,
             )  # fmt: skip
-        return self.commit(result)
+        return self._tell(result)
 
     def _drop_pending(self) -> None:
         """Forget a refresh that was started."""
@@ -244,14 +246,24 @@ class RefreshingReplay(GuidedReplay):
         return torch.get_num_threads() if chosen is None else chosen
 
     def commit(self, result: RefreshResult) -> RefreshReport:
-        """Put a refresh's result into service: the only place where the served set changes."""
+        """Put the result of a refresh into service; the next one is due an interval after this one's rows."""
+        self._serve(result)
+        return self._tell(result)
+
+    def _serve(self, result: RefreshResult) -> None:
+        """The only place where the served set changes, by a refresh; all of it or, if anything is raised, nothing."""
         rows = result.rows.to(self._set.device)
         self.spec, self._state, self._upsampler = result.spec, result.state, None
         self._set.replace_rows(rows)
         self._next_redraw = self.num_observed
-        before = judge(self.reports[-1]).share if self.reports else 1.0
         self.reports.append(result.report)
         self._share = None
+        schedule, started = self._schedule, result.report.num_observed
+        schedule.next_refresh = max(schedule.next_refresh, started + schedule.interval(started))
+
+    def _tell(self, result: RefreshResult) -> RefreshReport:
+        """Say what now serves, in the log and in the refresh log."""
+        before = judge(self.reports[-2]).share if len(self.reports) > 1 else 1.0
         log_report(result.report, shown=self.options.progress_bar)
         if self.options.quality_gate and (verdict := judge(result.report)).share != before:
             log_line(

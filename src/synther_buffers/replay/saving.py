@@ -18,7 +18,7 @@ from ..upsampling.factory import DiffusionFactory, make_upsampler
 from ..upsampling.presets import UpsamplerConfig, resolve_device
 from ..upsampling.protocol import Upsampler, UpsamplerFactory
 from .holdout import HoldOut
-from .migration import STATE_VERSION, migrate_pickle, migrate_state
+from .migration import STATE_VERSION, migrate_pickle
 from .options import SyntheticOptions
 from .pending import PendingRefresh
 from .reports import RefreshReport
@@ -89,7 +89,9 @@ class SavedReplay:
         synthetic set are lost, and the next refresh trains from scratch.
         """
         try:
-            self._restore(migrate_state(state))
+            if state.get("version") != STATE_VERSION:
+                raise ValueError(f"it has version {state.get('version')!r}; this library reads version {STATE_VERSION}")
+            self._restore(state)
         except Exception as error:  # a damaged state or a user's own upsampler can raise any error
             logger.warning(
                 "The saved synthetic rows and their model cannot be read (%s). The real rows are all there; the next "
@@ -104,31 +106,28 @@ class SavedReplay:
         spec = None if state["spec"] is None else TransitionSpec.from_dict(state["spec"])
         if not self._infers_spec and spec != self.spec:
             raise ValueError(f"it was saved for other transitions: {spec}, not {self.spec}")
-        factory = self._factory
-        model, waiting, differs = state["upsampler"], state.get("pending"), ""
-        if isinstance(factory, DiffusionFactory) and state["config"] is not None:
-            saved = config_from_file(state["config"])
-            if saved.conditioning is None and factory.config.conditioning is not None:
-                differs = "learned no conditions, which the present settings ask for"
-            else:
-                # A model that knows conditions which nobody asks for, because a guidance could not be read, is as good.
-                present = replace(factory.config, conditioning=factory.config.conditioning or saved.conditioning)
-                if _shape(saved) == _shape(present):
-                    factory = DiffusionFactory(present)
-                elif isinstance(self.options.upsampler, str):
+        factory, model, waiting = self._factory, state["upsampler"], state.get("pending")
+        if model is not None or waiting is not None:
+            saved = None if state["config"] is None else config_from_file(state["config"])
+            present = factory.config if isinstance(factory, DiffusionFactory) else None
+            # The name of a preset may stand for another configuration here; the model goes on with its own.
+            renamed = saved and present and isinstance(self.options.upsampler, str) and _shape(saved) != _shape(present)
+            if saved and present and renamed:
+                present = replace(saved, conditioning=present.conditioning)
+            if why := why_unfit(saved, present):
+                logger.warning(
+                    "The saved model %s. The synthetic rows are kept, and the next refresh trains anew.", why
+                )
+                model = waiting = None
+            elif saved and present:
+                if renamed:
                     logger.warning(
                         "The saved model has another configuration than %r stands for here; it goes on with its own "
                         "(%d training steps, width %d).",
                         self.options.upsampler, saved.train_steps, saved.network.width,
                     )  # fmt: skip
-                    factory = DiffusionFactory(saved)
-                else:
-                    differs = "has another configuration than the present settings"
-        if differs:
-            logger.warning(
-                "The saved model %s. The synthetic rows are kept, and the next refresh trains anew.", differs
-            )
-            model = waiting = None
+                # A model that knows conditions which nobody asks for, because a guidance could not be read, is as good.
+                factory = DiffusionFactory(replace(present, conditioning=present.conditioning or saved.conditioning))
         seed = self.options.seed or 0
         hold_out = HoldOut.from_state_dict(state["hold_out"])
         reports = [RefreshReport.from_dict(report) for report in state["reports"]]
@@ -147,7 +146,7 @@ class SavedReplay:
             )
         pending = None
         if waiting is not None and self.options.synthetic_fraction > 0:
-            pending = PendingRefresh.from_state(waiting, factory)
+            pending = PendingRefresh.from_state(waiting, factory, str(self.options.upsampler_device))
         self._drop_pending()
         self._pending = pending
         self.spec, self._factory, self._upsampler, self._state = spec, factory, upsampler, model
@@ -166,11 +165,14 @@ class SavedReplay:
     def __getstate__(self) -> dict[str, Any]:
         """Options and `state_dict`, so that a pickle loads on a machine without this one's devices."""
         options = _without_executor(self.options)
-        if options.share_schedule is not None or options.guidance is not None:
-            options = replace(options, share_schedule=None, guidance=None)
+        own = {name: getattr(options, name) for name in _LOST_WITHOUT}
+        if isinstance(self._factory, DiffusionFactory):
+            own["upsampler"] = None  # plain data, which stay in the options
+        if lost := {name: _WITHOUT[name] for name, value in own.items() if value is not None}:
+            options = replace(options, **lost)
         return {
             "options": options,
-            **{name: _pickled_function(name, getattr(self.options, name)) for name in _LOST_WITHOUT},
+            **{name: _pickled_function(name, value) for name, value in own.items()},
             "spec": self.spec,
             "infers_spec": self._infers_spec,
             "num_synthetic": self.num_synthetic,
@@ -188,7 +190,7 @@ class SavedReplay:
             logger.warning("The upsampler's device %s is not here; it goes on on 'auto'.", options.upsampler_device)
             options = replace(options, upsampler_device="auto")
         read = {name: _read_function(name, pickled[name]) for name in _LOST_WITHOUT if pickled.get(name) is not None}
-        if read:
+        if read := {name: value for name, value in read.items() if value is not None}:
             options = replace(options, **read)
         self.options, self.num_synthetic = options, pickled["num_synthetic"]
         self.spec, self._infers_spec = pickled["spec"], pickled["infers_spec"]
@@ -199,8 +201,14 @@ class SavedReplay:
         self.load_state_dict(pickled["state"])
 
 
-#: Options that refer to a user's own functions, and what is loaded does without them.
-_LOST_WITHOUT = {"share_schedule": "batches have the full share", "guidance": "synthetic rows are like the data"}
+#: Options that refer to a user's own functions and classes, and what is loaded does without them.
+_LOST_WITHOUT = {
+    "share_schedule": "batches have the full share",
+    "guidance": "synthetic rows are like the data",
+    "upsampler": "the next refresh trains the default model",
+}
+#: Their values there.
+_WITHOUT: dict[str, Any] = {"share_schedule": None, "guidance": None, "upsampler": "auto"}
 
 
 def _pickled_function(name: str, value: Any) -> bytes | None:
@@ -239,9 +247,26 @@ def _without_executor(options: SyntheticOptions) -> SyntheticOptions:
     return options
 
 
+def why_unfit(saved: UpsamplerConfig | None, present: UpsamplerConfig | None) -> str:
+    """Why a saved model cannot go on with the present configuration, as the end of a sentence; empty if it can.
+
+    Args:
+        saved: the model's configuration, None for an upsampler of a user's own.
+        present: likewise, of the options.
+    """
+    if saved is None or present is None:
+        # Whether a state is of another upsampler of the user's own shows where it is loaded.
+        return "" if saved is present else "is not of the upsampler that the present settings ask for"
+    learned, asked = saved.conditioning, present.conditioning
+    # A guidance alone teaches relevance, and no given observations and actions.
+    if asked is not None and (learned is None or learned.given_share == 0 < asked.given_share):
+        return "learned no conditions, which the present settings ask for"
+    return "" if _shape(saved) == _shape(present) else "has another configuration than the present settings"
+
+
 def _shape(config: UpsamplerConfig) -> tuple[Any, ...]:
-    """The settings that a model's weights depend on; those of training and sampling may differ."""
-    return config.network, weight_settings(config), config.conditioning is None
+    """The settings that a model's weights depend on besides conditions; those of training and sampling may differ."""
+    return config.network, weight_settings(config)
 
 
 def _usable(device: str | torch.device) -> bool:

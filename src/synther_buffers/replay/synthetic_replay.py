@@ -287,17 +287,22 @@ class SyntheticReplay(RefreshingReplay):
 
     @property
     def first_served(self) -> int:
-        """Real transitions from which on the first refresh serves, if it is not late."""
-        lag = None if self.options.refresh_on == "here" else self._lag(self.start_after)
-        return self.start_after + (lag or 0)
+        """Real transitions from which on the first refresh serves, if it is not late; after a failed one, the next."""
+        if self._pending is not None:
+            return self.num_observed if self._pending.serve_from is None else self._pending.serve_from
+        start = max(self._schedule.next_refresh, self.num_observed)
+        lag = None if self.options.refresh_on == "here" else self._lag(start)
+        return start + (lag or 0)
 
     def _announce(self) -> None:
         if self.synthetic_fraction == 0.0:
             logger.info("Batches are all real: synthetic_fraction is 0.")
         elif self.rows is None:
+            until = f"{self.first_served:,} real transitions (now {self.num_observed:,})"
+            if self._pending is not None and self._pending.serve_from is None:
+                until = "the end of the refresh that is running"
             log_line(
-                logger, "Batches are all real up to %s real transitions (now %s); then %s%.0f %% of each is synthetic.",
-                f"{self.first_served:,}", f"{self.num_observed:,}",
+                logger, "Batches are all real up to %s; then %s%.0f %% of each is synthetic.", until,
                 "up to " if self.options.share_schedule is not None else "", 100 * self.synthetic_fraction,
                 shown=self.options.progress_bar,
             )  # fmt: skip

@@ -32,6 +32,16 @@ class RowOrder:
         trajectory = None if self.trajectory is None else self.trajectory[rows]
         return RowOrder(self.write_index[rows], self.stream[rows], self.episode_end[rows], trajectory, self.max_steps)
 
+    @property
+    def sequence(self) -> NDArray[np.int64]:
+        """What the rows that follow each other have in common, ``[N]``: the trajectory where given, or the stream."""
+        return self.stream if self.trajectory is None else self.trajectory
+
+    def by_sequence(self) -> NDArray[np.int64]:
+        """Indices ``[N]`` that put rows that follow each other side by side, wherever they lie in memory."""
+        rows: NDArray[np.int64] = np.lexsort((self.write_index, self.sequence, self.stream))
+        return rows
+
     @classmethod
     def appended(cls, num_rows: int) -> RowOrder:
         """The order of rows that one stream wrote and that were not overwritten."""

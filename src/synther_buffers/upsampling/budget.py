@@ -79,13 +79,15 @@ def train_steps(config: UpsamplerConfig, num_rows: int) -> int:
 def warm_steps(config: UpsamplerConfig, num_rows: int, num_rows_before: int) -> int:
     """Gradient steps that continue from a model of `num_rows_before` rows: their share is the share of new rows.
 
-    In a full ring buffer the number of rows does not tell how many are new, so `config.warm_steps` is the minimum.
+    In a full ring buffer the number of rows does not tell how many are new, so `config.warm_steps` is the minimum. The
+    steps of a training from scratch are the maximum.
     """
     if config.budget is None:
         return config.warm_steps
     least = config.budget.steps(config.warm_steps, num_rows)
     new = max(1.0 - num_rows_before / num_rows, 0.0)
-    return max(least, round(new * train_steps(config, num_rows)))
+    scratch = train_steps(config, num_rows)
+    return min(max(least, round(new * scratch)), scratch)
 
 
 def terminal_steps(config: UpsamplerConfig, num_rows: int) -> int:

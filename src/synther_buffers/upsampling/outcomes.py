@@ -180,10 +180,11 @@ def _wrong_numbers(ensemble: Ensemble, prediction: Tensor, value: Tensor) -> Ten
 
 def _wrong_indicators(ensemble: Ensemble, prediction: Tensor, value: Tensor) -> Tensor:
     """The same of indicators: positive where a row has the point mass."""
+    counts = [int(share * len(value)) for share in ensemble.share.tolist()]
     wanted = [
         # As many of the rows as in the data, those with the largest predictions, should have it.
-        torch.zeros_like(column, dtype=torch.bool).index_fill(0, column.topk(int(share * len(column))).indices, True)
-        for column, share in zip(prediction.unbind(1), ensemble.share.tolist(), strict=True)
+        torch.zeros_like(column, dtype=torch.bool).index_fill(0, column.topk(count).indices, True)
+        for column, count in zip(prediction.unbind(1), counts, strict=True)
     ]
     recall = torch.stack(
         [
@@ -191,8 +192,10 @@ def _wrong_indicators(ensemble: Ensemble, prediction: Tensor, value: Tensor) -> 
             for rows, column in zip(wanted, value.unbind(1), strict=True)
         ]
     )
-    # Where no row has the point mass any more, the largest value of the constant column is that of all rows.
-    return (ensemble.share < 1.0) & (ensemble.recall >= _LEAST_RECALL) & (recall < _LARGEST_LOSS * ensemble.recall)
+    # Where no row has the point mass any more, the largest value of the constant column is that of all rows. Where it
+    # is so rare that no generated row should have it, none is in the wrong place.
+    judged = (ensemble.share < 1.0) & (torch.tensor(counts, device=recall.device) > 0)
+    return judged & (ensemble.recall >= _LEAST_RECALL) & (recall < _LARGEST_LOSS * ensemble.recall)
 
 
 def _cut(logits: Tensor, count: int) -> float:

@@ -12,7 +12,7 @@ from ..diffusion.conditions import ConditioningConfig
 from ..diffusion.config import NetworkConfig, SamplerConfig, TrainingConfig
 from ..diffusion.solvers import SOLVERS, DPMSolver, HeunSolver
 from ..public_paths import public
-from ..validation import positive, suggestion, whole_number
+from ..validation import flag, positive, suggestion, whole_number
 from .budget import RowBudget
 
 
@@ -61,6 +61,8 @@ class UpsamplerConfig:
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
         object.__setattr__(self, "outcome_steps", whole_number("outcome_steps", self.outcome_steps, 0))
         object.__setattr__(self, "sigma_data", positive("sigma_data", self.sigma_data))
+        for name in ("warm_start", "next_observation_change", "normalize_reward", "model_terminals"):
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
         if not isinstance(self.budget, RowBudget | None):
             raise TypeError(f"budget is {self.budget!r}; wanted a RowBudget, or None to spend the same on any rows.")
         if not isinstance(self.conditioning, ConditioningConfig | None):

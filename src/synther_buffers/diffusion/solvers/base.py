@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...validation import positive, whole_number
+from ...validation import finite_number, positive, whole_number
 
 #: D, called with ``[n, D]`` rows and a ``[1]`` noise level.
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -45,6 +45,8 @@ class Solver(ABC):
         """Reject values out of range with an error that names them."""
         object.__setattr__(self, "num_steps", whole_number("sampler.solver.num_steps", self.num_steps, 1))
         object.__setattr__(self, "rho", positive("sampler.solver.rho", self.rho))
+        for name in ("sigma_min", "sigma_max"):
+            object.__setattr__(self, name, finite_number(f"sampler.solver.{name}", getattr(self, name)))
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(
                 f"sampler.solver.sigma_min={self.sigma_min} and sampler.solver.sigma_max={self.sigma_max}; "

@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ...public_paths import public
+from ...validation import finite_number, not_negative
 from .base import Denoiser, Noise, Solver, Watch, level
 
 
@@ -21,9 +22,9 @@ class HeunSolver(Solver):
     With ``s_churn = 0`` it is the deterministic Heun sampler (Karras et al. 2022, Algorithm 1).
 
     Attributes:
-        s_churn: amount of noise added over all steps.
+        s_churn: amount of noise added over all steps; infinity for as much as a step may add.
         s_tmin: noise level below which none is added.
-        s_tmax: noise level above which none is added.
+        s_tmax: noise level above which none is added; infinity for no such level.
         s_noise: factor of the added noise.
     """
 
@@ -37,8 +38,10 @@ class HeunSolver(Solver):
     def __post_init__(self) -> None:
         """Reject values out of range with an error that names them."""
         super().__post_init__()
-        if not self.s_churn >= 0:
-            raise ValueError(f"sampler.solver.s_churn is {self.s_churn}; it must be at least 0.")
+        for name in ("s_churn", "s_tmin", "s_tmax"):
+            value = not_negative(f"sampler.solver.{name}", getattr(self, name), finite=False)
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "s_noise", finite_number("sampler.solver.s_noise", self.s_noise))
 
     @property
     def num_function_evaluations(self) -> int:
