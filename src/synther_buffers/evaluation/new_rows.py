@@ -58,7 +58,7 @@ class RegressionEnsemble:
     """Networks that learn next observation and reward from observation and action, by the mean squared error.
 
     Args:
-        train: rows to learn, in the order of writing.
+        train: rows to learn, each environment's in the order of writing.
         spec: their fields; observations and actions must be boxes without categories.
         seed: of weights and minibatches; the global random streams are neither read nor moved.
         num_steps: gradient steps at most.

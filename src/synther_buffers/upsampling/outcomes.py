@@ -74,7 +74,7 @@ class OutcomeRegression:
 
         Args:
             codec: of the rows.
-            rows: real ones, encoded, ``[N, D]`` float32, in the order of writing.
+            rows: real ones, encoded, ``[N, D]`` float32, each environment's in the order of writing.
             generated: rows that the model generated, encoded, ``[n, D]`` float32 on the same device.
             num_steps: gradient steps of each network, at most.
             generator: source of weights and minibatches, on their device.
